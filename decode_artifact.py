@@ -1,0 +1,684 @@
+"""Reads PCLL artifacts with numpy and zstandard alone, and specifies the format.
+
+    python decode_artifact.py artifact.pcll               header and a table of tensors
+    python decode_artifact.py artifact.pcll --json        the same for machines
+    python decode_artifact.py artifact.pcll --npz W.npz   writes the weights
+
+    from decode_artifact import read_pcll
+    config, weights = read_pcll("artifact.pcll")          # dict, dict of float32 arrays
+
+The PCLL format, version 1
+==========================
+All integers are little-endian. Everything needed to write a third decoder stands here.
+
+File
+    offset  size  field
+    0       4     magic, the bytes "PCLL"
+    4       2     version, u16 = 1
+    6       2     zero
+    8       4     content length C, u32: bytes of the content after decompression
+    12      4     frame length F, u32 = file length - 16
+    16      F     one zstd frame (RFC 8878): content size stated and equal to C, content checksum
+                  present, no dictionary; nothing follows it
+
+Content, the C bytes inside the frame; the parts follow one another without gaps
+    1. config      u32 length, then that many bytes of JSON: one flat object from names to strings, integers
+                   (-2^63 to 2^63 - 1), floats or booleans; keys sorted by code point, no white space, ASCII only
+                   with valid Unicode behind the escapes, no NaN or infinity; byte for byte as Python's
+                   json.dumps(config, sort_keys=True, separators=(",", ":")) writes it
+    2. table       u16 number of tensors, then a record each, in the order of the tensors' names (bytewise):
+                   u8 name length, name, u8 codec, u8 number of dimensions, then u32 per dimension
+    3. side data   for each tensor in table order, by codec (below)
+    4. Huffman     if any tensor has codec 2 and K > 1: u32 word count, that many u16 words
+    5. trellis     if any tensor has codec 3: the shared model (below), a u32 state per lane, u32 word count,
+                   that many u16 words
+
+Codecs and their side data; n is the tensor's number of elements
+    0 float32      4n bytes as four byte planes: all least significant bytes first, then the next, ...
+    1 float16      2n bytes as two byte planes
+    2 huffman      u8 number of levels K >= 1; K float16 centroids, finite, strictly increasing, no -0 (2K bytes);
+                   then, if K > 1, K code lengths, u8 each, 1..16, with sum over levels of 2^-length = 1
+    3 trellis      float32 step, 2^-100 <= step <= 2^100; u8 scale mode, 0..3 (bit 0: rows have scales, bit 1:
+                   columns have scales); i16 offset; i8 per row if bit 0; i8 per column if bit 1.
+                   The tensor has two or more dimensions: rows = the first, at least 16; columns = the product
+                   of the others
+
+Lanes. The words of a stream are dealt out to L independent lanes, so that a decoder can work on L elements at
+once: L = 2^floor(log2(E / 2048)), at least 1 and at most 1024, where E is the number of elements that the stream
+codes (of all its tensors together; huffman tensors with K = 1 do not count). A tensor's elements (row-major) are
+taken L at a time; in each such step element i of the group belongs to lane i. A tensor's last group may be shorter
+and then uses the first lanes only; the next tensor starts again at lane 0.
+
+Decoding huffman tensors. One stream of 16-bit words serves every huffman tensor with K > 1, in table order; a
+tensor with K = 1 is constant and takes nothing from it. A lane is a queue of bits, at first empty.
+    1. Canonical codes: sort levels by (length, level); the first code is 0, each next one is the previous
+       plus 1, shifted left by the growth in length. A code is sent most significant bit first.
+    2. In each step, first every lane in use that holds fewer than 16 bits receives the next word of the stream,
+       lowest lane first, appended most significant bit first. Then each lane in use decodes one code.
+       Queues carry over from tensor to tensor.
+    3. A decoded level k becomes the value float32(centroid[k]).
+    4. At the end no word is left over, and what remains in the queues is zeros.
+
+Decoding trellis tensors. The shared model, once for all of them:
+    u8  v, log2 of the number of trellis states, one of 2..8
+    u8  K, largest coded magnitude, 1..127: symbols 0..2K stand for indices -K..K, symbol 2K+1 is the escape
+    u8  number of contexts N, 1..64
+    u16 frequency for each context and symbol, N x (2K+2), context by context; each context's frequencies
+        add up to 2^14, or are all zero for a context that never occurs
+    u32 number of escapes, then that many i32, each with K < |index| <= 2^20, in the order in which they occur
+and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
+    1. The context of the element in row r and column c is offset + row scale[r] + column scale[c] (absent scales
+       are 0), clamped to 0..N-1. Scales and contexts are in quarter octaves of the ratio of weight to step.
+    2. In each step, for each lane in use: slot = x mod 2^14; the symbol s is the one with
+       cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the frequencies before s;
+       x <- freq[s] * floor(x / 2^14) + slot - cum[s].
+    3. Then every lane in use with x < 2^16 receives the next word w of the stream, lowest lane first:
+       x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
+    4. At the end every state is 2^16, no word and no escape is left over.
+    5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and takes one
+       branch per column. In state s the union bit is u = s mod 2; the element with index q is
+       value = float32(m) * (step / 4) with m = (4q + 1) * (1 - 2u), rounded once to float32; the next state is
+       floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0), with Ungerboeck's parity checks
+       (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 | 5: 45, 10 | 6: 103, 24 |
+       7: 235, 126 | 8: 515, 362.
+
+Limits, each checked before anything of that size is allocated or computed
+    file at most 2^28 bytes; C and the elements of all tensors together at most 2^16 + 64 * file length each;
+    config at most 2^16 bytes; 1..512 tensors; names of 1..100 characters out of a-z 0-9 _ . ; at most 4
+    dimensions (0 is a scalar), each at least 1
+
+Disallowed, and why
+    bytes after the frame or after the last part, gaps, overlaps     one file has one meaning; no hidden payload
+    two tensors of one name, or names out of order                   which one counts would depend on the reader
+    centroids, steps, floats that are NaN or infinite                 a poisoned weight is not a model
+    codes that are over- or under-full, levels that are equal        one encoding for one model, no undefined code
+    frequencies that do not add up, states that do not end at 2^16   every bit of the stream is accounted for
+    pickles, code, references to other files                         opening an artifact never runs anything
+
+The writer is canonical: the same weights and settings give the same bytes on any machine (given one version of
+zstd: requirements.txt pins it). A reader cannot check that, and needs not: it reads one meaning from one file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import struct
+import sys
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+MAGIC, VERSION = b"PCLL", 1
+HEADER = struct.Struct("<4sHHII")  # magic, version, zero, content length, frame length
+MAX_FILE = 2**28  # bytes
+MAX_CONFIG = 2**16  # bytes
+MAX_TENSORS = 512
+MAX_DIMENSIONS = 4
+NAME = re.compile(rb"[a-z0-9_.]{1,100}")
+
+CODECS = ("float32", "float16", "huffman", "trellis")
+FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
+MAX_LANES = 1024
+MIN_ROWS = 16  # of a trellis tensor
+LONGEST_CODE = 16  # bits
+SLOT_BITS = 14
+SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
+STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
+MAX_INDEX = 2**20
+PARITY_CHECKS = {2: (0o5, 0o2), 3: (0o13, 0o4), 4: (0o23, 0o4), 5: (0o45, 0o10), 6: (0o103, 0o24),
+                 7: (0o235, 0o126), 8: (0o515, 0o362)}  # log2 states -> h0, h1
+BLOCK = 2**16  # elements decoded between two look-ups of their values: bounds the memory for indices
+
+
+class ArtifactError(ValueError):
+    """The data is not a PCLL artifact; the message is one sentence that says what is wrong, and where."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ArtifactError(message)
+
+
+@dataclass
+class Tensor:
+    """A record of the table, the tensor's side data, and what decoding found out about its coded form."""
+
+    name: str
+    codec: int
+    shape: tuple[int, ...]
+    centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
+    lengths: np.ndarray = field(default=None, repr=False)  # huffman, K > 1: (K,) code lengths in bits
+    step: float = 0.0  # trellis
+    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) or (1,) int32, offset included
+    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) or (1,) int32
+    bits: float = 0.0  # side data and codes (trellis: their ideal length); known after decoding, as are the next two
+    entropy: float | None = None  # of the symbols (trellis: given their contexts), in bits; None for floats
+    levels: int | None = None  # different symbols that occur; None for floats
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def count_symbols(self, counts: np.ndarray, code_bits: np.ndarray) -> None:
+        """Books the coded size from how often each symbol occurs and what it costs, both (contexts, symbols)."""
+        seen = counts > 0
+        totals = np.broadcast_to(counts.sum(axis=1, keepdims=True), counts.shape)
+        self.bits += float((counts[seen] * code_bits[seen]).sum())
+        self.entropy = float((counts[seen] * np.log2(totals[seen] / counts[seen])).sum())
+        self.levels = int(seen.any(axis=0).sum())
+
+
+# ---------------------------------------------------------------- the file and its parts
+
+
+class Cursor:
+    """Walks through the content; every read is checked against what is left."""
+
+    def __init__(self, content: bytes):
+        self.content = memoryview(content)
+        self.position = 0
+
+    def take(self, size: int, what: str) -> memoryview:
+        left = len(self.content) - self.position
+        require(size <= left, f"{what}: {size} bytes are due at content byte {self.position}, where {left} are left")
+        self.position += size
+        return self.content[self.position - size : self.position]
+
+    def unpack(self, fields: str, what: str) -> tuple:
+        """Little-endian fields in the notation of the struct module."""
+        return struct.unpack("<" + fields, self.take(struct.calcsize("<" + fields), what))
+
+    def array(self, dtype: str, count: int, what: str) -> np.ndarray:
+        """(count,) view of the content."""
+        return np.frombuffer(self.take(np.dtype(dtype).itemsize * count, what), dtype)
+
+
+class Words:
+    """The 16-bit words of a stream, handed out from the front."""
+
+    def __init__(self, cursor: Cursor, elements: int, what: str):
+        (count,) = cursor.unpack("I", f"the word count of the {what} stream")
+        require(count <= elements, f"the {what} stream has {count} words for {elements} elements, which is too many")
+        self.words = cursor.array("<u2", count, f"the {what} stream").astype(np.uint32)
+        self.position = 0
+        self.what = what
+
+    def take(self, count: int) -> np.ndarray:
+        """(count,) uint32."""
+        start, self.position = self.position, self.position + count
+        if self.position > len(self.words):
+            raise ArtifactError(f"the {self.what} stream ends after {len(self.words)} words, before its last element")
+        return self.words[start : self.position]
+
+    def finish(self) -> None:
+        left = len(self.words) - self.position
+        require(not left, f"the {self.what} stream has {left} words left over after its last element")
+
+
+def inflate(data: bytes) -> bytes:
+    """The content of a file; raises ArtifactError if the header or the zstd frame is not as specified."""
+    require(len(data) <= MAX_FILE, f"the file has {len(data)} bytes, above the limit of {MAX_FILE}")
+    require(len(data) >= HEADER.size, f"the file has {len(data)} bytes, fewer than the header's {HEADER.size}")
+    magic, version, zero, content_size, frame_size = HEADER.unpack_from(data)
+    require(magic == MAGIC, f"the file starts with {magic!r} and not with {MAGIC!r}")
+    require(version == VERSION, f"the file has version {version} and this program reads version {VERSION}")
+    require(zero == 0, f"header bytes 6 and 7 hold {zero} and not zero")
+    left = len(data) - HEADER.size
+    require(frame_size == left, f"the header announces a frame of {frame_size} bytes and {left} follow it")
+    limit = size_limit(len(data))
+    require(content_size <= limit, f"the header announces {content_size} bytes of content, above the limit of {limit}")
+    frame = memoryview(data)[HEADER.size :]
+    try:
+        about = zstandard.get_frame_parameters(frame)
+        require(about.content_size == content_size,
+                f"the zstd frame does not state the header's content size of {content_size} bytes")
+        require(about.has_checksum, "the zstd frame has no content checksum")
+        require(about.dict_id == 0, f"the zstd frame asks for dictionary {about.dict_id}")
+        return zstandard.ZstdDecompressor().decompress(
+            frame, max_output_size=content_size, read_across_frames=False, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ArtifactError(f"the zstd frame at file byte {HEADER.size} is not valid ({error})") from None
+
+
+def size_limit(file_size: int) -> int:
+    """Most bytes of content, and most elements, that a file of so many bytes may have."""
+    return 2**16 + 64 * file_size
+
+
+def read_config(cursor: Cursor) -> dict:
+    (size,) = cursor.unpack("I", "the length of the config")
+    require(size <= MAX_CONFIG, f"the config has {size} bytes, above the limit of {MAX_CONFIG}")
+    text = bytes(cursor.take(size, "the config"))
+    try:
+        config = json.loads(text.decode("ascii"))
+        require(type(config) is dict, "the config is not a JSON object")
+        for name, value in config.items():
+            require(type(value) in (str, int, float, bool),
+                    f"config entry {name!a:.60} is neither a string, a number nor a boolean")
+            require(type(value) is not int or -(2**63) <= value < 2**63,
+                    f"config entry {name!a:.60} is an integer of more than 64 bits")
+        json.dumps(config, ensure_ascii=False).encode()  # refuses lone surrogates
+        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except ArtifactError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError(f"the config is not JSON of the permitted kind ({error})") from None
+    require(canonical.encode() == text, "the config is not in canonical form (sorted, compact, ASCII, no duplicates)")
+    return config
+
+
+def read_table(cursor: Cursor, max_elements: int) -> list[Tensor]:
+    (count,) = cursor.unpack("H", "the number of tensors")
+    require(1 <= count <= MAX_TENSORS, f"the table has {count} tensors and not 1 to {MAX_TENSORS}")
+    tensors, before, elements = [], b"", 0
+    for index in range(count):
+        (size,) = cursor.unpack("B", f"the name of tensor {index}")
+        raw = bytes(cursor.take(size, f"the name of tensor {index}"))
+        require(NAME.fullmatch(raw) is not None,
+                f"the name of tensor {index}, {raw!r:.130}, is not 1 to 100 characters out of a-z 0-9 _ .")
+        name = raw.decode()
+        require(raw > before, f"tensor {index}, {name}, comes out of order or twice")
+        codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
+        require(codec < len(CODECS), f"tensor {name} has the unknown codec {codec}")
+        require(dimensions <= MAX_DIMENSIONS, f"tensor {name} has {dimensions} dimensions, above {MAX_DIMENSIONS}")
+        tensor = Tensor(name, codec, cursor.unpack(f"{dimensions}I", f"the shape of tensor {name}"))
+        require(0 not in tensor.shape, f"tensor {name} has a dimension of 0")
+        elements += tensor.size
+        require(elements <= max_elements,
+                f"the tensors up to {name} have {elements} elements, above this file's limit of {max_elements}")
+        require(codec != TRELLIS or (dimensions >= 2 and tensor.shape[0] >= MIN_ROWS),
+                f"trellis tensor {name} has shape {tensor.shape}: it needs two dimensions and {MIN_ROWS} rows or more")
+        tensors.append(tensor)
+        before = raw
+    return tensors
+
+
+# ---------------------------------------------------------------- side data
+
+
+def read_floats(cursor: Cursor, tensor: Tensor) -> np.ndarray:
+    """Weights of a float32 or float16 tensor, in its shape, from their byte planes."""
+    dtype = np.dtype("<f4" if tensor.codec == FLOAT32 else "<f2")
+    planes = cursor.array("u1", dtype.itemsize * tensor.size, f"the data of tensor {tensor.name}")
+    values = np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).astype(np.float32, copy=False)
+    require(bool(np.isfinite(values).all()), f"tensor {tensor.name} has a weight that is not finite")
+    return values.reshape(tensor.shape)
+
+
+def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
+    what = f"the codebook of tensor {tensor.name}"
+    (levels,) = cursor.unpack("B", what)
+    require(levels >= 1, f"{what} is empty")
+    tensor.centroids = centroids = cursor.array("<f2", levels, what).astype(np.float32)
+    require(bool(np.isfinite(centroids).all()), f"{what} has a centroid that is not finite")
+    require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
+    require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
+    if levels > 1:
+        tensor.lengths = lengths = cursor.array("u1", levels, f"the code lengths of tensor {tensor.name}")
+        require(bool(((lengths >= 1) & (lengths <= LONGEST_CODE)).all()),
+                f"tensor {tensor.name} has a code length out of 1 to {LONGEST_CODE}")
+        kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
+        require(kraft == 1 << LONGEST_CODE,
+                f"the code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
+
+
+def read_scales(cursor: Cursor, tensor: Tensor) -> None:
+    what = f"the scales of tensor {tensor.name}"
+    rows, columns = tensor.shape[0], tensor.size // tensor.shape[0]
+    tensor.step, mode, offset = cursor.unpack("fBh", what)
+    require(2.0**-100 <= tensor.step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
+    require(mode <= 3, f"tensor {tensor.name} has the unknown scale mode {mode}")
+    row_scales = cursor.array("i1", rows, what) if mode & 1 else np.zeros(1, np.int8)
+    column_scales = cursor.array("i1", columns, what) if mode & 2 else np.zeros(1, np.int8)
+    tensor.row_scales = row_scales.astype(np.int32) + offset
+    tensor.column_scales = column_scales.astype(np.int32)
+
+
+# ---------------------------------------------------------------- streams
+
+
+def lane_count(elements: int) -> int:
+    return min(MAX_LANES, 1 << max(0, (elements // 2048).bit_length() - 1))
+
+
+def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
+    """Cuts a flat array into views (groups, lanes) of about BLOCK elements; a last, short group comes alone, (1, n)."""
+    full = len(flat) - len(flat) % lanes
+    step = max(BLOCK // lanes, 1) * lanes
+    for start in range(0, full, step):
+        yield flat[start : min(start + step, full)].reshape(-1, lanes)
+    if full < len(flat):
+        yield flat[full:].reshape(1, -1)
+
+
+def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
+    elements = sum(tensor.size for tensor in tensors)
+    words = Words(cursor, elements, "huffman")
+    queue = np.zeros(lane_count(elements), np.uint32)  # a lane's bits not yet decoded, most significant bit first
+    held = np.zeros_like(queue)  # how many they are
+    for tensor in tensors:
+        # In canonical order the codes tile the range 0..2^width of what the next `width` bits can be.
+        order = np.argsort(tensor.lengths, kind="stable")
+        lengths = tensor.lengths[order].astype(np.uint32)
+        width = int(lengths[-1])
+        spans = 1 << (width - lengths.astype(np.int64))
+        level_at, length_at, value_at = (np.repeat(x, spans) for x in (order, lengths, tensor.centroids[order]))
+        counts = np.zeros(len(order), np.int64)
+        weights = np.empty(tensor.size, np.float32)
+        for block in groups(weights, len(queue)):
+            peeks = np.empty(block.shape, np.intp)
+            read_codes(queue[: block.shape[1]], held[: block.shape[1]], words, width, length_at, peeks)
+            block[...] = value_at[peeks]
+            counts += np.bincount(level_at[peeks].ravel(), minlength=len(order))
+        tensor.count_symbols(counts[None], tensor.lengths[None])
+        yield tensor.name, weights.reshape(tensor.shape)
+    words.finish()
+    require(not queue.any(), "the huffman stream ends with bits that are not zero")
+
+
+def read_codes(
+    queue: np.ndarray,  # (lanes,) uint32, updated
+    held: np.ndarray,  # (lanes,) uint32, updated
+    words: Words,
+    width: int,
+    length_at: np.ndarray,  # (2^width,) uint32: length in bits of the code that `width` bits start with
+    peeks: np.ndarray,  # (groups, lanes) intp, filled with the `width` bits from each code's start
+) -> None:
+    for peek in peeks:
+        hungry = (held < 16).nonzero()[0]
+        if len(hungry):
+            before = held[hungry]
+            queue[hungry] |= words.take(len(hungry)) << (16 - before)
+            held[hungry] = before + 16
+        peek[:] = queue >> (32 - width)
+        length = length_at[peek]
+        queue <<= length
+        held -= length
+
+
+@dataclass
+class TrellisModel:
+    """What the trellis tensors share."""
+
+    log2_states: int
+    largest: int  # coded magnitude K: symbols 0..2K are the indices -K..K, symbol 2K+1 is the escape
+    frequencies: np.ndarray  # (contexts, 2K+2) int64, a context's sum being 2^14, or 0 where it never occurs
+    escapes: np.ndarray  # (number of escapes,) int32 indices
+
+
+def read_model(cursor: Cursor, elements: int) -> TrellisModel:
+    log2_states, largest, contexts = cursor.unpack("BBB", "the trellis model")
+    require(log2_states in PARITY_CHECKS, f"the trellis model has 2^{log2_states} states and not 2^2 to 2^8")
+    require(1 <= largest <= 127, f"the trellis model has the largest magnitude {largest} and not 1 to 127")
+    require(1 <= contexts <= 64, f"the trellis model has {contexts} contexts and not 1 to 64")
+    frequencies = cursor.array("<u2", contexts * (2 * largest + 2), "the table of frequencies")
+    frequencies = frequencies.astype(np.int64).reshape(contexts, -1)
+    for context, total in enumerate(frequencies.sum(axis=1).tolist()):
+        require(total in (0, SLOTS), f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0")
+    (count,) = cursor.unpack("I", "the number of escapes")
+    require(count <= elements, f"the trellis model has {count} escapes for {elements} elements")
+    escapes = cursor.array("<i4", count, "the list of escapes")
+    magnitudes = np.abs(escapes.astype(np.int64))
+    require(bool(((magnitudes > largest) & (magnitudes <= MAX_INDEX)).all()),
+            f"an escape has a magnitude out of {largest + 1} to {MAX_INDEX}")
+    return TrellisModel(log2_states, largest, frequencies, escapes)
+
+
+def slot_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For every context and slot, (contexts * 2^14,): the symbol, its frequency, and the slot's place within it."""
+    contexts, symbols = frequencies.shape
+    filled = frequencies.copy()
+    filled[~frequencies.any(axis=1), 0] = SLOTS  # contexts that never occur: any symbol will do
+    spans = filled.ravel()
+    starts = (np.cumsum(filled, axis=1) - filled).ravel()
+    symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint8), contexts), spans)
+    frequency_at = np.repeat(spans.astype(np.uint32), spans)
+    place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(starts.astype(np.uint32), spans)
+    return symbol_at, frequency_at, place_at
+
+
+def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
+    elements = sum(tensor.size for tensor in tensors)
+    model = read_model(cursor, elements)
+    states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(np.uint32)
+    require(bool((states >= STATE_FLOOR).all()), "a trellis state starts below 2^16")
+    words = Words(cursor, elements, "trellis")
+    tables = slot_tables(model.frequencies)
+    escapes_used = 0
+    for tensor in tensors:
+        symbols = decode_symbols(tensor, model, tables, states, words)
+        indices = symbols.astype(np.int32) - model.largest
+        escaped = symbols > 2 * model.largest
+        start, escapes_used = escapes_used, escapes_used + int(escaped.sum())
+        require(escapes_used <= len(model.escapes), f"tensor {tensor.name} has more escapes than are left in the list")
+        indices[escaped] = model.escapes[start:escapes_used]
+        rows = indices.reshape(tensor.shape[0], -1)
+        yield tensor.name, trellis_weights(rows, tensor.step, model.log2_states).reshape(tensor.shape)
+    words.finish()
+    require(bool((states == STATE_FLOOR).all()), "a trellis state does not end at 2^16")
+    left = len(model.escapes) - escapes_used
+    require(not left, f"{left} escapes are left over after the last trellis tensor")
+
+
+def decode_symbols(
+    tensor: Tensor,
+    model: TrellisModel,
+    tables: tuple[np.ndarray, np.ndarray, np.ndarray],  # of slot_tables
+    states: np.ndarray,  # (lanes,) uint32, updated
+    words: Words,
+) -> np.ndarray:  # (elements,) uint8
+    symbol_at, frequency_at, place_at = tables
+    contexts, kinds = model.frequencies.shape
+    context = element_contexts(tensor, model)
+    symbols = np.empty(tensor.size, np.uint8)
+    counts = np.zeros(contexts * kinds, np.int64)
+    for block, block_context in zip(groups(symbols, len(states)), groups(context, len(states)), strict=True):
+        cells = block_context.astype(np.intp) * SLOTS
+        read_slots(states[: block.shape[1]], words, frequency_at, place_at, cells)
+        block[...] = symbol_at[cells]
+        counts += np.bincount((block_context.astype(np.intp) * kinds + block).ravel(), minlength=len(counts))
+    with np.errstate(divide="ignore"):
+        code_bits = SLOT_BITS - np.log2(model.frequencies)
+    code_bits[:, -1] += 32  # an escape's index
+    tensor.count_symbols(counts.reshape(contexts, kinds), code_bits)
+    return symbols
+
+
+def read_slots(
+    states: np.ndarray,  # (lanes,) uint32, updated
+    words: Words,
+    frequency_at: np.ndarray,  # (contexts * 2^14,) uint32
+    place_at: np.ndarray,  # (contexts * 2^14,) uint32
+    cells: np.ndarray,  # (groups, lanes) intp: context * 2^14, to which the decoded slot is added
+) -> None:
+    for cell in cells:
+        cell += states & (SLOTS - 1)
+        states >>= SLOT_BITS
+        states *= frequency_at[cell]
+        states += place_at[cell]
+        low = (states < STATE_FLOOR).nonzero()[0]
+        if len(low):
+            states[low] = states[low] << 16 | words.take(len(low))
+
+
+def element_contexts(tensor: Tensor, model: TrellisModel) -> np.ndarray:
+    """(elements,) uint8; raises ArtifactError if one of them has no frequencies."""
+    last = len(model.frequencies) - 1
+    present = np.add.outer(np.unique(tensor.row_scales), np.unique(tensor.column_scales)).clip(0, last)
+    require(bool(model.frequencies.any(axis=1)[present].all()),
+            f"tensor {tensor.name} has an element in a context without frequencies")
+    contexts = np.empty((tensor.shape[0], tensor.size // tensor.shape[0]), np.uint8)
+    sums = np.add.outer(tensor.row_scales, tensor.column_scales)
+    contexts[...] = np.clip(sums, 0, last, out=sums)
+    return contexts.ravel()
+
+
+def trellis_weights(indices: np.ndarray, step: float, log2_states: int) -> np.ndarray:
+    """(rows, columns) float32 from int32 indices, which it overwrites."""
+    union = union_bits(indices & 1, log2_states)
+    indices *= 4
+    indices += 1
+    np.negative(indices, out=indices, where=union)
+    return indices.astype(np.float32) * np.float32(step / 4)
+
+
+def union_bits(odd: np.ndarray, log2_states: int) -> np.ndarray:
+    """Union bit of each element, (rows, columns) bool, from the parity of the indices.
+
+    Step by step the state shifts and takes in h0 where u is 1 and h1 where the index is odd. Seen along a whole row
+    this is a linear filter over GF(2), h0(D) u = h1(D) odd with D the delay by one column. As h0(D)^2 = h0(D^2), the
+    inverse of h0(D) is h0(D) h0(D^2) h0(D^4) ..., up to the delay at which nothing but the 1 falls within the row.
+    So a row needs log2(columns) passes and no loop over its columns. Eight rows share a byte.
+    """
+    h0, h1 = PARITY_CHECKS[log2_states]
+    bits = delayed_sum(np.packbits(odd.astype(bool), axis=0), h1, 1)
+    delay = 1
+    while delay < odd.shape[1]:
+        bits = delayed_sum(bits, h0, delay)
+        delay *= 2
+    return np.unpackbits(bits, axis=0, count=odd.shape[0]).view(bool)
+
+
+def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
+    """Exclusive or of the rows' copies that are delayed by i * delay columns, for each bit i that is set in taps."""
+    total = np.zeros_like(bits)
+    columns = bits.shape[1]
+    for i in range(taps.bit_length()):
+        if taps >> i & 1 and i * delay < columns:
+            total[:, i * delay :] ^= bits[:, : columns - i * delay]
+    return total
+
+
+# ---------------------------------------------------------------- reading
+
+
+def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
+    """Config, table, and weights (float32, in the shapes of the table) of an artifact; raises ArtifactError."""
+    content = inflate(data)
+    cursor = Cursor(content)
+    config = read_config(cursor)
+    tensors = read_table(cursor, size_limit(len(data)))
+    weights = dict.fromkeys(tensor.name for tensor in tensors)
+    for tensor in tensors:
+        start = cursor.position
+        if tensor.codec in (FLOAT32, FLOAT16):
+            weights[tensor.name] = read_floats(cursor, tensor)
+        elif tensor.codec == HUFFMAN:
+            read_codebook(cursor, tensor)
+        else:
+            read_scales(cursor, tensor)
+        tensor.bits = 8.0 * (cursor.position - start)
+    for tensor in tensors:
+        if tensor.codec == HUFFMAN and tensor.lengths is None:
+            weights[tensor.name] = np.full(tensor.shape, tensor.centroids[0])
+            tensor.entropy, tensor.levels = 0.0, 1
+    if coded := [tensor for tensor in tensors if tensor.codec == HUFFMAN and tensor.lengths is not None]:
+        weights.update(decode_huffman(cursor, coded))
+    if coded := [tensor for tensor in tensors if tensor.codec == TRELLIS]:
+        weights.update(decode_trellis(cursor, coded))
+    left = len(content) - cursor.position
+    require(not left, f"{left} bytes follow the last part at content byte {cursor.position}")
+    return config, tensors, weights
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """The bytes of a file; raises ArtifactError before reading one that is too large, OSError if it cannot be read."""
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        require(size <= MAX_FILE, f"the file has {size} bytes, above the limit of {MAX_FILE}")
+        return file.read(size)
+
+
+def read_pcll(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
+    """Config and weights (float32 arrays by name) of an artifact file; raises ArtifactError or OSError."""
+    config, _, weights = parse_pcll(read_bytes(path))
+    return config, weights
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
+    """What the command line prints, as JSON types: sizes in bytes (codes without padding), entropies in bits/weight."""
+    content_bytes = HEADER.unpack_from(data)[3]
+    rows = [
+        {"name": tensor.name, "shape": list(tensor.shape), "codec": CODECS[tensor.codec], "weights": tensor.size,
+         "levels": tensor.levels, "bytes": tensor.bits / 8, "bits_per_weight": tensor.bits / tensor.size,
+         "entropy": None if tensor.entropy is None else tensor.entropy / tensor.size}
+        for tensor in tensors
+    ]
+    weights, tensor_bytes = sum(row["weights"] for row in rows), sum(row["bytes"] for row in rows)
+    totals = {"weights": weights, "tensor_bytes": tensor_bytes, "shared_bytes": content_bytes - tensor_bytes,
+              "content_bytes": content_bytes, "file_bytes": len(data), "bits_per_weight": 8 * len(data) / weights}
+    return {"version": VERSION, "config": config, "tensors": rows, "totals": totals}
+
+
+def as_table(report: dict) -> str:
+    totals = report["totals"]
+    width = max(len("name"), *(len(row["name"]) for row in report["tensors"]))
+    line = f"{{:{width}}}  {{:>16}}  {{:8}}{{:>7}}{{:>16}}{{:>13}}{{:>9}}".format
+    lines = [f"PCLL version {report['version']}, {len(report['tensors'])} tensors, {totals['weights']:,} weights",
+             "config " + json.dumps(report["config"], sort_keys=True), "",
+             line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy")]
+    for row in report["tensors"]:
+        coded = row["entropy"] is not None
+        lines.append(line(row["name"], "x".join(map(str, row["shape"])) or "scalar", row["codec"],
+                          row["levels"] if coded else "-", f"{row['bytes']:,.0f}", f"{row['bits_per_weight']:.4f}",
+                          f"{row['entropy']:.4f}" if coded else "-"))
+    for label, key in (("tensors", "tensor_bytes"), ("config, table, models, padding", "shared_bytes"),
+                       ("content before zstd", "content_bytes"), ("file", "file_bytes")):
+        lines.append(f"{label:{width + 35}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}")
+    return "\n".join(lines)
+
+
+def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
+    """Writes an uncompressed .npz, whole or not at all; raises OSError."""
+    final = Path(path)
+    draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "xb") as file:
+            with zipfile.ZipFile(file, "w") as archive:
+                for name, array in weights.items():
+                    with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(draft, final)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0, or 2 after one sentence on stderr."""
+    parser = argparse.ArgumentParser(description="Reads PCLL artifacts: prints a table of tensors, writes the weights.")
+    parser.add_argument("artifact", help="the .pcll file")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--npz", metavar="FILE", help="write the weights as float32 arrays")
+    options = parser.parse_args(arguments)
+    try:
+        data = read_bytes(options.artifact)
+        config, tensors, weights = parse_pcll(data)
+        if options.npz:
+            write_npz(options.npz, weights)
+        report = describe(data, config, tensors)
+        print(json.dumps(report, indent=1) if options.json else as_table(report), flush=True)
+    except BrokenPipeError:  # the reader of our output has gone, which is its right
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ArtifactError, OSError, MemoryError) as error:
+        print(f"{options.artifact}: {error or 'there is not enough memory'}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
