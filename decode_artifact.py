@@ -29,52 +29,50 @@ Content, the C bytes inside the frame; the parts follow one another without gaps
     2. table       u16 number of tensors, then a record each, in the order of the tensors' names (bytewise):
                    u8 name length, name, u8 codec, u8 number of dimensions, then u32 per dimension
     3. side data   for each tensor in table order, by codec (below)
-    4. Huffman     if any tensor has codec 2 and K > 1: u32 word count, that many u16 words
+    4. Huffman     if any tensor has codec 2: the number of bits of each lane, u32 each, then as many u16 words as
+                   hold all these bits
     5. trellis     if any tensor has codec 3: the shared model (below), a u32 state per lane, u32 word count,
                    that many u16 words
 
 Codecs and their side data; n is the tensor's number of elements
     0 float32      4n bytes as four byte planes: all least significant bytes first, then the next, ...
     1 float16      2n bytes as two byte planes
-    2 huffman      u8 number of levels K >= 1; K float16 centroids, finite, strictly increasing, no -0 (2K bytes);
-                   then, if K > 1, K code lengths, u8 each, 1..16, with sum over levels of 2^-length = 1
-    3 trellis      float32 step, 2^-100 <= step <= 2^100; u8 scale mode, 0..3 (bit 0: rows have scales, bit 1:
-                   columns have scales); i16 offset; i8 per row if bit 0; i8 per column if bit 1.
+    2 huffman      u8 number of levels K >= 1; K float16 centroids, finite, strictly increasing, no -0; K code
+                   lengths, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1)
+    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column.
                    The tensor has two or more dimensions: rows = the first, at least 16; columns = the product
                    of the others
 
-Lanes. The words of a stream are dealt out to L independent lanes, so that a decoder can work on L elements at
-once: L = 2^floor(log2(E / 2048)), at least 1 and at most 1024, where E is the number of elements that the stream
-codes (of all its tensors together; huffman tensors with K = 1 do not count). A tensor's elements (row-major) are
-taken L at a time; in each such step element i of the group belongs to lane i. A tensor's last group may be shorter
-and then uses the first lanes only; the next tensor starts again at lane 0.
+Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
+at once: L = 2^floor(log2(E / 2048)), at least 1 and at most 1024, where E is the number of elements that the stream
+codes, of all its tensors together. A tensor's elements (row-major) are taken L at a time; in each such step element i
+of the group belongs to lane i. A tensor's last group may be shorter and then uses the first lanes only; the next
+tensor starts again at lane 0.
 
-Decoding huffman tensors. One stream of 16-bit words serves every huffman tensor with K > 1, in table order; a
-tensor with K = 1 is constant and takes nothing from it. A lane is a queue of bits, at first empty.
+Decoding huffman tensors. One stream of bits serves them all, in table order. The words hold the bits of lane 0, then
+those of lane 1, and so on, each word from its most significant bit on, without gaps between lanes.
     1. Canonical codes: sort levels by (length, level); the first code is 0, each next one is the previous
        plus 1, shifted left by the growth in length. A code is sent most significant bit first.
-    2. In each step, first every lane in use that holds fewer than 16 bits receives the next word of the stream,
-       lowest lane first, appended most significant bit first. Then each lane in use decodes one code.
-       Queues carry over from tensor to tensor.
+    2. In each step each lane in use decodes one code and moves on by its length. Lanes go on from where they are in
+       the next tensor.
     3. A decoded level k becomes the value float32(centroid[k]).
-    4. At the end no word is left over, and what remains in the queues is zeros.
+    4. At the end each lane stands where its bits end, and the bits that fill up the last word are zeros.
 
 Decoding trellis tensors. The shared model, once for all of them:
     u8  v, log2 of the number of trellis states, one of 2..8
-    u8  K, largest coded magnitude, 1..127: symbols 0..2K stand for indices -K..K, symbol 2K+1 is the escape
+    u16 K, the largest magnitude of an index, 0..2047: symbols 0..2K stand for indices -K..K
     u8  number of contexts N, 1..64
-    u16 frequency for each context and symbol, N x (2K+2), context by context; each context's frequencies
+    u16 frequency for each context and symbol, N x (2K+1), context by context; each context's frequencies
         add up to 2^14, or are all zero for a context that never occurs
-    u32 number of escapes, then that many i32, each with K < |index| <= 2^20, in the order in which they occur
 and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
-    1. The context of the element in row r and column c is offset + row scale[r] + column scale[c] (absent scales
-       are 0), clamped to 0..N-1. Scales and contexts are in quarter octaves of the ratio of weight to step.
+    1. The context of the element in row r and column c is offset + row scale[r] + column scale[c], clamped to
+       0..N-1. Scales and contexts are in quarter octaves of the ratio of weight to step.
     2. In each step, for each lane in use: slot = x mod 2^14; the symbol s is the one with
        cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the frequencies before s;
        x <- freq[s] * floor(x / 2^14) + slot - cum[s].
     3. Then every lane in use with x < 2^16 receives the next word w of the stream, lowest lane first:
        x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
-    4. At the end every state is 2^16, no word and no escape is left over.
+    4. At the end every state is 2^16, and no word is left over.
     5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and takes one
        branch per column. In state s the union bit is u = s mod 2; the element with index q is
        value = float32(m) * (step / 4) with m = (4q + 1) * (1 - 2u), rounded once to float32; the next state is
@@ -132,7 +130,7 @@ LONGEST_CODE = 16  # bits
 SLOT_BITS = 14
 SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
 STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
-MAX_INDEX = 2**20
+MAX_INDEX = 2047  # magnitude of a trellis index
 PARITY_CHECKS = {2: (0o5, 0o2), 3: (0o13, 0o4), 4: (0o23, 0o4), 5: (0o45, 0o10), 6: (0o103, 0o24),
                  7: (0o235, 0o126), 8: (0o515, 0o362)}  # log2 states -> h0, h1
 BLOCK = 2**16  # elements decoded between two look-ups of their values: bounds the memory for indices
@@ -155,25 +153,17 @@ class Tensor:
     codec: int
     shape: tuple[int, ...]
     centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
-    lengths: np.ndarray = field(default=None, repr=False)  # huffman, K > 1: (K,) code lengths in bits
+    lengths: np.ndarray = field(default=None, repr=False)  # huffman: (K,) code lengths in bits
     step: float = 0.0  # trellis
-    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) or (1,) int32, offset included
-    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) or (1,) int32
-    bits: float = 0.0  # side data and codes (trellis: their ideal length); known after decoding, as are the next two
-    entropy: float | None = None  # of the symbols (trellis: given their contexts), in bits; None for floats
+    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) int32, offset included
+    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) int32
+    bits: float = 0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
+    entropy: float | None = None  # bits of all symbols together, given their contexts; None for floats
     levels: int | None = None  # different symbols that occur; None for floats
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
-
-    def count_symbols(self, counts: np.ndarray, code_bits: np.ndarray) -> None:
-        """Books the coded size from how often each symbol occurs and what it costs, both (contexts, symbols)."""
-        seen = counts > 0
-        totals = np.broadcast_to(counts.sum(axis=1, keepdims=True), counts.shape)
-        self.bits += float((counts[seen] * code_bits[seen]).sum())
-        self.entropy = float((counts[seen] * np.log2(totals[seen] / counts[seen])).sum())
-        self.levels = int(seen.any(axis=0).sum())
 
 
 # ---------------------------------------------------------------- the file and its parts
@@ -202,25 +192,24 @@ class Cursor:
 
 
 class Words:
-    """The 16-bit words of a stream, handed out from the front."""
+    """The 16-bit words of the trellis stream, handed out from the front."""
 
-    def __init__(self, cursor: Cursor, elements: int, what: str):
-        (count,) = cursor.unpack("I", f"the word count of the {what} stream")
-        require(count <= elements, f"the {what} stream has {count} words for {elements} elements, which is too many")
-        self.words = cursor.array("<u2", count, f"the {what} stream").astype(np.uint32)
+    def __init__(self, cursor: Cursor, elements: int):
+        (count,) = cursor.unpack("I", "the word count of the trellis stream")
+        require(count <= elements, f"the trellis stream has {count} words for {elements} elements, which is too many")
+        self.words = cursor.array("<u2", count, "the trellis stream").astype(np.uint32)
         self.position = 0
-        self.what = what
 
     def take(self, count: int) -> np.ndarray:
         """(count,) uint32."""
         start, self.position = self.position, self.position + count
         if self.position > len(self.words):
-            raise ArtifactError(f"the {self.what} stream ends after {len(self.words)} words, before its last element")
+            raise ArtifactError(f"the trellis stream ends after {len(self.words)} words, before its last element")
         return self.words[start : self.position]
 
     def finish(self) -> None:
         left = len(self.words) - self.position
-        require(not left, f"the {self.what} stream has {left} words left over after its last element")
+        require(not left, f"the trellis stream has {left} words left over after its last element")
 
 
 def inflate(data: bytes) -> bytes:
@@ -321,28 +310,30 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     require(bool(np.isfinite(centroids).all()), f"{what} has a centroid that is not finite")
     require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
-    if levels > 1:
-        tensor.lengths = lengths = cursor.array("u1", levels, f"the code lengths of tensor {tensor.name}")
-        require(bool(((lengths >= 1) & (lengths <= LONGEST_CODE)).all()),
-                f"tensor {tensor.name} has a code length out of 1 to {LONGEST_CODE}")
-        kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
-        require(kraft == 1 << LONGEST_CODE,
-                f"the code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
+    tensor.lengths = lengths = cursor.array("u1", levels, f"the code lengths of tensor {tensor.name}")
+    require(bool((lengths <= LONGEST_CODE).all()), f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits")
+    kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
+    require(kraft == 1 << LONGEST_CODE,
+            f"the code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the scales of tensor {tensor.name}"
     rows, columns = tensor.shape[0], tensor.size // tensor.shape[0]
-    tensor.step, mode, offset = cursor.unpack("fBh", what)
+    tensor.step, offset = cursor.unpack("fh", what)
     require(2.0**-100 <= tensor.step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
-    require(mode <= 3, f"tensor {tensor.name} has the unknown scale mode {mode}")
-    row_scales = cursor.array("i1", rows, what) if mode & 1 else np.zeros(1, np.int8)
-    column_scales = cursor.array("i1", columns, what) if mode & 2 else np.zeros(1, np.int8)
-    tensor.row_scales = row_scales.astype(np.int32) + offset
-    tensor.column_scales = column_scales.astype(np.int32)
+    tensor.row_scales = cursor.array("i1", rows, what).astype(np.int32) + offset
+    tensor.column_scales = cursor.array("i1", columns, what).astype(np.int32)
 
 
 # ---------------------------------------------------------------- streams
+
+
+def code_bits(counts: np.ndarray, shares: np.ndarray) -> float:
+    """Ideal length of a code for symbols that occur `counts` times, by their shares; both (contexts, symbols)."""
+    used = counts > 0
+    totals = np.broadcast_to(shares.sum(axis=1, keepdims=True), shares.shape)[used]
+    return float((counts[used] * np.log2(totals / shares[used])).sum())
 
 
 def lane_count(elements: int) -> int:
@@ -362,47 +353,47 @@ def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
 def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
     elements = sum(tensor.size for tensor in tensors)
-    words = Words(cursor, elements, "huffman")
-    queue = np.zeros(lane_count(elements), np.uint32)  # a lane's bits not yet decoded, most significant bit first
-    held = np.zeros_like(queue)  # how many they are
+    lane_bits = cursor.array("<u4", lane_count(elements), "the bits per lane of the huffman stream").astype(np.int64)
+    ends = np.cumsum(lane_bits)
+    total = int(ends[-1])
+    require(total <= LONGEST_CODE * elements, f"the huffman stream has {total} bits for {elements} elements")
+    words = cursor.array("<u2", -(-total // 16), "the huffman stream").astype(np.uint32)
+    windows = np.append(words, 0) << 16  # the 32 bits from each word on
+    windows[:-2] |= words[1:]
+    positions = ends - lane_bits
     for tensor in tensors:
         # In canonical order the codes tile the range 0..2^width of what the next `width` bits can be.
         order = np.argsort(tensor.lengths, kind="stable")
-        lengths = tensor.lengths[order].astype(np.uint32)
+        lengths = tensor.lengths[order].astype(np.int64)
         width = int(lengths[-1])
-        spans = 1 << (width - lengths.astype(np.int64))
+        spans = 1 << (width - lengths)
         level_at, length_at, value_at = (np.repeat(x, spans) for x in (order, lengths, tensor.centroids[order]))
         counts = np.zeros(len(order), np.int64)
         weights = np.empty(tensor.size, np.float32)
-        for block in groups(weights, len(queue)):
+        for block in groups(weights, len(positions)):
             peeks = np.empty(block.shape, np.intp)
-            read_codes(queue[: block.shape[1]], held[: block.shape[1]], words, width, length_at, peeks)
+            read_codes(positions[: block.shape[1]], windows, width, length_at, peeks)
             block[...] = value_at[peeks]
             counts += np.bincount(level_at[peeks].ravel(), minlength=len(order))
-        tensor.count_symbols(counts[None], tensor.lengths[None])
+        tensor.bits += float(counts @ tensor.lengths)
+        tensor.entropy = code_bits(counts[None], counts[None])
+        tensor.levels = int(counts.astype(bool).sum())
         yield tensor.name, weights.reshape(tensor.shape)
-    words.finish()
-    require(not queue.any(), "the huffman stream ends with bits that are not zero")
+    require(np.array_equal(positions, ends), "a lane of the huffman stream does not end where its bits do")
+    require(not (words[-1:] << (total % 16 or 16) & 0xFFFF).any(), "the huffman stream is not filled up with zeros")
 
 
 def read_codes(
-    queue: np.ndarray,  # (lanes,) uint32, updated
-    held: np.ndarray,  # (lanes,) uint32, updated
-    words: Words,
+    positions: np.ndarray,  # (lanes,) int64, in bits, updated
+    windows: np.ndarray,  # (words + 1,) uint32; a position beyond them reads the last one
     width: int,
-    length_at: np.ndarray,  # (2^width,) uint32: length in bits of the code that `width` bits start with
+    length_at: np.ndarray,  # (2^width,) int64: length in bits of the code that `width` bits start with
     peeks: np.ndarray,  # (groups, lanes) intp, filled with the `width` bits from each code's start
 ) -> None:
     for peek in peeks:
-        hungry = (held < 16).nonzero()[0]
-        if len(hungry):
-            before = held[hungry]
-            queue[hungry] |= words.take(len(hungry)) << (16 - before)
-            held[hungry] = before + 16
-        peek[:] = queue >> (32 - width)
-        length = length_at[peek]
-        queue <<= length
-        held -= length
+        window = windows.take(positions >> 4, mode="clip")
+        np.bitwise_and(window >> (32 - width - (positions & 15)), (1 << width) - 1, out=peek)
+        positions += length_at[peek]
 
 
 @dataclass
@@ -410,27 +401,20 @@ class TrellisModel:
     """What the trellis tensors share."""
 
     log2_states: int
-    largest: int  # coded magnitude K: symbols 0..2K are the indices -K..K, symbol 2K+1 is the escape
-    frequencies: np.ndarray  # (contexts, 2K+2) int64, a context's sum being 2^14, or 0 where it never occurs
-    escapes: np.ndarray  # (number of escapes,) int32 indices
+    largest: int  # magnitude K of an index: symbols 0..2K are the indices -K..K
+    frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it never occurs
 
 
-def read_model(cursor: Cursor, elements: int) -> TrellisModel:
-    log2_states, largest, contexts = cursor.unpack("BBB", "the trellis model")
+def read_model(cursor: Cursor) -> TrellisModel:
+    log2_states, largest, contexts = cursor.unpack("BHB", "the trellis model")
     require(log2_states in PARITY_CHECKS, f"the trellis model has 2^{log2_states} states and not 2^2 to 2^8")
-    require(1 <= largest <= 127, f"the trellis model has the largest magnitude {largest} and not 1 to 127")
+    require(largest <= MAX_INDEX, f"the trellis model has indices up to {largest}, above {MAX_INDEX}")
     require(1 <= contexts <= 64, f"the trellis model has {contexts} contexts and not 1 to 64")
-    frequencies = cursor.array("<u2", contexts * (2 * largest + 2), "the table of frequencies")
+    frequencies = cursor.array("<u2", contexts * (2 * largest + 1), "the table of frequencies")
     frequencies = frequencies.astype(np.int64).reshape(contexts, -1)
     for context, total in enumerate(frequencies.sum(axis=1).tolist()):
         require(total in (0, SLOTS), f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0")
-    (count,) = cursor.unpack("I", "the number of escapes")
-    require(count <= elements, f"the trellis model has {count} escapes for {elements} elements")
-    escapes = cursor.array("<i4", count, "the list of escapes")
-    magnitudes = np.abs(escapes.astype(np.int64))
-    require(bool(((magnitudes > largest) & (magnitudes <= MAX_INDEX)).all()),
-            f"an escape has a magnitude out of {largest + 1} to {MAX_INDEX}")
-    return TrellisModel(log2_states, largest, frequencies, escapes)
+    return TrellisModel(log2_states, largest, frequencies)
 
 
 def slot_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -440,7 +424,7 @@ def slot_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
     filled[~frequencies.any(axis=1), 0] = SLOTS  # contexts that never occur: any symbol will do
     spans = filled.ravel()
     starts = (np.cumsum(filled, axis=1) - filled).ravel()
-    symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint8), contexts), spans)
+    symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint16), contexts), spans)
     frequency_at = np.repeat(spans.astype(np.uint32), spans)
     place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(starts.astype(np.uint32), spans)
     return symbol_at, frequency_at, place_at
@@ -449,25 +433,18 @@ def slot_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nda
 def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
     elements = sum(tensor.size for tensor in tensors)
-    model = read_model(cursor, elements)
+    model = read_model(cursor)
     states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(np.uint32)
     require(bool((states >= STATE_FLOOR).all()), "a trellis state starts below 2^16")
-    words = Words(cursor, elements, "trellis")
+    words = Words(cursor, elements)
     tables = slot_tables(model.frequencies)
-    escapes_used = 0
     for tensor in tensors:
-        symbols = decode_symbols(tensor, model, tables, states, words)
-        indices = symbols.astype(np.int32) - model.largest
-        escaped = symbols > 2 * model.largest
-        start, escapes_used = escapes_used, escapes_used + int(escaped.sum())
-        require(escapes_used <= len(model.escapes), f"tensor {tensor.name} has more escapes than are left in the list")
-        indices[escaped] = model.escapes[start:escapes_used]
+        indices = decode_symbols(tensor, model, tables, states, words).astype(np.int32)
+        indices -= model.largest
         rows = indices.reshape(tensor.shape[0], -1)
         yield tensor.name, trellis_weights(rows, tensor.step, model.log2_states).reshape(tensor.shape)
     words.finish()
     require(bool((states == STATE_FLOOR).all()), "a trellis state does not end at 2^16")
-    left = len(model.escapes) - escapes_used
-    require(not left, f"{left} escapes are left over after the last trellis tensor")
 
 
 def decode_symbols(
@@ -476,21 +453,21 @@ def decode_symbols(
     tables: tuple[np.ndarray, np.ndarray, np.ndarray],  # of slot_tables
     states: np.ndarray,  # (lanes,) uint32, updated
     words: Words,
-) -> np.ndarray:  # (elements,) uint8
+) -> np.ndarray:  # (elements,) uint16
     symbol_at, frequency_at, place_at = tables
     contexts, kinds = model.frequencies.shape
     context = element_contexts(tensor, model)
-    symbols = np.empty(tensor.size, np.uint8)
+    symbols = np.empty(tensor.size, np.uint16)
     counts = np.zeros(contexts * kinds, np.int64)
     for block, block_context in zip(groups(symbols, len(states)), groups(context, len(states)), strict=True):
         cells = block_context.astype(np.intp) * SLOTS
         read_slots(states[: block.shape[1]], words, frequency_at, place_at, cells)
         block[...] = symbol_at[cells]
         counts += np.bincount((block_context.astype(np.intp) * kinds + block).ravel(), minlength=len(counts))
-    with np.errstate(divide="ignore"):
-        code_bits = SLOT_BITS - np.log2(model.frequencies)
-    code_bits[:, -1] += 32  # an escape's index
-    tensor.count_symbols(counts.reshape(contexts, kinds), code_bits)
+    counts = counts.reshape(contexts, kinds)
+    tensor.bits += code_bits(counts, model.frequencies)
+    tensor.entropy = code_bits(counts, counts)
+    tensor.levels = int(counts.any(axis=0).sum())
     return symbols
 
 
@@ -517,10 +494,8 @@ def element_contexts(tensor: Tensor, model: TrellisModel) -> np.ndarray:
     present = np.add.outer(np.unique(tensor.row_scales), np.unique(tensor.column_scales)).clip(0, last)
     require(bool(model.frequencies.any(axis=1)[present].all()),
             f"tensor {tensor.name} has an element in a context without frequencies")
-    contexts = np.empty((tensor.shape[0], tensor.size // tensor.shape[0]), np.uint8)
     sums = np.add.outer(tensor.row_scales, tensor.column_scales)
-    contexts[...] = np.clip(sums, 0, last, out=sums)
-    return contexts.ravel()
+    return np.clip(sums, 0, last, out=sums).astype(np.uint8).ravel()
 
 
 def trellis_weights(indices: np.ndarray, step: float, log2_states: int) -> np.ndarray:
@@ -578,14 +553,9 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
         else:
             read_scales(cursor, tensor)
         tensor.bits = 8.0 * (cursor.position - start)
-    for tensor in tensors:
-        if tensor.codec == HUFFMAN and tensor.lengths is None:
-            weights[tensor.name] = np.full(tensor.shape, tensor.centroids[0])
-            tensor.entropy, tensor.levels = 0.0, 1
-    if coded := [tensor for tensor in tensors if tensor.codec == HUFFMAN and tensor.lengths is not None]:
-        weights.update(decode_huffman(cursor, coded))
-    if coded := [tensor for tensor in tensors if tensor.codec == TRELLIS]:
-        weights.update(decode_trellis(cursor, coded))
+    for codec, decode in ((HUFFMAN, decode_huffman), (TRELLIS, decode_trellis)):
+        if coded := [tensor for tensor in tensors if tensor.codec == codec]:
+            weights.update(decode(cursor, coded))
     left = len(content) - cursor.position
     require(not left, f"{left} bytes follow the last part at content byte {cursor.position}")
     return config, tensors, weights
@@ -631,10 +601,9 @@ def as_table(report: dict) -> str:
              "config " + json.dumps(report["config"], sort_keys=True), "",
              line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy")]
     for row in report["tensors"]:
-        coded = row["entropy"] is not None
-        lines.append(line(row["name"], "x".join(map(str, row["shape"])) or "scalar", row["codec"],
-                          row["levels"] if coded else "-", f"{row['bytes']:,.0f}", f"{row['bits_per_weight']:.4f}",
-                          f"{row['entropy']:.4f}" if coded else "-"))
+        levels, entropy = ("-", "-") if row["levels"] is None else (row["levels"], f"{row['entropy']:.4f}")
+        lines.append(line(row["name"], "x".join(map(str, row["shape"])) or "scalar", row["codec"], levels,
+                          f"{row['bytes']:,.0f}", f"{row['bits_per_weight']:.4f}", entropy))
     for label, key in (("tensors", "tensor_bytes"), ("config, table, models, padding", "shared_bytes"),
                        ("content before zstd", "content_bytes"), ("file", "file_bytes")):
         lines.append(f"{label:{width + 35}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}")

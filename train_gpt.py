@@ -10,10 +10,9 @@ variable; the table of them stands below. What is notable:
 - value residual, gated attention, XSA, U-Net skips; the smear gate and the bigram hash stop at document boundaries
 - NorMuon for matrices, orthogonalised in batches and shared out over the ranks; AdamW for the rest; EMA weights
 - two weight codecs, k-means + Huffman or trellis + rANS, both specified in `decode_artifact.py`
-- sliding-window and score-first test-time-training evaluation that go through a ledger: what is learned from has
-  been scored, and what has been scored is never scored again
+- sliding-window and score-first test-time-training evaluation through a ledger: only what is scored is learned from
 
-The file reads in this order: settings, ranks and log, data, model, optimizer, codec, export, evaluation, training, main.
+In this order: settings, ranks and log, data, model, optimizer, codec, export, evaluation, training, main.
 """
 
 import ast
@@ -31,9 +30,11 @@ import struct
 import sys
 import sysconfig
 import time
+import typing
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import sentencepiece
@@ -44,9 +45,7 @@ import zstandard
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Settings
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Settings -------------------------------------------------------------------------------------------------------
 
 
 class UserError(Exception):
@@ -63,16 +62,14 @@ class Settings:
     preset: str = "pcll"  # a named set of settings: pcll, pcloadloveletter_v6, demo; ours
     run_id: str = ""  # name of the log file logs/RUN_ID.txt; empty: date and time; base
     seed: int = 1337  # seeds the initial weights; base
-    device: str = "auto"  # auto, cuda or cpu; ours
-    dtype: str = "auto"  # of activations: auto (bfloat16 on a GPU, else float32), bfloat16, float32; 532
-    compile: str = "auto"  # torch.compile: auto (on a GPU only), on, off; 532
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: the GPU if there is one; ours
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of activations; auto: bfloat16 on a GPU; 532
+    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU; 532
     artifact_path: str = "artifact.pcll"  # where the artifact is written; ours
-
     # Data
     data_path: str = "data/datasets/fineweb10B_sp1024"  # folder of fineweb_train_*.bin and fineweb_val_*.bin; base
     tokenizer_path: str = "data/tokenizers/fineweb_1024_bpe.model"  # SentencePiece model; base
     vocab_size: int = 1024  # pieces; base
-
     # Model
     num_layers: int = 11  # blocks; 532
     model_dim: int = 512  # width of the residual stream; 532
@@ -93,8 +90,6 @@ class Settings:
     gated_attention: bool = True  # a sigmoid gate per head (arXiv 2505.06708); 532
     unet_skips: bool = True  # the first half's outputs are added in the second half; base
     bos_reset: bool = True  # smear gate and bigram hash do not look across a BOS (532 looked across); ours
-    tied_embed_init_std: float = 0.005  # of the embedding's normal initialisation; base
-
     # Training
     iterations: int = 20000  # optimizer steps at most; base
     max_wallclock_seconds: float = 600.0  # training time at most, 0: no limit; base
@@ -103,17 +98,13 @@ class Settings:
     micro_batch_seqs: int = 48  # sequences per forward pass of one rank at most: lower it if memory runs out; base
     warmup_steps: int = 20  # steps that prime the compiler and are then undone; base
     warmdown_iters: int = 3000  # last steps, over which the learning rates fall linearly to 0; 532
-    matrix_optimizer: str = "normuon"  # normuon (arXiv 2510.05491) or adamw, for the matrices of the blocks; 532
+    matrix_optimizer: Literal["normuon", "adamw"] = "normuon"  # of the blocks' matrices; 532
     matrix_lr: float = 0.03  # learning rate of the matrices; 532
     embed_lr: float = 0.04  # learning rate of the embeddings; 532
     scalar_lr: float = 0.02  # learning rate of vectors and scalars; 532
     muon_momentum: float = 0.99  # momentum after its warm-up; 532
     muon_momentum_warmup_start: float = 0.92  # momentum at step 0; 532
     muon_momentum_warmup_steps: int = 1500  # steps of the momentum's linear warm-up; 532
-    muon_beta2: float = 0.95  # decay of NorMuon's second moment per row; 532
-    newton_schulz_steps: int = 5  # iterations of the orthogonalisation; 532
-    adam_beta1: float = 0.9  # AdamW's first decay; 532
-    adam_beta2: float = 0.95  # AdamW's second decay; 532
     weight_decay: float = 0.04  # decoupled, in units of the learning rate; 532
     grad_clip_norm: float = 0.3  # global norm of the gradient at most, 0: no limit; 532
     ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 532
@@ -121,25 +112,23 @@ class Settings:
     late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
     train_log_every: int = 50  # steps between lines of the log; base
     val_loss_every: int = 0  # steps between plain validations, 0: at the end only; base
-
     # Export
-    codec: str = "huffman"  # of the matrices: huffman or trellis; 532
-    embed_codec: str = "float16"  # of the tied embedding: float16, float32, huffman or trellis; 532
+    codec: Literal["huffman", "trellis"] = "huffman"  # of the matrices; 532
+    embed_codec: Literal["float16", "float32", "huffman", "trellis"] = "float16"  # of tok_emb; 532
     mlp_levels: int = 48  # codebook levels of the MLP matrices; 532
     qkv_levels: int = 80  # codebook levels of the query, key and value matrices; 532
     other_levels: int = 64  # codebook levels of all other matrices; 532
-    trellis_states: int = 32  # states of the trellis quantiser, a power of two from 4 to 256; ours
-    fit: str = "shrink"  # to the cap: shrink (coarsen if over), fill (also refine), off (stop if over); ours
+    trellis_states: Literal[4, 8, 16, 32, 64, 128, 256] = 32  # of the trellis quantiser; ours
+    fit: Literal["shrink", "fill", "off"] = "shrink"  # shrink: coarsen if over the cap; fill: refine, too; ours
     size_cap_bytes: int = 16_000_000  # code plus artifact at most; challenge
-
     # Evaluation
     eval_stride: int = 32  # tokens by which the sliding window moves; 532
     eval_batch_seqs: int = 64  # windows per forward pass of one rank; 532
     eval_doc_reset: bool = False  # score each document on its own; ours
-    ttt_protocol: str = "score_first"  # off, score_first, or train_then_score (not legal); 549
+    ttt_protocol: Literal["off", "score_first", "train_then_score"] = "score_first"  # the last is not legal; 549
     ttt_chunk_tokens: int = 32768  # tokens scored, then learned from, at a time; 549
     ttt_epochs: int = 3  # passes over a chunk (train_then_score: over everything); 549
-    ttt_optimizer: str = "adamw"  # adamw or sgd (momentum 0.9); 532
+    ttt_optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: momentum 0.9; 532
     ttt_lr: float = 0.0005  # learning rate at the first chunk, falls as a cosine; ours
     ttt_batch_seqs: int = 16  # sequences per adaptation step over all ranks; 532
     ttt_grad_clip: float = 1.0  # global norm of the adaptation's gradient at most; 532
@@ -157,22 +146,7 @@ PRESETS: dict[str, dict] = {
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=150, muon_momentum_warmup_steps=100,
         late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192,
     ),
-}  # fmt: skip
-
-CHOICES = {
-    "device": ("auto", "cuda", "cpu"), "dtype": ("auto", "bfloat16", "float32"), "compile": ("auto", "on", "off"),
-    "matrix_optimizer": ("normuon", "adamw"), "codec": ("huffman", "trellis"),
-    "embed_codec": ("float16", "float32", "huffman", "trellis"), "fit": ("shrink", "fill", "off"),
-    "ttt_protocol": ("off", "score_first", "train_then_score"), "ttt_optimizer": ("adamw", "sgd"),
-    "trellis_states": (4, 8, 16, 32, 64, 128, 256),
-}  # fmt: skip
-
-MAY_BE_ZERO = {
-    "seed", "mlp_negative_slope", "xsa_last_n", "bigram_buckets", "iterations", "max_wallclock_seconds",
-    "warmup_steps", "warmdown_iters", "muon_momentum", "muon_momentum_warmup_start", "muon_momentum_warmup_steps",
-    "muon_beta2", "adam_beta1", "adam_beta2", "weight_decay", "grad_clip_norm", "ema_decay", "late_qat_threshold",
-    "late_qat_min_elements", "val_loss_every", "ttt_lr",
-}  # fmt: skip
+}
 
 # What the artifact states, so that a reader can rebuild the model and repeat the evaluation.
 ARTIFACT_SETTINGS = (
@@ -180,24 +154,26 @@ ARTIFACT_SETTINGS = (
     "rope_dims", "rope_base", "logit_softcap", "xsa_last_n", "bigram_buckets", "bigram_dim", "ln_scale", "smear_gate",
     "value_residual", "gated_attention", "unet_skips", "bos_reset", "train_seq_len", "eval_stride", "eval_doc_reset",
     "ttt_protocol", "ttt_chunk_tokens", "ttt_epochs", "ttt_optimizer", "ttt_lr", "ttt_batch_seqs", "ttt_grad_clip",
-)  # fmt: skip
+)
 
-# Names end with these where a parameter is a matrix that NorMuon trains and that the codec quantises.
-MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")
+MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")  # ends of the names of what NorMuon trains
+QUANTISED = (*MATRICES, "bigram.table")  # ends of the names of what CODEC quantises
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
 def parse_value(field: dataclasses.Field, text: str):
     """The value that an environment variable's text stands for; UserError names the variable."""
+    choices = {str(choice): choice for choice in typing.get_args(field.type)}
     try:
         if field.type is bool:
             return {"0": False, "false": False, "1": True, "true": True}[text.lower()]
-        value = field.type(text)
+        value = choices[text] if choices else field.type(text)
         if field.type is float and not math.isfinite(value):
             raise ValueError
         return value
     except (ValueError, KeyError):
-        wanted = {int: "a whole number", float: "a finite number", bool: "0 or 1"}[field.type]
+        kinds = {int: "a whole number", float: "a finite number", bool: "0 or 1"}
+        wanted = kinds.get(field.type) or f"one of {', '.join(choices)}"
         raise UserError(f"{field.name.upper()} must be {wanted}, not {text!r}.") from None
 
 
@@ -218,39 +194,24 @@ def load_settings(environment: dict[str, str]) -> Settings:
 def check_settings(s: Settings) -> None:
     """Raises UserError for a value out of range or for settings that exclude each other."""
     for name, value in dataclasses.asdict(s).items():
-        if name in CHOICES and value not in CHOICES[name]:
-            raise UserError(f"{name.upper()} must be one of {', '.join(map(str, CHOICES[name]))}, not {value!r}.")
-        if type(value) in (int, float) and (value < 0 or (value == 0 and name not in MAY_BE_ZERO)):
-            raise UserError(f"{name.upper()} must be {'at least' if name in MAY_BE_ZERO else 'above'} 0, not {value}.")
-        if name.endswith("_levels") and not 2 <= value <= 255:
-            raise UserError(f"{name.upper()} must be from 2 to 255, not {value}.")
-        if name.startswith(("muon_momentum", "muon_beta", "adam_beta", "ema_")) and type(value) is float and value >= 1:
-            raise UserError(f"{name.upper()} must be below 1, not {value}.")
-    head_dim = s.model_dim // s.num_heads
-    rules = (
-        (s.model_dim % s.num_heads == 0, f"NUM_HEADS={s.num_heads} must divide MODEL_DIM={s.model_dim}."),
-        (s.num_heads % s.num_kv_heads == 0, f"NUM_KV_HEADS={s.num_kv_heads} must divide NUM_HEADS={s.num_heads}."),
-        (s.rope_dims % 2 == 0, f"ROPE_DIMS={s.rope_dims} must be even."),
-        (s.rope_dims <= head_dim, f"ROPE_DIMS={s.rope_dims} is above the head size {head_dim}."),
-        (s.xsa_last_n <= s.num_layers, f"XSA_LAST_N={s.xsa_last_n} is above NUM_LAYERS={s.num_layers}."),
-        (s.bigram_buckets != 1, "BIGRAM_BUCKETS must be 0 (no table) or at least 2, not 1."),
-        (4 <= s.vocab_size <= 65536, f"VOCAB_SIZE={s.vocab_size} is not from 4 to 65536 (tokens are 16 bits)."),
-        (s.train_batch_tokens % s.train_seq_len == 0,
-         f"TRAIN_SEQ_LEN={s.train_seq_len} must divide TRAIN_BATCH_TOKENS={s.train_batch_tokens}."),
-        (s.eval_stride <= s.train_seq_len,
-         f"EVAL_STRIDE={s.eval_stride} is above the window TRAIN_SEQ_LEN={s.train_seq_len}."),
-        (s.ttt_chunk_tokens % s.train_seq_len == 0,
-         f"TRAIN_SEQ_LEN={s.train_seq_len} must divide TTT_CHUNK_TOKENS={s.ttt_chunk_tokens}."),
-        ("/" not in s.run_id, f"RUN_ID={s.run_id!r} must not contain a slash."),
-    )  # fmt: skip
-    for holds, sentence in rules:
-        if not holds:
-            raise UserError(sentence)
+        size = name.startswith(("num_", "model_", "mlp_h", "rope_", "logit_", "bigram_d", "micro_", "train_", "eval_"))
+        if type(value) in (int, float) and (value < 0 or (value == 0 and size)):
+            raise UserError(f"{name.upper()} must be {'above' if size else 'at least'} 0, not {value}.")
+    divisors = (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"), ("train_seq_len", "train_batch_tokens"),
+                ("train_seq_len", "ttt_chunk_tokens"))
+    for small, large in divisors:
+        if getattr(s, large) % getattr(s, small):
+            raise UserError(f"{small.upper()}={getattr(s, small)} must divide {large.upper()}={getattr(s, large)}.")
+    limits = {"rope_dims": s.model_dim // s.num_heads, "eval_stride": s.train_seq_len, "vocab_size": 65536,
+              "mlp_levels": 255, "qkv_levels": 255, "other_levels": 255, "muon_momentum": 0.9999, "ema_decay": 0.99999}
+    for name, limit in limits.items():
+        if getattr(s, name) > limit:
+            raise UserError(f"{name.upper()}={getattr(s, name)} must be at most {limit}.")
+    if s.rope_dims % 2 or s.bigram_buckets == 1 or "/" in s.run_id:
+        raise UserError("ROPE_DIMS must be even, BIGRAM_BUCKETS 0 or at least 2, and RUN_ID without a slash.")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Ranks and log
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Ranks and log --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -280,26 +241,19 @@ class Ranks:
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
 
-@contextlib.contextmanager
-def join_ranks(s: Settings):
-    """Yields the Ranks of this process as torchrun describes them, and leaves the group at the end."""
+def join_ranks(s: Settings) -> Ranks:
+    """Finds this process's place among those that torchrun started, and its device."""
     rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))  # fmt: skip
-    device = torch.device("cpu")
-    if s.device == "cuda" and not torch.cuda.is_available():
-        raise UserError("DEVICE=cuda, but PyTorch finds no CUDA GPU here; DEVICE=cpu or PRESET=demo runs without one.")
-    if s.device != "cpu" and torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(f"--nproc_per_node asks for more processes than the {torch.cuda.device_count()} GPUs here.")
-        device = torch.device("cuda", local_rank)
+                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    gpus = 0 if s.device == "cpu" else torch.cuda.device_count()
+    if local_rank >= gpus and (gpus or s.device == "cuda"):
+        raise UserError(f"Process {local_rank} finds only {gpus} CUDA GPUs: start fewer processes, or set DEVICE=cpu.")
+    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    if gpus:
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield Ranks(rank, world, device)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    return Ranks(rank, world, device)
 
 
 class Log:
@@ -309,26 +263,25 @@ class Log:
         self.active = ranks.rank == 0
         self.console_time = 0.0
         if self.active:
-            self.path = Path("logs") / f"{run_id or datetime.now().strftime('%Y%m%d_%H%M%S')}.txt"
-            self.path.parent.mkdir(exist_ok=True)
-            self.file = open(self.path, "w", encoding="utf-8", buffering=1)
+            path = Path("logs") / f"{run_id or datetime.now().strftime('%Y%m%d_%H%M%S')}.txt"
+            path.parent.mkdir(exist_ok=True)
+            self.file = open(path, "w", encoding="utf-8", buffering=1)
 
     def __call__(self, line: str, console: bool = True) -> None:
         if self.active:
-            self.file.write(line + "\n")
-            if console:
-                print(line, flush=True)
+            print(line, file=self.file)
+        if self.active and console:
+            print(line, flush=True)
 
     def progress(self, what: str, done: float, seconds: float, note: str = "") -> None:
         """A line with percentage and time left, at most every 5 seconds, on the console only."""
         if self.active and time.monotonic() - self.console_time >= 5.0:
             self.console_time = time.monotonic()
-            left = seconds / max(done, 1e-9) * (1.0 - done)
-            print(f"{what}: {100 * done:.0f} %, {note}{left:.0f} s left", flush=True)
+            print(f"{what}: {100 * done:.0f} %, {note}{seconds / done * (1 - done):.0f} s left", flush=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that it is either complete or not there, whatever happens in between."""
+    """Writes a file so that it is complete or not there, whatever happens in between."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -341,9 +294,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data: shards of tokens, the tokenizer's bytes, and the demo's corpus
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus -------------------------------------------
 
 SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 BOS_ID = 1  # every document starts with it
@@ -369,16 +320,14 @@ class TokenStream:
             raise UserError(f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own data.")
         self.shards = [open_shard(path) for path in self.paths]
         self.starts = np.cumsum([0] + [len(shard) for shard in self.shards])
+        self.total = int(self.starts[-1])
         self.vocab_size = vocab_size
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens (uint16) from position `start`; after the last shard comes the first again."""
         pieces = []
         while count > 0:
-            start %= len(self)
+            start %= self.total
             index = int(np.searchsorted(self.starts, start, side="right")) - 1
             piece = self.shards[index][start - self.starts[index] :][:count]
             if piece.max() >= self.vocab_size:
@@ -389,10 +338,8 @@ class TokenStream:
 
 
 def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks):
-    """Yields this rank's (inputs, targets) of a step, int64 [sequences, train_seq_len] each, as micro-batches.
-
-    The sequences of a step are the same for any number of ranks: the next train_batch_tokens tokens of the stream.
-    """
+    """Yields this rank's (inputs, targets) of a step, int64 [sequences, train_seq_len] each, as micro-batches. All
+    ranks together see the next train_batch_tokens tokens of the stream, however many they are."""
     share = ranks.share(s.train_batch_tokens // s.train_seq_len)
     for first in range(share.start, share.stop, s.micro_batch_seqs):
         count = min(s.micro_batch_seqs, share.stop - first)
@@ -418,7 +365,7 @@ class ByteCounter:
         pieces = ["" if self.silent[i] else sp.id_to_piece(i) for i in ids]
         self.space = np.array([piece.startswith("▁") for piece in pieces])
         self.length = np.array([1 if sp.is_byte(i) else len(pieces[i].removeprefix("▁").replace("▁", " ").encode())
-                                for i in ids])  # fmt: skip
+                                for i in ids])
 
     def count(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes of tokens[1:], int64 [len(tokens) - 1]."""
@@ -426,69 +373,49 @@ class ByteCounter:
         return self.length[after] + (self.space[after] & ~self.silent[before])
 
     def check(self, tokens: np.ndarray) -> None:
-        """Holds the count against the text that the tokenizer decodes, document by document; UserError if they differ."""
-        bounds = [*np.flatnonzero(tokens == BOS_ID), len(tokens)]
-        for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
-            text = self.tokenizer.decode(tokens[start:stop].tolist())
-            counted = int(self.count(tokens[start:stop]).sum())
-            if "\ufffd" not in text and len(text.encode()) != counted:
-                raise UserError(f"TOKENIZER_PATH: the document at validation token {start} has {len(text.encode())} "
-                                f"bytes, but its pieces count {counted}; bits per byte would be wrong.")  # fmt: skip
-
-
-def load_validation(s: Settings, counter: ByteCounter) -> tuple[np.ndarray, np.ndarray]:
-    """All validation tokens (uint16 [n]) and the bytes of tokens 1..n-1 (int64 [n-1])."""
-    stream = TokenStream(s.data_path, "val", s.vocab_size)
-    if len(stream) < 2:
-        raise UserError(f"DATA_PATH={s.data_path}: the validation split needs two tokens at least.")
-    tokens = stream.read(0, len(stream))
-    counter.check(tokens[: 1 << 20])
-    return tokens, counter.count(tokens)
+        """Holds the count against the text that the tokenizer decodes, by document; UserError if they differ."""
+        for document in np.split(tokens, np.flatnonzero(tokens == BOS_ID)):
+            text, counted = self.tokenizer.decode(document.tolist()), int(self.count(document).sum())
+            whole = BOS_ID in document[:1] and "\ufffd" not in text  # and of valid UTF-8
+            if whole and len(text.encode()) != counted:
+                raise UserError(f"TOKENIZER_PATH: the text {text[:40]!r}... has {len(text.encode())} bytes, but its "
+                                f"pieces count {counted}; bits per byte would be wrong.")
 
 
 def demo_documents() -> list[str]:
     """English text that comes with Python: its manual's topics and the docstrings of its standard library."""
     from pydoc_data.topics import topics  # here, because only the demo needs it
 
-    documents = list(topics.values())
-    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
-        if {"site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3"} & set(path.parts):
-            continue
-        try:
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-        except (OSError, SyntaxError, ValueError):
-            continue
-        docs = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-        documents.append(" ".join(doc for doc in docs if doc))
-    texts = sorted({" ".join(document.split()) for document in documents})
-    texts = [text for text in texts if len(text) >= 200]
+    texts = set(topics.values())
+    library = Path(sysconfig.get_path("stdlib"))
+    for path in sorted([*library.glob("*.py"), *library.glob("[a-z]*/*.py")]):
+        with contextlib.suppress(SyntaxError, ValueError):
+            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            documented = [node for node in nodes if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
+            texts.add(" ".join(filter(None, map(ast.get_docstring, documented))))
+    texts = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200]
     random.Random(0).shuffle(texts)
     return texts
 
 
 def make_demo_data(s: Settings) -> None:
     """Writes a tokenizer and shards under DATA_PATH: one document in twelve validates, the others train."""
-    documents = demo_documents()
-    model = io.BytesIO()
+    documents, model = demo_documents(), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents), model_writer=model, model_type="bpe", vocab_size=s.vocab_size,
         byte_fallback=True, character_coverage=0.999, split_digits=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3,
         max_sentence_length=1 << 20, minloglevel=2,
-    )  # fmt: skip
+    )
     write_atomically(Path(s.tokenizer_path), model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for split, part in (("val", documents[::12]), ("train", [d for i, d in enumerate(documents) if i % 12])):
         tokens = np.array([t for text in part for t in (BOS_ID, *tokenizer.encode(text))], dtype="<u2")
         tokens = tokens[:65536] if split == "val" else tokens
-        header = np.zeros(256, dtype="<i4")
-        header[:3] = SHARD_MAGIC, SHARD_VERSION, len(tokens)
+        header = np.array([SHARD_MAGIC, SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
         write_atomically(Path(s.data_path) / f"fineweb_{split}_000000.bin", header.tobytes() + tokens.tobytes())
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Model. Shapes: B sequences, T tokens, D = model_dim, H query heads, K key/value heads, E = D/H
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Model. Shapes: B sequences, T tokens, D = model_dim, H query heads, K key/value heads, E = D/H -----------------
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -497,34 +424,24 @@ def rms_norm(x: Tensor) -> Tensor:
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotary embedding (arXiv 2104.09864) of the first 2R of each head's E dimensions; x [B,heads,T,E], cos [T,R]."""
-    half = cos.size(-1)
-    a, b, rest = x.split((half, half, x.size(-1) - 2 * half), dim=-1)
+    a, b, rest = x.tensor_split((cos.size(-1), 2 * cos.size(-1)), dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
 
 
-def fake_quantize_int6(w: Tensor) -> Tensor:
-    """w rounded to 63 levels per row in the forward pass; the gradient passes straight through (arXiv 1308.3432)."""
-    scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
-    return w + ((w / scale).round() * scale - w).detach()
+def linear(x: Tensor, w: Tensor, late_qat_over: int | None = None) -> Tensor:
+    """x w^T in the dtype of x. In late quantisation-aware training, matrices of more than `late_qat_over` elements are
+    rounded to 63 levels per row on the way, and the gradient passes straight through (arXiv 1308.3432)."""
+    if late_qat_over is not None and w.numel() > late_qat_over:
+        scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
+        w = w + ((w / scale).round() * scale - w).detach()
+    return F.linear(x, w.to(x.dtype))
 
 
-class Layer(nn.Module):
-    """What attention and MLP share: master weights in float32, used in the dtype of the activations."""
+class Attention(nn.Module):
+    late_qat_over = None
 
-    def __init__(self, s: Settings):
-        super().__init__()
-        self.late_qat = False
-        self.late_qat_min_elements = s.late_qat_min_elements
-
-    def linear(self, x: Tensor, w: Tensor) -> Tensor:
-        if self.late_qat and w.numel() > self.late_qat_min_elements:
-            w = fake_quantize_int6(w)
-        return F.linear(x, w.to(x.dtype))
-
-
-class Attention(Layer):
     def __init__(self, s: Settings, index: int):
-        super().__init__(s)
+        super().__init__()
         self.num_heads, self.num_kv_heads = s.num_heads, s.num_kv_heads
         self.head_dim = s.model_dim // s.num_heads
         self.gated = s.gated_attention
@@ -544,9 +461,9 @@ class Attention(Layer):
 
     def heads(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B,T,D] through a matrix and split into heads [B,heads,T,E]."""
-        return self.linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return linear(x, w, self.late_qat_over).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, x: Tensor, v_first: Tensor | None, rope: tuple[Tensor, Tensor], keep: int) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, v_first: Tensor | None, rope: tuple, keep: int) -> tuple[Tensor, Tensor]:
         """x [B,T,D] -> the output at the last `keep` positions [B,keep,D], and the raw values [B,K,T,E]."""
         cos, sin = rope
         length = x.size(1)
@@ -559,29 +476,30 @@ class Attention(Layer):
         if self.mixes_values:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        mask = None  # plain causality, or for the last positions only: each sees itself and what is before it
-        if keep < length:
-            mask = torch.ones(keep, length, dtype=torch.bool, device=x.device).tril(length - keep)
+        ones = torch.ones(keep, length, dtype=torch.bool, device=x.device)
+        mask = ones.tril(length - keep) if keep < length else None  # the last positions see what is before them
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         if self.exclusive:  # take away each head's projection on the position's own value
             own = F.normalize(v[:, :, last], dim=-1).repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
             y = y - (y * own).sum(dim=-1, keepdim=True) * own
         y = y.transpose(1, 2)
         if self.gated:
-            gate = F.linear(x, self.gate_weight.to(x.dtype), self.gate_bias.to(x.dtype))
-            y = y * torch.sigmoid(gate)[..., None]
-        return self.linear(y.flatten(-2), self.out), v_raw
+            y = y * torch.sigmoid(linear(x, self.gate_weight) + self.gate_bias.to(x.dtype))[..., None]
+        return linear(y.flatten(-2), self.out, self.late_qat_over), v_raw
 
 
-class MLP(Layer):
+class MLP(nn.Module):
+    late_qat_over = None
+
     def __init__(self, s: Settings):
-        super().__init__(s)
+        super().__init__()
         self.up = nn.Parameter(torch.empty(s.mlp_hidden, s.model_dim))
         self.down = nn.Parameter(torch.zeros(s.model_dim, s.mlp_hidden))
         self.negative_slope = s.mlp_negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.linear(F.leaky_relu(self.linear(x, self.up), self.negative_slope).square(), self.down)
+        x = F.leaky_relu(linear(x, self.up, self.late_qat_over), self.negative_slope)
+        return linear(x.square(), self.down, self.late_qat_over)
 
 
 class Block(nn.Module):
@@ -616,7 +534,7 @@ class BigramHash(nn.Module):
         """tokens [B,T], starts [B,T] (true where the token before may not be looked at) -> [B,T,D]."""
         bucket = ((36313 * tokens) ^ (27191 * tokens.roll(1, dims=1))) % (len(self.table) - 1)
         rows = F.embedding(torch.where(starts, len(self.table) - 1, bucket), self.table).to(dtype)
-        return self.scale.to(dtype) * F.linear(rows, self.proj.to(dtype))
+        return self.scale.to(dtype) * linear(rows, self.proj)
 
 
 class GPT(nn.Module):
@@ -635,18 +553,15 @@ class GPT(nn.Module):
         angles = torch.outer(torch.arange(s.train_seq_len, dtype=torch.float32), frequencies)
         self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
         self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
-        nn.init.normal_(self.tok_emb, std=s.tied_embed_init_std)
+        nn.init.normal_(self.tok_emb, std=0.005)
         for block in self.blocks:  # output projections stay zero
             for matrix in (block.attn.q, block.attn.k, block.attn.v, block.mlp.up):
-                if min(matrix.shape) >= 64:
-                    nn.init.orthogonal_(matrix)
-                else:
-                    nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
+                nn.init.orthogonal_(matrix)
 
-    def set_late_qat(self, on: bool) -> None:
-        """Switches int6 fake quantisation of the blocks' matrices; compiled code is kept for both positions."""
+    def set_late_qat(self, over: int | None) -> None:
+        """Fake-quantises the blocks' matrices of more than `over` elements; None switches it off."""
         for block in self.blocks:
-            block.attn.late_qat = block.mlp.late_qat = on
+            block.attn.late_qat_over = block.mlp.late_qat_over = over
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B,T] -> the first hidden state [B,T,D]."""
@@ -675,35 +590,25 @@ class GPT(nn.Module):
                 v_first = v
             if index < self.half:
                 skips.append(x)
-        logits = F.linear(rms_norm(x), self.tok_emb.to(x.dtype)).float()
+        logits = linear(rms_norm(x), self.tok_emb).float()
         return self.logit_softcap * torch.tanh(logits / self.logit_softcap)
 
 
 def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats."""
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def build_model(s: Settings, device: torch.device) -> GPT:
-    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
-    return GPT(s, automatic if s.dtype == "auto" else getattr(torch, s.dtype)).to(device)
-
-
 def maybe_compile(model: GPT, s: Settings) -> nn.Module:
-    wanted = model.tok_emb.is_cuda if s.compile == "auto" else s.compile == "on"
+    wanted = s.compile == "on" or (s.compile == "auto" and model.tok_emb.is_cuda)
     return torch.compile(model, dynamic=False) if wanted else model
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Optimizer: NorMuon for matrices, AdamW for the rest, and the average of the weights
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Optimizer: NorMuon for matrices, AdamW for the rest, and the average of the weights ----------------------------
 
 
-def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """The nearest semi-orthogonal matrices to a stack g [N,R,C], roughly: singular values end near 1.
-
-    Quintic Newton–Schulz iteration of Muon (Keller Jordan, 2024); in bfloat16 on a GPU, in float32 on the CPU.
-    """
+def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
+    """The nearest semi-orthogonal matrices to a stack g [N,R,C], roughly: singular values end near 1. The quintic
+    Newton–Schulz iteration of Muon (Keller Jordan, 2024); in bfloat16 on a GPU, in float32 on the CPU."""
     a, b, c = 3.4445, -4.7750, 2.0315
     x = g.bfloat16() if g.is_cuda else g
     x = x.mT if g.size(-2) > g.size(-1) else x
@@ -720,11 +625,12 @@ class NorMuon(torch.optim.Optimizer):
     For matrices inside a network, not for embeddings, heads or vectors. Matrices of one shape are worked on as one
     stack. With several ranks only the orthogonalisation, the expensive part, is shared out (by operations) and its
     results gathered; everything else is done on every rank, so that each holds the whole state of the optimizer.
-    Gradients must already be the same on all ranks. `lr` is in units of the update's spectral norm.
+    Gradients must already be the same on all ranks. A group's "lr", in units of the update's spectral norm, must be
+    set before each step.
     """
 
-    def __init__(self, params, ranks: Ranks, lr: float, momentum: float, beta2: float, weight_decay: float, steps: int):
-        super().__init__(params, dict(lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay, steps=steps))
+    def __init__(self, params, ranks: Ranks, lr: float, momentum: float, weight_decay: float, beta2: float = 0.95):
+        super().__init__(params, dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay))
         self.ranks = ranks
         stacks = {}
         for p in self.param_groups[0]["params"]:
@@ -736,22 +642,21 @@ class NorMuon(torch.optim.Optimizer):
         """owned[rank][stack]: which matrices of the stack the rank orthogonalises; heaviest first, each to the least
         busy rank."""
         cost = {(i, j): min(p.shape) ** 2 * max(p.shape) for i, ps in enumerate(self.stacks) for j, p in enumerate(ps)}
-        load = [0] * self.ranks.world
-        owned = [[[] for _ in self.stacks] for _ in load]
+        load, owned = [0] * self.ranks.world, [[[] for _ in self.stacks] for _ in range(self.ranks.world)]
         for i, j in sorted(cost, key=cost.get, reverse=True):
             rank = load.index(min(load))
             load[rank] += cost[i, j]
             owned[rank][i].append(j)
         return owned
 
-    def orthogonalize(self, updates: list[Tensor], steps: int) -> list[Tensor]:
+    def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
         """newton_schulz of every stack, each rank its part, and the parts put together on every rank."""
         if self.ranks.world == 1:
-            return [newton_schulz(u, steps) for u in updates]
+            return [newton_schulz(u) for u in updates]
         results = [torch.empty_like(u, dtype=torch.bfloat16 if u.is_cuda else u.dtype) for u in updates]
         sizes = [[len(js) * u[0].numel() for js, u in zip(own, updates, strict=True)] for own in self.owned]
         parts = results[0].new_zeros(self.ranks.world, max(map(sum, sizes)))
-        mine = [newton_schulz(u[js], steps) for js, u in zip(self.owned[self.ranks.rank], updates, strict=True) if js]
+        mine = [newton_schulz(u[js]) for js, u in zip(self.owned[self.ranks.rank], updates, strict=True) if js]
         if mine:
             parts[self.ranks.rank, : sum(m.numel() for m in mine)] = torch.cat([m.flatten() for m in mine])
         dist.all_gather(list(parts), parts[self.ranks.rank].clone())
@@ -772,7 +677,7 @@ class NorMuon(torch.optim.Optimizer):
                 state["second_moment"] = torch.zeros_like(grad[..., :1])
             state["momentum"].lerp_(grad, 1 - group["momentum"])
             updates.append(grad.lerp_(state["momentum"], group["momentum"]))  # Nesterov
-        for params, update in zip(self.stacks, self.orthogonalize(updates, group["steps"]), strict=True):
+        for params, update in zip(self.stacks, self.orthogonalize(updates), strict=True):
             update = update.float()
             norm = update.norm(dim=(-2, -1), keepdim=True)
             second = self.state[params[0]]["second_moment"]
@@ -785,26 +690,19 @@ class NorMuon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.Optimizer]:
-    """NorMuon (or AdamW) for the matrices, AdamW for the embeddings and for the rest.
-
-    Each group keeps its base rate under "base_lr"; the schedule scales it.
-    """
+    """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
     matrices, embeddings, others = [], [], []
     for name, p in model.named_parameters():
         kind = matrices if name.endswith(MATRICES) else embeddings if name in ("tok_emb", "bigram.table") else others
         kind.append(p)
-    groups = [dict(params=embeddings, lr=s.embed_lr), dict(params=others, lr=s.scalar_lr)]
+    groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
     optimizers = []
     if s.matrix_optimizer == "normuon":
-        optimizers.append(NorMuon(matrices, ranks, s.matrix_lr, s.muon_momentum, s.muon_beta2, s.weight_decay,
-                                  s.newton_schulz_steps))  # fmt: skip
+        optimizers.append(NorMuon(matrices, ranks, s.matrix_lr, s.muon_momentum, s.weight_decay))
     else:
-        groups.append(dict(params=matrices, lr=s.matrix_lr))
-    optimizers.append(torch.optim.AdamW(groups, betas=(s.adam_beta1, s.adam_beta2), eps=1e-8,
-                                        weight_decay=s.weight_decay, fused=ranks.device.type == "cuda"))  # fmt: skip
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["base_lr"] = group["lr"]
+        groups.append(dict(params=matrices, base_lr=s.matrix_lr))
+    optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8,
+                                        weight_decay=s.weight_decay, fused=ranks.device.type == "cuda"))
     return optimizers
 
 
@@ -822,19 +720,23 @@ def average_weights(model: GPT, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Codec: the PCLL container and its weight codecs; the format is specified in decode_artifact.py
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Codec: the PCLL container and its weight codecs; the format is specified in decode_artifact.py -----------------
 
 FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
 FREQUENCY_BITS = 14  # a context's rANS frequencies add up to 2^14
+MAX_INDEX = 2047  # largest magnitude of a trellis index
 PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24),
-                 128: (0o235, 0o126), 256: (0o515, 0o362)}  # states: Ungerboeck's h0, h1  # fmt: skip
+                 128: (0o235, 0o126), 256: (0o515, 0o362)}  # states: Ungerboeck's h0, h1
 
 
 class ArtifactError(ValueError):
     """An artifact that is not a valid PCLL file; its text says what is wrong and where."""
+
+
+def require(holds: bool, sentence: str) -> None:
+    if not holds:
+        raise ArtifactError(sentence)
 
 
 @dataclass
@@ -846,23 +748,19 @@ class Coded:
     side: bytes = b""  # its side data (of trellis tensors: without the scales)
     symbols: np.ndarray | None = None  # flat: uint8 levels (huffman) or int32 indices (trellis)
     lengths: np.ndarray | None = None  # Huffman code length of each level
-    scales: tuple[np.ndarray, np.ndarray] | None = None  # trellis: of rows and of columns, int, in quarter octaves
-
-
-def byte_planes(array: np.ndarray) -> bytes:
-    """All least significant bytes, then the next ones, ...: like bytes compress better side by side."""
-    return array.reshape(-1, 1).view(np.uint8).T.tobytes()
+    scales: tuple[int, np.ndarray, np.ndarray] | None = None  # trellis: offset, of rows, of columns, in quarter octaves
 
 
 def code_floats(w: np.ndarray, dtype: str) -> Coded:
-    """Exact in float32; in float16 rounded to the nearest, unless the range needs float32."""
-    if dtype == "float16" and np.abs(w).max() < 65504:
-        return Coded(FLOAT16, w.shape, byte_planes(w.astype("<f2")))
-    return Coded(FLOAT32, w.shape, byte_planes(w.astype("<f4")))
+    """Exact in float32, or rounded to float16 if the range allows; planes of like bytes, where zstd finds more."""
+    half = dtype == "float16" and np.abs(w).max() < 65504
+    stored = w.astype("<f2" if half else "<f4")
+    return Coded(FLOAT16 if half else FLOAT32, w.shape, stored.reshape(-1, 1).view(np.uint8).T.tobytes())
 
 
-def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> np.ndarray:
-    """Centroids, float16, ascending and distinct: Lloyd's iteration from evenly spaced ones (entry 532)."""
+def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Centroids (float16, ascending, each nearest to something) and the index of each element's nearest one (uint8,
+    flat), by Lloyd's iteration from evenly spaced centroids (entry 532)."""
     ordered = np.sort(w, axis=None)
     sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
     centroids = np.linspace(float(ordered[0]), float(ordered[-1]), levels)
@@ -871,29 +769,22 @@ def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> np.ndarray:
         edges = np.concatenate(([0], np.searchsorted(ordered, middles), [len(ordered)]))
         counts = np.diff(edges)
         centroids = np.where(counts > 0, np.diff(sums[edges]) / np.maximum(counts, 1), centroids)
-    return np.unique(centroids.astype(np.float16) + np.float16(0))  # + 0 turns -0 into 0
-
-
-def nearest_level(w: np.ndarray, centroids: np.ndarray) -> np.ndarray:
-    """Index of the nearest centroid for each element, uint8, flat."""
+    centroids = np.unique(centroids.astype(np.float16) + np.float16(0))  # + 0 turns -0 into 0
     exact = centroids.astype(np.float32)
-    return np.searchsorted((exact[1:] + exact[:-1]) / 2, w.ravel()).astype(np.uint8)
+    indices = np.searchsorted((exact[1:] + exact[:-1]) / 2, w.ravel())
+    used = np.bincount(indices, minlength=len(centroids)) > 0
+    return centroids[used], (np.cumsum(used) - 1).astype(np.uint8)[indices]
 
 
 def code_huffman(w: np.ndarray, levels: int) -> Coded:
-    """Quantised to the nearest of at most `levels` k-means centroids; those that nothing is nearest to are left out."""
-    centroids = kmeans(w, levels)
-    indices = nearest_level(w, centroids)
-    counts = np.bincount(indices, minlength=len(centroids))
-    used = counts > 0
-    lengths = huffman_lengths(counts[used])
-    side = struct.pack("<B", len(lengths)) + centroids[used].astype("<f2").tobytes()
-    side += lengths.tobytes() if len(lengths) > 1 else b""
-    return Coded(HUFFMAN, w.shape, side, (np.cumsum(used) - 1).astype(np.uint8)[indices], lengths)
+    centroids, indices = kmeans(w, levels)
+    lengths = huffman_lengths(np.bincount(indices))
+    side = struct.pack("<B", len(lengths)) + centroids.astype("<f2").tobytes() + lengths.tobytes()
+    return Coded(HUFFMAN, w.shape, side, indices, lengths)
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
-    """Optimal code lengths of at most MAX_CODE_LENGTH bits, uint8, by package-merge (Larmore and Hirschberg, 1990)."""
+    """Optimal code lengths up to MAX_CODE_LENGTH, uint8, by package-merge (Larmore and Hirschberg, 1990)."""
     leaves = sorted((int(count), (symbol,)) for symbol, count in enumerate(counts))
     packages = []
     for _ in range(MAX_CODE_LENGTH):
@@ -920,12 +811,11 @@ def lane_count(elements: int) -> int:
 def lane_groups(sizes: list[int], lanes: int) -> list[tuple[int, int]]:
     """(start, stop) of the elements that are coded in one step, over all tensors one after the other."""
     return [(start, min(start + lanes, end)) for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True)
-            for start in range(end - size, end, lanes)]  # fmt: skip
+            for start in range(end - size, end, lanes)]
 
 
 def huffman_encode(tensors: list[Coded]) -> bytes:
-    """The word stream of all tensors. A lane fetches its next word in the step in which it holds fewer than 16 bits,
-    so that the order of the words follows from how many bits each lane has consumed before each step."""
+    """The bits of all tensors' codes, lane after lane: bits of each lane (u32), then words of 16 bits."""
     sizes = [len(t.symbols) for t in tensors]
     lanes = lane_count(sum(sizes))
     rows = np.cumsum([0] + [-(-size // lanes) for size in sizes])
@@ -934,48 +824,37 @@ def huffman_encode(tensors: list[Coded]) -> bytes:
     for t, size, row in zip(tensors, sizes, rows, strict=False):
         length[row:].reshape(-1)[:size] = t.lengths[t.symbols]
         code[row:].reshape(-1)[:size] = canonical_codes(t.lengths)[1][t.symbols]
-    begin = np.cumsum(length, axis=0, dtype=np.int32) - length
-    fetched = np.maximum.accumulate(np.where(length > 0, (begin + 15) // 16 + 1, 0), axis=0)  # words, at each step
-    step, lane = np.nonzero(np.diff(fetched, axis=0, prepend=0))
-    position = np.zeros((lanes, fetched.max() + 1), dtype=np.int64)  # of each lane's n-th word in the stream
-    position[lane, fetched[step, lane] - 1] = np.arange(len(step))
-    num_words = len(step)
-    step, lane = np.nonzero(length)
-    at = begin[step, lane]
-    window = code[step, lane] << (32 - (at & 15) - length[step, lane]).astype(np.uint32)  # over two words
-    words = np.bincount(position[lane, at >> 4], weights=window >> 16, minlength=num_words)
-    crosses = (window & 0xFFFF) > 0
-    lane, at, window = lane[crosses], at[crosses], window[crosses]
-    words += np.bincount(position[lane, (at >> 4) + 1], weights=window & 0xFFFF, minlength=num_words)
-    return struct.pack("<I", num_words) + words.astype("<u2").tobytes()
+    bits = length.sum(axis=0, dtype=np.int64)
+    at = np.cumsum(length, axis=0, dtype=np.int64) - length + np.cumsum(bits) - bits
+    window = code << (32 - (at & 15) - length).astype(np.uint32)  # a code at its place within two words
+    num_words = int(-(-bits.sum() // 16))
+    words = np.bincount(at.ravel() >> 4, weights=window.ravel() >> 16, minlength=num_words + 1)
+    words[1:] += np.bincount(at.ravel() >> 4, weights=window.ravel() & 0xFFFF, minlength=num_words + 1)[:-1]
+    return bits.astype("<u4").tobytes() + words[:num_words].astype("<u2").tobytes()
 
 
-def huffman_decode(reader: "Reader", tables: list[tuple[int, np.ndarray]]) -> list[np.ndarray]:
-    """Levels (uint8, flat) of each tensor, given as (number of elements, code lengths)."""
-    lanes = lane_count(sum(size for size, _ in tables))
-    words = reader.numbers("<u2", reader.number("<u4")).astype(np.uint32)
-    queue, held = np.zeros(lanes, dtype=np.uint32), np.zeros(lanes, dtype=np.uint32)
-    used, results = 0, []
-    for size, lengths in tables:
+def huffman_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
+    """Weights of each tensor, given as (shape, centroids, code lengths)."""
+    lanes = lane_count(sum(math.prod(shape) for shape, _, _ in tensors))
+    ends = np.cumsum(reader.numbers("<u4", lanes), dtype=np.int64)
+    at = np.concatenate(([0], ends[:-1]))
+    words = np.append(reader.numbers("<u2", -(-int(ends[-1]) // 16)), [0, 0]).astype(np.uint32)
+    pairs = words[:-1] << 16 | words[1:]
+    results = []
+    for shape, centroids, lengths in tensors:
         order, _ = canonical_codes(lengths)
-        longest = np.uint32(lengths.max())
-        entries = np.repeat(order.astype(np.uint32) << 8 | lengths[order], 1 << (longest - lengths[order].astype(int)))
-        symbols = np.empty(size, dtype=np.uint8)
-        for start, stop in lane_groups([size], lanes):
-            q, h = queue[: stop - start], held[: stop - start]
-            short = h < 16
-            count = int(np.count_nonzero(short))
-            if used + count > len(words):
-                raise ArtifactError("the Huffman stream ends before its last code")
-            q[short] = q[short] << 16 | words[used : used + count]
-            h[short] += 16
-            used += count
-            entry = entries[(q >> (h - longest)) & ((1 << longest) - 1)]
-            h -= entry & 0xFF
-            symbols[start:stop] = entry >> 8
-        results.append(symbols)
-    if used != len(words) or (queue & ((np.uint32(1) << held) - 1)).any():
-        raise ArtifactError("the Huffman stream goes on after its last code")
+        longest = int(lengths.max())
+        entries = np.repeat(order.astype(np.uint16) << 8 | lengths[order], 1 << (longest - lengths[order].astype(int)))
+        levels = np.empty(math.prod(shape), dtype=np.uint8)
+        for start, stop in lane_groups([len(levels)], lanes):
+            p = at[: stop - start]
+            window = pairs.take(p >> 4, mode="clip") >> (32 - longest - (p & 15))
+            entry = entries[window & ((1 << longest) - 1)]
+            p += entry & 0xFF
+            levels[start:stop] = entry >> 8
+        results.append(centroids[levels].reshape(shape))
+    padding = int(words[-3]) & ((1 << -int(ends[-1]) % 16) - 1) if ends[-1] else 0
+    require((at == ends).all() and padding == 0, "the Huffman stream does not end where it should")
     return results
 
 
@@ -985,18 +864,18 @@ def half_power(e: np.ndarray) -> np.ndarray:
 
 
 def quarter_octaves(mean_square: np.ndarray) -> np.ndarray:
-    """Root mean squares as round(4 log2(rms)), by comparison with exact thresholds 2^(e/2 - 1/4): no logarithm, which
-    would differ from machine to machine."""
+    """round(4 log2(rms)) by exact thresholds 2^(e/2 - 1/4): a logarithm would differ from machine to machine."""
     thresholds = half_power(np.arange(-250, 250)) / math.sqrt(math.sqrt(2.0))
     return np.searchsorted(thresholds, mean_square, side="right") - 251
 
 
-def context_scales(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Scales of the rows and of the columns of y = w/step [R,C], in quarter octaves."""
+def context_scales(y: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Offset, and scales of the rows and of the columns, of y = w/step [R,C], in quarter octaves."""
     square = np.square(y, dtype=np.float64)
     rows = quarter_octaves(square.mean(axis=1))
     columns = quarter_octaves((square * half_power(-rows)[:, None]).mean(axis=0))
-    return rows, np.clip(columns, -127, 127)
+    offset = int(np.median(rows))
+    return offset, np.clip(rows - offset, -127, 127), np.clip(columns, -127, 127)
 
 
 def trellis_table(states: int) -> np.ndarray:
@@ -1009,10 +888,9 @@ def trellis_table(states: int) -> np.ndarray:
 def trellis_search(y: np.ndarray, states: int) -> np.ndarray:
     """Indices (int32 [R,C]) whose points are nearest to y = w/step in the sum of squares of each row: Viterbi's
     algorithm, all rows at once. Both branches into a state have the union bit u = its top bit, and differ in parity."""
-    following = trellis_table(states)
     before = np.empty((2, states), dtype=np.intp)  # the state that a branch of this parity into this state comes from
-    for state in range(states):
-        before[(0, 1), following[state]] = state
+    for state, following in enumerate(trellis_table(states)):
+        before[(0, 1), following] = state
     result = np.empty(y.shape, dtype=np.int32)
     block = max(16, 32768 // states)  # rows whose path costs stay in the cache
     for first in range(0, len(y), block):
@@ -1058,40 +936,33 @@ def code_trellis(w: np.ndarray, target_mse: float, coarseness: float, states: in
     error = trellis_values(trellis_search(sample / step, states), step, states) - sample
     step = np.float32(coarseness * step * math.sqrt(target_mse / np.square(error, dtype=np.float64).mean()))
     indices = trellis_search(rows / step, states)
+    if np.abs(indices).max() > MAX_INDEX:
+        return code_floats(w, "float16")
     return Coded(TRELLIS, w.shape, struct.pack("<f", step), indices.ravel(), scales=context_scales(rows / step))
 
 
 def normalize_frequencies(counts: np.ndarray) -> np.ndarray:
     """Integer frequencies that add up to 2^14, at least 1 for every symbol that occurs; all zero if none does."""
-    occurs = counts > 0
-    free = (1 << FREQUENCY_BITS) - occurs.sum()
-    frequencies = occurs + counts * free // max(1, counts.sum())
-    frequencies[counts.argmax()] += ((1 << FREQUENCY_BITS) - frequencies.sum()) * occurs.any()
+    free = (1 << FREQUENCY_BITS) - np.count_nonzero(counts)
+    frequencies = (counts > 0) + counts * free // max(1, counts.sum())
+    frequencies[counts.argmax()] += ((1 << FREQUENCY_BITS) - frequencies.sum()) * counts.any()
     return frequencies
 
 
 def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     """Completes the tensors' side data; returns the shared model and the rANS stream (arXiv 1311.2540, 1402.3392)."""
-    lowest = min(int(rows.min() + columns.min()) for rows, columns in (t.scales for t in tensors))
-    contexts = []
+    contexts = [offset + rows[:, None] + columns for offset, rows, columns in (t.scales for t in tensors)]
+    base = max(min(int(c.min()) for c in contexts), max(int(c.max()) for c in contexts) - 63)
+    context = np.concatenate([np.maximum(c - base, 0).ravel() for c in contexts])
     for t in tensors:
-        rows, columns = t.scales
-        middle = (int(rows.min()) + int(rows.max())) // 2
-        t.side += struct.pack("<Bh", 3, middle - lowest)
-        t.side += np.clip(rows - middle, -127, 127).astype(np.int8).tobytes() + columns.astype(np.int8).tobytes()
-        contexts.append(np.clip(rows - middle, -127, 127)[:, None] + columns + middle - lowest)
-    context = np.concatenate([np.clip(c, 0, 63).ravel() for c in contexts])
+        t.side += struct.pack("<h", t.scales[0] - base) + np.concatenate(t.scales[1:]).astype(np.int8).tobytes()
     index = np.concatenate([t.symbols for t in tensors])
-    largest = int(np.clip(np.abs(index).max(), 1, 127))
-    symbol = np.where(np.abs(index) <= largest, index + largest, 2 * largest + 1)
-    escapes = index[symbol == 2 * largest + 1]
-    shape = (int(context.max()) + 1, 2 * largest + 2)
-    cell = context * shape[1] + symbol
+    largest = int(np.abs(index).max())
+    shape = (int(context.max()) + 1, 2 * largest + 1)
+    cell = context * shape[1] + index + largest
     counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
     frequencies = np.stack([normalize_frequencies(row) for row in counts])
-    model = struct.pack("<BBB", states.bit_length() - 1, largest, shape[0]) + frequencies.astype("<u2").tobytes()
-    model += struct.pack("<I", len(escapes)) + escapes.astype("<i4").tobytes()
-
+    model = struct.pack("<BHB", states.bit_length() - 1, largest, shape[0]) + frequencies.astype("<u2").tobytes()
     frequency = frequencies.astype(np.uint64).ravel()
     below = (np.cumsum(frequencies, axis=1) - frequencies).astype(np.uint64).ravel()
     lanes = lane_count(len(index))
@@ -1109,53 +980,40 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
 
 def trellis_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
     """Weights of each tensor, given as (shape, step, offset, row scales, column scales)."""
-    log_states, largest, num_contexts = reader.number("u1"), reader.number("u1"), reader.number("u1")
-    if not (2 <= log_states <= 8 and 1 <= largest <= 127 and 1 <= num_contexts <= 64):
-        raise ArtifactError("the trellis model's sizes are out of range")
-    frequencies = reader.numbers("<u2", num_contexts * (2 * largest + 2)).reshape(num_contexts, -1).astype(np.uint32)
-    if not np.isin(frequencies.sum(axis=1), (0, 1 << FREQUENCY_BITS)).all():
-        raise ArtifactError("a context's frequencies do not add up to 2^14")
-    escapes = reader.numbers("<i4", reader.number("<u4")).astype(np.int64)
-    if not ((np.abs(escapes) > largest) & (np.abs(escapes) <= 1 << 20)).all():
-        raise ArtifactError("an escape is out of range")
+    log_states, largest, num_contexts = reader.number("u1"), reader.number("<u2"), reader.number("u1")
+    in_range = 2 <= log_states <= 8 and largest <= MAX_INDEX and 1 <= num_contexts <= 64
+    require(in_range, "the trellis model's sizes are out of range")
+    frequencies = reader.numbers("<u2", num_contexts * (2 * largest + 1)).reshape(num_contexts, -1).astype(np.uint32)
+    require(np.isin(frequencies.sum(axis=1), (0, 1 << FREQUENCY_BITS)).all(), "frequencies do not add up to 2^14")
     lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
     state = reader.numbers("<u4", lanes).astype(np.uint32)
     words = reader.numbers("<u2", reader.number("<u4")).astype(np.uint32)
-    if (state < 1 << 16).any():
-        raise ArtifactError("a rANS state starts below 2^16")
-
-    slots = np.zeros((num_contexts, 1 << FREQUENCY_BITS), dtype=np.uint8)  # the symbol that each slot stands for
+    require((state >= 1 << 16).all(), "a rANS state starts below 2^16")
+    slots = np.zeros((num_contexts, 1 << FREQUENCY_BITS), dtype=np.uint16)  # the symbol that each slot stands for
     for context, row in enumerate(frequencies):
         if row.any():
-            slots[context] = np.repeat(np.arange(len(row), dtype=np.uint8), row)
+            slots[context] = np.repeat(np.arange(len(row), dtype=np.uint16), row)
     below = np.cumsum(frequencies, axis=1, dtype=np.uint32) - frequencies
-    used, escaped, results = 0, 0, []
-    for shape, step, offset, rows, columns in tensors:
-        context = np.clip(offset + rows[:, None] + columns, 0, num_contexts - 1).ravel()
-        if not frequencies.any(axis=1)[context].all():
-            raise ArtifactError("a context occurs that has no frequencies")
-        symbols = np.empty(len(context), dtype=np.uint8)
-        for start, stop in lane_groups([len(context)], lanes):
-            x, c = state[: stop - start], context[start:stop]
-            slot = x & ((1 << FREQUENCY_BITS) - 1)
-            symbols[start:stop] = symbol = slots[c, slot]
-            x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
-            low = x < 1 << 16
-            count = int(np.count_nonzero(low))
-            if used + count > len(words):
-                raise ArtifactError("the rANS stream ends before its last symbol")
-            x[low] = x[low] << 16 | words[used : used + count]
-            used += count
-        indices = symbols.astype(np.int32) - largest
-        places = np.flatnonzero(symbols == 2 * largest + 1)
-        if escaped + len(places) > len(escapes):
-            raise ArtifactError("an escape is missing")
-        indices[places] = escapes[escaped : escaped + len(places)]
-        escaped += len(places)
-        results.append(trellis_values(indices.reshape(len(rows), -1), step, 1 << log_states).reshape(shape))
-    if used != len(words) or escaped != len(escapes) or (state != 1 << 16).any():
-        raise ArtifactError("the rANS stream does not end where it should")
-    return results
+    context = [np.clip(offset + rows[:, None] + columns, 0, num_contexts - 1).astype(np.uint8).ravel()
+               for _, _, offset, rows, columns in tensors]
+    sizes = [len(c) for c in context]
+    context = np.concatenate(context)
+    require(frequencies.any(axis=1)[context].all(), "a context occurs that has no frequencies")
+    symbols, used = np.empty(len(context), dtype=np.uint16), 0
+    for start, stop in lane_groups(sizes, lanes):
+        x, c = state[: stop - start], context[start:stop]
+        slot = x & ((1 << FREQUENCY_BITS) - 1)
+        symbols[start:stop] = symbol = slots[c, slot]
+        x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
+        low = x < 1 << 16
+        count = int(np.count_nonzero(low))
+        require(used + count <= len(words), "the rANS stream ends before its last symbol")
+        x[low] = x[low] << 16 | words[used : used + count]
+        used += count
+    require(used == len(words) and (state == 1 << 16).all(), "the rANS stream does not end where it should")
+    parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
+    return [trellis_values(part.reshape(shape[0], -1), step, 1 << log_states).reshape(shape)
+            for part, (shape, step, *_) in zip(parts, tensors, strict=True)]
 
 
 def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
@@ -1167,7 +1025,7 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         table += struct.pack("<B", len(name)) + name.encode() + struct.pack("<BB", t.codec, len(t.shape))
         table += struct.pack(f"<{len(t.shape)}I", *t.shape)
     streams = b""
-    if huffman := [t for t in tensors.values() if t.codec == HUFFMAN and len(t.lengths) > 1]:
+    if huffman := [t for t in tensors.values() if t.codec == HUFFMAN]:
         streams += huffman_encode(huffman)
     if trellis := [t for t in tensors.values() if t.codec == TRELLIS]:
         streams += trellis_encode(trellis, states)
@@ -1184,8 +1042,7 @@ class Reader:
 
     def numbers(self, dtype: str, count: int) -> np.ndarray:
         size = np.dtype(dtype).itemsize * count
-        if size > len(self.data) - self.at:
-            raise ArtifactError(f"the content ends at byte {len(self.data)}, within a field that begins at {self.at}")
+        require(size <= len(self.data) - self.at, f"the content ends within the field that begins at byte {self.at}")
         self.at += size
         return np.frombuffer(self.data, dtype, count, self.at - size)
 
@@ -1194,8 +1051,7 @@ class Reader:
 
 
 def read_side_data(reader: Reader, codec: int, shape: tuple[int, ...]):
-    """The weights of a float tensor, (centroids, code lengths) of a huffman tensor, trellis_decode's tuple of a
-    trellis tensor."""
+    """The weights of a float tensor; of others what huffman_decode or trellis_decode needs."""
     size = math.prod(shape)
     if codec in (FLOAT32, FLOAT16):
         width = 4 if codec == FLOAT32 else 2
@@ -1204,32 +1060,29 @@ def read_side_data(reader: Reader, codec: int, shape: tuple[int, ...]):
     if codec == HUFFMAN:
         levels = reader.number("u1")
         centroids = reader.numbers("<f2", levels).astype(np.float32)
-        lengths = reader.numbers("u1", levels if levels > 1 else 0)
-        complete = levels == 1 or sum(2.0 ** -int(length) for length in lengths) == 1
-        if not (complete and (np.diff(centroids) > 0).all() and lengths.max(initial=1) <= MAX_CODE_LENGTH):
-            raise ArtifactError("a codebook is not in order, or its code is not complete")
-        return centroids, lengths
-    if len(shape) < 2 or shape[0] < 16:
-        raise ArtifactError("a trellis tensor needs 16 rows at least")
-    step, mode, offset = reader.numbers("<f4", 1)[0], reader.number("u1"), reader.number("<i2")
-    if not (2.0**-100 <= step <= 2.0**100 and mode <= 3):
-        raise ArtifactError("a trellis step or scale mode is out of range")
-    rows, columns = (reader.numbers("i1", n).astype(np.intp) if mode >> bit & 1 else np.zeros(n, dtype=np.intp)
-                     for bit, n in enumerate((shape[0], size // shape[0])))  # fmt: skip
-    return shape, step, offset, rows, columns
+        lengths = reader.numbers("u1", levels)
+        complete = sum(2.0 ** -int(length) for length in lengths) == 1
+        in_order = (np.diff(centroids) > 0).all() and lengths.max(initial=0) <= MAX_CODE_LENGTH
+        require(complete and in_order, "a codebook is not in order, or its code is not complete")
+        return shape, centroids, lengths
+    require(len(shape) >= 2 and shape[0] >= 16, "a trellis tensor needs 16 rows at least")
+    step, offset = reader.numbers("<f4", 1)[0], reader.number("<i2")
+    require(2.0**-100 <= step <= 2.0**100, "a trellis step is out of range")
+    rows, columns = reader.numbers("i1", shape[0]), reader.numbers("i1", size // shape[0])
+    return shape, step, offset, rows.astype(np.int64), columns.astype(np.int64)
 
 
 def open_frame(data: bytes) -> bytes:
     """The content of an artifact, no longer than its header and its size allow."""
-    if len(data) < 16 or data[:8] != b"PCLL" + struct.pack("<HH", 1, 0):
-        raise ArtifactError("the file does not start as a PCLL artifact of version 1")
+    magic = b"PCLL" + struct.pack("<HH", 1, 0)
+    require(len(data) >= 16 and data[:8] == magic, "the file does not start as a PCLL artifact of version 1")
     content_length, frame_length = struct.unpack_from("<II", data, 8)
-    if frame_length != len(data) - 16 or content_length > (1 << 16) + 64 * len(data):
-        raise ArtifactError("the lengths in the file's header do not fit the file")
+    require(frame_length == len(data) - 16, "the frame length in the header does not fit the file")
+    require(content_length <= (1 << 16) + 64 * len(data), "the content length in the header is above the limit")
     try:
         frame = zstandard.get_frame_parameters(data[16:])
-        if frame.content_size != content_length or not frame.has_checksum or frame.dict_id:
-            raise ArtifactError("the zstd frame lacks its checksum or states another size")
+        whole = frame.content_size == content_length and frame.has_checksum and not frame.dict_id
+        require(whole, "the zstd frame lacks its checksum or states another size")
         return zstandard.ZstdDecompressor().decompress(data[16:], read_across_frames=False, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"the zstd frame is damaged: {error}") from None
@@ -1247,93 +1100,72 @@ def decode_pcll(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
         name = reader.numbers("u1", reader.number("u1")).tobytes().decode("latin-1")
         codec, dims = reader.number("u1"), reader.number("u1")
         shape = tuple(reader.numbers("<u4", dims).tolist())
-        if codec > TRELLIS or 0 in shape or dims > 4 or (table and name <= max(table)):
-            raise ArtifactError(f"tensor {name!r} is out of order, of an unknown codec or of an impossible shape")
+        possible = codec <= TRELLIS and 0 not in shape and dims <= 4 and name > max(table, default="")
+        require(possible, f"tensor {name!r} is out of order, of an unknown codec or of an impossible shape")
         table[name] = codec, shape
-    if not table or sum(math.prod(shape) for _, shape in table.values()) > (1 << 16) + 64 * len(data):
-        raise ArtifactError("the tensors have more elements than a file of this size may hold, or there are none")
+    elements = sum(math.prod(shape) for _, shape in table.values())
+    require(0 < elements <= (1 << 16) + 64 * len(data), "there are no tensors, or more elements than the limit")
     weights = {name: read_side_data(reader, codec, shape) for name, (codec, shape) in table.items()}
-    huffman = [name for name, (codec, _) in table.items() if codec == HUFFMAN]
-    streamed = [name for name in huffman if len(weights[name][1])]
-    tables = [(math.prod(table[name][1]), weights[name][1]) for name in streamed]
-    levels = dict(zip(streamed, huffman_decode(reader, tables), strict=True)) if streamed else {}
-    for name in huffman:
-        level = levels.get(name, np.zeros(math.prod(table[name][1]), dtype=np.uint8))
-        weights[name] = weights[name][0][level].reshape(table[name][1])
-    if trellis := [name for name, (codec, _) in table.items() if codec == TRELLIS]:
-        weights.update(zip(trellis, trellis_decode(reader, [weights[name] for name in trellis]), strict=True))
-    if reader.at != len(reader.data):
-        raise ArtifactError("the content goes on after its last part")
-    if not all(np.isfinite(w).all() for w in weights.values()):
-        raise ArtifactError("a weight is NaN or infinite")
+    for stream, decode in ((HUFFMAN, huffman_decode), (TRELLIS, trellis_decode)):
+        if names := [name for name, (codec, _) in table.items() if codec == stream]:
+            weights.update(zip(names, decode(reader, [weights[name] for name in names]), strict=True))
+    require(reader.at == len(reader.data), "the content goes on after its last part")
+    require(all(np.isfinite(w).all() for w in weights.values()), "a weight is NaN or infinite")
     return config, weights
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Export: which tensor gets which codec, and how the file is made to fit under the cap
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Export: which tensor gets which codec, and how the file is made to fit under the cap ---------------------------
 
 
 def code_tensor(name: str, w: np.ndarray, s: Settings, coarseness: float, dither: float) -> Coded:
-    """Matrices are quantised, the embedding is as EMBED_CODEC says, all else is kept in float16.
-
-    The error of a quantised tensor is that of k-means with its class's number of levels, divided by `coarseness`.
-    Whole numbers of levels are rounded down after adding `dither` (0..1), so that a small change of coarseness changes
-    a few tensors and not all at once.
-    """
-    codec = s.embed_codec if name == "tok_emb" else s.codec if name.endswith(MATRICES) else "float16"
+    """Matrices are quantised, the embedding is as EMBED_CODEC says, all else is kept in float16. A quantised tensor
+    has the error of k-means with its class's number of levels, divided by `coarseness` and rounded down after adding
+    `dither` (0..1), so that a small change of coarseness changes a few tensors and not all at once."""
+    codec = s.embed_codec if name == "tok_emb" else s.codec if name.endswith(QUANTISED) else "float16"
     if codec.startswith("float") or np.abs(w).max() >= 65504:
         return code_floats(w, codec if codec == "float32" else "float16")
     levels = s.mlp_levels if ".mlp." in name else s.qkv_levels if name.endswith((".q", ".k", ".v")) else s.other_levels
     if codec == "trellis" and len(w) >= 16:
-        centroids = kmeans(w, levels)
-        error = centroids.astype(np.float64)[nearest_level(w, centroids)] - w.ravel()
-        if (target_mse := np.square(error).mean()) > 1e-20:
+        centroids, indices = kmeans(w, levels)
+        if (target_mse := np.square(centroids.astype(np.float64)[indices] - w.ravel()).mean()) > 1e-20:
             return code_trellis(w, target_mse, coarseness, s.trellis_states)
     return code_huffman(w, min(255, max(2, int(levels / coarseness + dither))))
 
 
 def export(weights: dict[str, np.ndarray], config: dict, s: Settings, code_bytes: int, log: Log) -> bytes:
-    """The artifact's bytes; with the code they fit under the cap, or UserError says by how much they do not.
-
-    An octave of coarseness is a bit per quantised weight: from one encoding follows nearly the coarseness that fits.
-    """
+    """The artifact's bytes; with the code they fit under the cap, or UserError. An octave of coarseness is a bit per
+    quantised weight, so that from one encoding follows nearly the coarseness that fits."""
     budget = s.size_cap_bytes - code_bytes
-    quantized = sum(w.size for name, w in weights.items() if name.endswith(MATRICES))
+    quantized = sum(w.size for name, w in weights.items() if name.endswith(QUANTISED))
     coarseness, fitting = 1.0, None
     for _ in range(8):
-        tensors = {name: code_tensor(name, w, s, coarseness, 0.618034 * i % 1) for i, (name, w) in enumerate(weights.items())}
+        tensors = {name: code_tensor(name, w, s, coarseness, i * 0.618034 % 1)
+                   for i, (name, w) in enumerate(weights.items())}
         artifact = encode_pcll(config, tensors, s.trellis_states)
         log(f"export: coarseness {coarseness:.4f}, {len(artifact)} bytes, budget {budget}")
         if len(artifact) <= budget and (fitting is None or len(artifact) > len(fitting)):
             fitting = artifact
         if s.fit == "off" or (fitting and (s.fit == "shrink" or len(fitting) + code_bytes >= 0.999 * s.size_cap_bytes)):
             break
-        target = budget - 0.0004 * s.size_cap_bytes
-        coarseness *= 2.0 ** max(-4.0, min(4.0, 8 * (len(artifact) - target) / quantized))
-        if not 1 / 16 < coarseness < 64:
-            break
+        too_large = len(artifact) - (budget - 0.0004 * s.size_cap_bytes)
+        coarseness = min(64.0, max(1 / 16, coarseness * 2.0 ** (8 * too_large / quantized)))
     if fitting is None:
-        raise UserError(f"SIZE_CAP_BYTES={s.size_cap_bytes}: the artifact's {len(artifact)} bytes and the code's {code_bytes} "
-                        "do not fit; make the model smaller" + (" or set FIT=shrink." if s.fit == "off" else "."))  # fmt: skip
+        raise UserError(f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and {len(artifact)}"
+                        " of artifact: make the model smaller, or set FIT=shrink.")
     return fitting
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Evaluation: a ledger of scores, sliding windows, and test-time training
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Evaluation: a ledger of scores, sliding windows, and test-time training ----------------------------------------
 
 
 class LedgerError(Exception):
-    """Somebody tried to score out of order, or to learn from a token that has no score yet."""
+    """An attempt to score out of order, or to learn from a token that has no score yet."""
 
 
 class Ledger:
-    """Holds the validation tokens t[0..n-1] and the score of each position, entered once and in order.
-
-    Position i is the prediction of t[i+1]. A target is looked at only together with the logits that predict it, and
-    tokens to learn from are handed out only where every one of them has its score.
-    """
+    """Holds the validation tokens t[0..n-1] and the score of each position, entered once and in order. Position i
+    predicts t[i+1]. A target is looked at only together with the logits that predict it, and tokens to learn from are
+    handed out only where every one of them has its score."""
 
     def __init__(self, tokens: Tensor):
         self.tokens = tokens
@@ -1347,7 +1179,7 @@ class Ledger:
 
     def enter(self, start: int, nats: Tensor) -> None:
         if start != self.scored or len(nats) == 0 or start + len(nats) > len(self.nats):
-            raise LedgerError(f"positions {start}..{start + len(nats) - 1} are not the next of {len(self.nats)} to score")
+            raise LedgerError(f"{len(nats)} positions from {start} are not the next of {len(self.nats)} to score")
         self.nats[start : start + len(nats)] = nats
         self.scored += len(nats)
 
@@ -1360,33 +1192,22 @@ class Ledger:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums over the scored tokens."""
+    """Of a whole split: nats per token, bits per byte, and what they were counted over."""
 
+    val_loss: float
+    val_bpb: float
     tokens: int
     bytes: int
-    nats: float
     seconds: float
 
-    @property
-    def val_loss(self) -> float:
-        """Nats per token."""
-        return self.nats / self.tokens
-
-    @property
-    def val_bpb(self) -> float:
-        """Bits per byte."""
-        return self.nats / math.log(2) / self.bytes
-
     def __str__(self) -> str:
-        return f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f}"
+        return (f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f} tokens:{self.tokens} bytes:{self.bytes} "
+                f"eval_time:{1000 * self.seconds:.0f}ms")
 
 
 def sliding_windows(tokens: np.ndarray, s: Settings, stride: int) -> np.ndarray:
     """int64 [windows,3]: input positions start..stop-1 go in, first..stop-1 are scored; in order, each position once.
-
-    The first window of the stream (with EVAL_DOC_RESET: of each document) is scored whole, later ones give the last
-    `stride` positions their longest context.
-    """
+    The first window of the stream (with EVAL_DOC_RESET: of each document) is scored whole."""
     last = len(tokens) - 1
     bounds = np.flatnonzero(tokens[:last] == BOS_ID) if s.eval_doc_reset else np.zeros(0, dtype=np.int64)
     bounds = np.unique(np.concatenate(([0], bounds, [last])))
@@ -1398,64 +1219,73 @@ def sliding_windows(tokens: np.ndarray, s: Settings, stride: int) -> np.ndarray:
     return np.concatenate(windows)
 
 
-def window_batches(windows: np.ndarray, s: Settings, stride: int):
-    """Yields (start positions, length, keep) of windows that go through the model together: `keep` last positions of
-    `length`; a segment's first window is kept whole and padded on the right to a multiple of 64."""
-    lengths = windows[:, 2] - windows[:, 0]
-    whole = windows[:, 0] == windows[:, 1]
-    lengths = np.where(whole, np.minimum(-(-lengths // 64) * 64, s.train_seq_len), s.train_seq_len)
-    keeps = np.where(whole, lengths, stride)
-    for length, keep in np.unique(np.stack((lengths, keeps)), axis=1).T:
-        members = windows[(lengths == length) & (keeps == keep)]
-        for first in range(0, len(members), s.eval_batch_seqs):
-            yield members[first : first + s.eval_batch_seqs], int(length), int(keep)
+class Evaluator:
+    """Scores models on the validation split."""
 
+    def __init__(self, counter: ByteCounter, s: Settings, ranks: Ranks, log: Log):
+        self.s, self.ranks, self.log = s, ranks, log
+        stream = TokenStream(s.data_path, "val", s.vocab_size)
+        self.host_tokens = stream.read(0, stream.total)
+        if stream.total < 2:
+            raise UserError(f"DATA_PATH={s.data_path}: the validation split needs two tokens at least.")
+        counter.check(self.host_tokens[: 1 << 20])
+        self.bytes_before = np.concatenate(([0], np.cumsum(counter.count(self.host_tokens))))  # each position
+        self.tokens = torch.from_numpy(self.host_tokens.astype(np.int64)).to(ranks.device)
 
-@torch.inference_mode()
-def score_windows(model: nn.Module, ledger: Ledger, windows: np.ndarray, s: Settings, ranks: Ranks, stride: int,
-                  tick) -> Tensor:  # fmt: skip
-    """Nats (float32) of the consecutive positions that the windows score; batches are dealt out to the ranks, and tick
-    is called after each with the number of positions done."""
-    low, high = int(windows[0, 1]), int(windows[-1, 2])
-    nats = torch.zeros(high - low + 1, device=ledger.tokens.device)  # the last entry takes what is padding
-    done = 0
-    for number, (batch, length, keep) in enumerate(window_batches(windows, s, stride)):
-        done += int((batch[:, 2] - batch[:, 1]).sum())
-        if number % ranks.world != ranks.rank:
-            continue
-        start, first, stop = torch.from_numpy(batch).to(nats.device).T[..., None]
-        inputs = ledger.tokens[torch.minimum(start + torch.arange(length, device=nats.device), stop - 1)]
-        positions = start + torch.arange(length - keep, length, device=nats.device)
-        logits = model(inputs, keep)
-        scored = (first <= positions) & (positions < stop)
-        surprise = ledger.surprise(torch.where(scored, positions, first), logits)
-        nats[torch.where(scored, positions - low, high - low)] = surprise
-        tick(done)
-    return ranks.sum_(nats[:-1])
+    def score(self, model: nn.Module, name: str, stride: int, learner: "Learner | None" = None) -> Score:
+        """Scores every token but the first, chunk by chunk; `learner` then learns from each chunk but the last."""
+        began, total, num_bytes = time.monotonic(), 0.0, int(self.bytes_before[-1])
+        ledger = Ledger(self.tokens)
+        windows = sliding_windows(self.host_tokens, self.s, stride)
+        chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 64))
+        for part in np.split(windows, np.flatnonzero(np.diff(chunks)) + 1):
+            low, high = int(part[0, 1]), int(part[-1, 2])
 
+            def tick(done: float, low=low, high=high, total=total):
+                share = (low + done * (high - low)) / len(ledger.nats)
+                bpb = f"bpb so far {total / math.log(2) / self.bytes_before[low]:.4f}, " if low else ""
+                self.log.progress(name, share, time.monotonic() - began, bpb)
 
-def evaluate(model: nn.Module, tokens: np.ndarray, token_bytes: np.ndarray, s: Settings, ranks: Ranks, log: Log,
-             name: str, stride: int, learner: "Learner | None" = None) -> Score:  # fmt: skip
-    """Scores every token but the first, chunk by chunk; `learner` then learns from each chunk but the last."""
-    began = time.monotonic()
-    ledger = Ledger(torch.from_numpy(tokens.astype(np.int64)).to(ranks.device))
-    windows = sliding_windows(tokens, s, stride)
-    chunk_tokens = s.ttt_chunk_tokens * (1 if learner else 64)
-    num_chunks = -(-(len(tokens) - 1) // chunk_tokens)
-    chunks = (windows[:, 2] - 1) // chunk_tokens
-    for chunk in np.unique(chunks):
-        part = windows[chunks == chunk]
-        low, high = int(part[0, 1]), int(part[-1, 2])
-        bpb = float(ledger.nats[:low].double().sum()) / math.log(2) / max(1, int(token_bytes[:low].sum()))
+            nats = self.nats(model, ledger, part, stride, tick)
+            ledger.enter(low, nats)
+            total += float(nats.double().sum())
+            if learner and high < len(ledger.nats):
+                done = (high - 1) // self.s.ttt_chunk_tokens / (chunks[-1] + 1)
+                learner.learn(ledger.learnable(low, high), done, self.s.ttt_epochs)
+        bpb = total / math.log(2) / num_bytes
+        return Score(total / ledger.scored, bpb, ledger.scored, num_bytes, time.monotonic() - began)
 
-        def tick(done: int, low=low, bpb=bpb):
-            log.progress(name, (low + done) / len(token_bytes), time.monotonic() - began, f"bpb so far {bpb:.4f},")
+    @torch.inference_mode()
+    def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int, tick) -> Tensor:
+        """Nats (float32) of the consecutive positions that the windows score. A segment's first window is scored whole
+        and padded on the right if it is short; of all others only the last `stride` positions go through the head.
+        Batches are dealt out to the ranks; tick is called with the part done."""
+        length, batch_size, device = self.s.train_seq_len, self.s.eval_batch_seqs, self.tokens.device
+        low, high = int(windows[0, 1]), int(windows[-1, 2])
+        nats = torch.zeros(high - low + 1, device=device)  # the last entry takes what is padding
+        whole = windows[:, 0] == windows[:, 1]
+        batches = [(part[first : first + batch_size], keep)
+                   for part, keep in ((windows[whole], length), (windows[~whole], stride))
+                   for first in range(0, len(part), batch_size)]
+        for number in range(self.ranks.rank, len(batches), self.ranks.world):
+            batch, keep = batches[number]
+            start, first, stop = torch.from_numpy(batch).to(device).T[..., None]
+            inputs = ledger.tokens[torch.minimum(start + torch.arange(length, device=device), stop - 1)]
+            positions = start + torch.arange(length - keep, length, device=device)
+            scored = (first <= positions) & (positions < stop)
+            surprise = ledger.surprise(torch.where(scored, positions, first), model(inputs, keep))
+            nats[torch.where(scored, positions - low, high - low)] = surprise
+            tick((number + 1) / len(batches))
+        return self.ranks.sum_(nats[:-1])
 
-        ledger.enter(low, score_windows(model, ledger, part, s, ranks, stride, tick))
-        if learner and high < len(tokens) - 1:
-            learner.learn(ledger.learnable(low, high), 0.5 * (1 + math.cos(math.pi * chunk / num_chunks)))
-    nats = float(ledger.nats.double().sum())
-    return Score(ledger.scored, int(token_bytes.sum()), nats, time.monotonic() - began)
+    def train_then_score(self, model: nn.Module) -> Score:
+        """What entry 532 did: TTT_EPOCHS passes over all validation tokens, and only then their score. NOT LEGAL; it
+        goes around the ledger on purpose, and its number is never the headline."""
+        learner, began = Learner(model, self.s, self.ranks), time.monotonic()
+        for epoch in range(self.s.ttt_epochs):
+            learner.learn(self.tokens, epoch / self.s.ttt_epochs)
+            self.log.progress(NOT_LEGAL, (epoch + 1) / self.s.ttt_epochs, time.monotonic() - began)
+        return self.score(model, NOT_LEGAL, self.s.eval_stride)
 
 
 class Learner:
@@ -1464,29 +1294,24 @@ class Learner:
 
     def __init__(self, model: nn.Module, s: Settings, ranks: Ranks):
         self.model, self.s, self.ranks = model, s, ranks
-        rates = {3.0: (".out", ".down"), 0.5: (".up",)}
-        groups = {1.0: [], **{rate: [] for rate in rates}}
+        groups = {3.0: [], 0.5: [], 1.0: []}
         for name, p in model.named_parameters():
-            groups[next((rate for rate, ends in rates.items() if name.endswith(ends)), 1.0)].append(p)
+            groups[3.0 if name.endswith((".out", ".down")) else 0.5 if name.endswith(".up") else 1.0].append(p)
         groups = [dict(params=params, base_lr=rate * s.ttt_lr) for rate, params in groups.items()]
         if s.ttt_optimizer == "adamw":
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
         else:
-            self.optimizer = torch.optim.SGD(groups, lr=s.ttt_lr, momentum=0.9)
+            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
         self.gradient = flat_gradient(list(model.parameters()))
 
-    def learn(self, tokens: Tensor, rate: float) -> None:
-        """TTT_EPOCHS passes over tokens [k], as sequences of train_seq_len, at `rate` times the base rates."""
-        set_rates([self.optimizer], rate)
-        for _ in range(self.s.ttt_epochs):
-            self.one_pass(tokens)
-
-    def one_pass(self, tokens: Tensor) -> None:
-        length = self.s.train_seq_len
+    def learn(self, tokens: Tensor, done: float, epochs: int = 1) -> None:
+        """Passes over tokens [k], as sequences of train_seq_len; the rates fall as a cosine with the part done."""
+        set_rates([self.optimizer], 0.5 * (1 + math.cos(math.pi * done)))
+        length, batch = self.s.train_seq_len, self.s.ttt_batch_seqs
         count = (len(tokens) - 1) // length
-        inputs, targets = tokens[: count * length].view(count, length), tokens[1 : count * length + 1].view(count, length)
-        for first in range(0, count, self.s.ttt_batch_seqs):
-            rows = min(self.s.ttt_batch_seqs, count - first)
+        inputs, targets = (tokens[i : i + count * length].view(count, length) for i in (0, 1))
+        for first in [*range(0, count, batch)] * epochs:
+            rows = min(batch, count - first)
             share = self.ranks.share(rows)
             mine = slice(first + share.start, first + share.stop)
             self.gradient.zero_()
@@ -1497,22 +1322,7 @@ class Learner:
             self.optimizer.step()
 
 
-def train_then_score(model: nn.Module, tokens: np.ndarray, token_bytes: np.ndarray, s: Settings, ranks: Ranks,
-                     log: Log) -> Score:  # fmt: skip
-    """What entry 532 did: TTT_EPOCHS passes over all validation tokens, and only then their score. NOT LEGAL; it goes
-    around the ledger on purpose, and its number is never the headline."""
-    learner, began = Learner(model, s, ranks), time.monotonic()
-    everything = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
-    for epoch in range(s.ttt_epochs):
-        set_rates([learner.optimizer], 0.5 * (1 + math.cos(math.pi * epoch / s.ttt_epochs)))
-        learner.one_pass(everything)
-        log.progress(NOT_LEGAL, (epoch + 1) / s.ttt_epochs, time.monotonic() - began)
-    return evaluate(model, tokens, token_bytes, s, ranks, log, NOT_LEGAL, s.eval_stride)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Training
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Training -------------------------------------------------------------------------------------------------------
 
 
 def flat_gradient(params: list[nn.Parameter], extra: int = 0) -> Tensor:
@@ -1524,10 +1334,9 @@ def flat_gradient(params: list[nn.Parameter], extra: int = 0) -> Tensor:
     return flat
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], scale: float) -> None:
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = group["base_lr"] * scale
+def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: float = 0.9) -> None:
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group.update(lr=group["base_lr"] * scale, momentum=momentum)
 
 
 def rate_scale(step: int, seconds: float, s: Settings) -> float:
@@ -1540,7 +1349,7 @@ def rate_scale(step: int, seconds: float, s: Settings) -> float:
 
 
 def training_step(model: nn.Module, optimizers: list, gradient: Tensor, stream: TokenStream, step: int, s: Settings,
-                  ranks: Ranks) -> Tensor:  # fmt: skip
+                  ranks: Ranks) -> Tensor:
     """One update of all parameters; returns the mean loss in nats over all ranks' tokens, still on the device."""
     gradient.zero_()
     for inputs, targets in train_batches(stream, step, s, ranks):
@@ -1550,11 +1359,7 @@ def training_step(model: nn.Module, optimizers: list, gradient: Tensor, stream: 
     ranks.sum_(gradient)
     if s.grad_clip_norm > 0:
         nn.utils.clip_grad_norm_([p for o in optimizers for g in o.param_groups for p in g["params"]], s.grad_clip_norm)
-    momentum = min(1.0, step / max(s.muon_momentum_warmup_steps, 1))
     for optimizer in optimizers:
-        if isinstance(optimizer, NorMuon):
-            start = s.muon_momentum_warmup_start
-            optimizer.param_groups[0]["momentum"] = start + momentum * (s.muon_momentum - start)
         optimizer.step()
     return gradient[-1]
 
@@ -1563,10 +1368,12 @@ def warm_up(model: GPT, runner: nn.Module, gradient: Tensor, stream: TokenStream
     """Steps that make the compiler see every form of the model; what they did to the weights is undone."""
     before = {name: p.clone() for name, p in model.state_dict().items()}
     optimizers = build_optimizers(model, s, ranks)
+    set_rates(optimizers, 1.0)
     for step in range(s.warmup_steps):
-        model.set_late_qat(s.late_qat_threshold > 0 and step == s.warmup_steps - 1)
+        last = s.late_qat_threshold > 0 and step == s.warmup_steps - 1
+        model.set_late_qat(s.late_qat_min_elements if last else None)
         training_step(runner, optimizers, gradient, stream, step, s, ranks)
-    model.set_late_qat(False)
+    model.set_late_qat(None)
     model.load_state_dict(before)
 
 
@@ -1585,8 +1392,10 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
     seconds, step, began = 0.0, 0, time.monotonic()
     while step < s.iterations and not 0 < s.max_wallclock_seconds <= seconds:
         scale = rate_scale(step, seconds, s)
-        set_rates(optimizers, scale)
-        model.set_late_qat(scale < s.late_qat_threshold)
+        warm = min(1.0, step / max(s.muon_momentum_warmup_steps, 1))
+        momentum = s.muon_momentum_warmup_start + warm * (s.muon_momentum - s.muon_momentum_warmup_start)
+        set_rates(optimizers, scale, momentum)
+        model.set_late_qat(s.late_qat_min_elements if scale < s.late_qat_threshold else None)
         loss = training_step(runner, optimizers, gradient, stream, step, s, ranks)
         average.update_parameters(model)
         step += 1
@@ -1595,46 +1404,40 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
         seconds = ranks.from_first(time.monotonic() - began)
         if step <= 5 or step % s.train_log_every == 0 or step == s.iterations:
             if not math.isfinite(loss.item()):
-                raise UserError(f"The training loss is {loss.item()} at step {step}: lower MATRIX_LR, EMBED_LR or SCALAR_LR.")
+                raise UserError(f"The loss is {loss.item()} at step {step}: lower MATRIX_LR, EMBED_LR or SCALAR_LR.")
             log(f"step:{step}/{s.iterations} train_loss:{loss.item():.4f} train_time:{1000 * seconds:.0f}ms "
-                f"step_avg:{1000 * seconds / step:.2f}ms")  # fmt: skip
+                f"step_avg:{1000 * seconds / step:.2f}ms")
         if s.val_loss_every and step % s.val_loss_every == 0:
-            pause = time.monotonic()
             log(f"step:{step}/{s.iterations} {validate(model)} train_time:{1000 * seconds:.0f}ms")
-            began += time.monotonic() - pause
+            began = time.monotonic() - seconds  # validation is not training time
     if step < s.iterations:
         log(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{step}/{s.iterations}")
-    model.set_late_qat(False)
+    model.set_late_qat(None)
     return average.module
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Main
-# ---------------------------------------------------------------------------------------------------------------------
+# ---- Main -----------------------------------------------------------------------------------------------------------
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
-    log(source, console=False)
-    log("=" * 80, console=False)
+    log(f"{source}\n{'=' * 80}", console=False)
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
     log(f"python {platform.python_version()} torch {torch.__version__} numpy {np.__version__} "
-        f"zstandard {zstandard.__version__} GPU {gpu}")  # fmt: skip
-    for name, value in dataclasses.asdict(s).items():
-        log(f"{name}:{value}", console=False)
+        f"zstandard {zstandard.__version__} GPU {gpu}")
+    log("\n".join(f"{name}:{value}" for name, value in dataclasses.asdict(s).items()), console=False)
     log(f"preset:{s.preset} world_size:{ranks.world} device:{ranks.device.type} dtype:{model.dtype} seed:{s.seed} "
-        f"model_params:{sum(p.numel() for p in model.parameters())}")  # fmt: skip
+        f"model_params:{sum(p.numel() for p in model.parameters())}")
 
 
 def log_end(log: Log, scores: dict[str, Score], code_bytes: int, artifact_bytes: int, s: Settings) -> None:
     """A short table, and what to type next."""
     total = code_bytes + artifact_bytes
-    log("")
     for name, score in scores.items():
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
     log(f"  code + artifact = {code_bytes} + {artifact_bytes} = {total} bytes, cap {s.size_cap_bytes}, "
-        f"headroom {s.size_cap_bytes - total}")  # fmt: skip
-    log(f"\nCheck it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path}")
+        f"headroom {s.size_cap_bytes - total}")
+    log(f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path}")
 
 
 def run(s: Settings, ranks: Ranks) -> None:
@@ -1647,17 +1450,14 @@ def run(s: Settings, ranks: Ranks) -> None:
             make_demo_data(s)
         ranks.from_first(0)
     counter = ByteCounter(s.tokenizer_path, s.vocab_size)
-    tokens, token_bytes = load_validation(s, counter)
+    evaluator = Evaluator(counter, s, ranks, log)
     torch.manual_seed(s.seed)
-    model = build_model(s, ranks.device)
+    automatic = "bfloat16" if ranks.device.type == "cuda" else "float32"
+    model = GPT(s, getattr(torch, automatic if s.dtype == "auto" else s.dtype)).to(ranks.device)
     log_start(log, source, s, ranks, model)
-
-    def score(model: GPT, name: str, stride: int, learner: Learner | None = None) -> Score:
-        return evaluate(maybe_compile(model, s), tokens, token_bytes, s, ranks, log, name, stride, learner)
-
-    model = train(model, s, ranks, log, lambda model: score(model, "validation", s.train_seq_len))
-    scores = {"before export, plain": score(model, "before export", s.train_seq_len)}
-
+    model = train(model, s, ranks, log, lambda model: evaluator.score(model, "validation", s.train_seq_len))
+    runner = maybe_compile(model, s)
+    scores = {"before export, plain": evaluator.score(runner, "before export", s.train_seq_len)}
     began = time.monotonic()
     if ranks.rank == 0:
         config = {name: getattr(s, name) for name in ARTIFACT_SETTINGS} | {"tokenizer_sha256": counter.sha256}
@@ -1667,31 +1467,31 @@ def run(s: Settings, ranks: Ranks) -> None:
     artifact = Path(s.artifact_path).read_bytes()
     model.load_state_dict({name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()})
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
-    log(f"Code size: {code_bytes} bytes")
-    log(f"Serialized model pcll: {len(artifact)} bytes")
-    log(f"Total submission size pcll: {code_bytes + len(artifact)} bytes")
-
-    scores["after export, plain"] = score(model, "after export", s.train_seq_len)
-    scores["after export, sliding window"] = sliding = score(model, "sliding window", s.eval_stride)
-    log(f"final_pcll_sliding_exact {sliding} tokens:{sliding.tokens} bytes:{sliding.bytes} eval_time:{1000 * sliding.seconds:.0f}ms")
+    log(f"Code size: {code_bytes} bytes\nSerialized model pcll: {len(artifact)} bytes\n"
+        f"Total submission size pcll: {code_bytes + len(artifact)} bytes")
+    scores["after export, plain"] = evaluator.score(runner, "after export", s.train_seq_len)
+    scores["after export, sliding window"] = sliding = evaluator.score(runner, "sliding window", s.eval_stride)
+    log(f"final_pcll_sliding_exact {sliding}")
     if s.ttt_protocol == "score_first":
-        adapted = score(model, "score-first adaptation", s.eval_stride, Learner(model, s, ranks))
+        adapted = evaluator.score(runner, "score-first adaptation", s.eval_stride, Learner(runner, s, ranks))
         scores["after score-first adaptation, sliding window"] = adapted
-        log(f"final_pcll_ttt_exact {adapted} tokens:{adapted.tokens} bytes:{adapted.bytes} eval_time:{1000 * adapted.seconds:.0f}ms")
+        log(f"final_pcll_ttt_exact {adapted}")
     elif s.ttt_protocol == "train_then_score":
-        scores[NOT_LEGAL] = illegal = train_then_score(maybe_compile(model, s), tokens, token_bytes, s, ranks, log)
-        log(f"{NOT_LEGAL} train_then_score {illegal} eval_time:{1000 * illegal.seconds:.0f}ms")
+        scores[NOT_LEGAL] = illegal = evaluator.train_then_score(runner)
+        log(f"{NOT_LEGAL} train_then_score {illegal}")
     log_end(log, scores, code_bytes, len(artifact), s)
 
 
 def main() -> int:
     try:
         s = load_settings(dict(os.environ))
-        with join_ranks(s) as ranks:
-            run(s, ranks)
+        run(s, join_ranks(s))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return 0
 
 
