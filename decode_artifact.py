@@ -357,8 +357,10 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     ends = np.cumsum(lane_bits)
     total = int(ends[-1])
     require(total <= LONGEST_CODE * elements, f"the huffman stream has {total} bits for {elements} elements")
-    words = cursor.array("<u2", -(-total // 16), "the huffman stream").astype(np.uint32)
-    windows = np.append(words, 0) << 16  # the 32 bits from each word on
+    words = cursor.array("<u2", -(-total // 16), "the huffman stream")
+    windows = np.zeros(len(words) + 1, np.uint32)  # the 32 bits from each word on
+    windows[:-1] = words
+    windows <<= 16
     windows[:-2] |= words[1:]
     positions = ends - lane_bits
     for tensor in tensors:
@@ -380,7 +382,7 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
         tensor.levels = int(counts.astype(bool).sum())
         yield tensor.name, weights.reshape(tensor.shape)
     require(np.array_equal(positions, ends), "a lane of the huffman stream does not end where its bits do")
-    require(not (words[-1:] << (total % 16 or 16) & 0xFFFF).any(), "the huffman stream is not filled up with zeros")
+    require(not (windows[-2:-1] << (total % 16 or 16)).any(), "the huffman stream is not filled up with zeros")
 
 
 def read_codes(

@@ -1,0 +1,165 @@
+"""Mutates PCLL files and holds the decoders against each other.
+
+    python tests/attacks/fuzz.py [--runs N] [--seed S]
+
+Run number i makes one file from the random seed S + i, so that `--seed <S + i> --runs 1` repeats it. Each decoder must
+refuse the file with its own error or read it, and all must read the same config and the same weights, bit for bit.
+Warnings count as crashes; a file that takes longer than a minute ends the program with a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import functools
+import random
+import struct
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+
+import decode_artifact
+import train_gpt
+from attacks.build import Codebook, Floats, Model, Trellis, build, sign
+from attacks.forge import sample
+
+BOUNDARIES = [(width, value % 2 ** (8 * width))
+              for width in (1, 2, 4)
+              for power in (0, 1, 4, 7, 8, 14, 15, 16, 20, 24, 31, 32)
+              for value in (2**power - 1, 2**power, 2**power + 1, -(2**power))
+              if power <= 8 * width]
+FLOATS = [struct.pack("<f", value) for value in (float("nan"), float("inf"), -0.0, 1e-45, 2.0**-100, 2.0**100, 3e38)]
+
+
+def decode(data: bytes) -> tuple[dict, dict]:
+    config, _, weights = decode_artifact.parse_pcll(data)
+    return config, weights
+
+
+DECODERS: dict[str, tuple[Callable[[bytes], tuple[dict, dict]], type[Exception]]] = {
+    "decode_artifact": (decode, decode_artifact.ArtifactError),
+    "train_gpt": (train_gpt.decode_pcll, train_gpt.ArtifactError),
+}
+
+
+@functools.cache
+def seeds() -> list[bytes]:
+    """Contents that are valid: small ones, of one codec each and of all; the last has several lanes."""
+    rng = random.Random(0)
+
+    def noise(elements: int, spread: float) -> list[int]:
+        return [round(rng.gauss(0, spread)) for _ in range(elements)]
+
+    small = [
+        {"w": Floats((3, 2), [1.0, -2.0, 0.0, 3.5, -0.0, 1e-40])},
+        {"w": Floats((2, 3), [1.0, -2.0, 0.0, 3.5, -0.0, 6e-8], codec=1), "w.x": Floats((), [1.0])},
+        {"w": Codebook((7, 5), [min(abs(x), 5) for x in noise(35, 2)], [-1, -0.5, 0, 0.25, 1, 3])},
+        {"a": Codebook((9,), [x % 2 for x in noise(9, 1)], [0, 1]), "b": Codebook((40,), [0] * 40, [2.0])},
+        {"w": Trellis((16, 3), noise(48, 1), 0.5)},
+        {"a": Trellis((17, 2, 2), noise(68, 3), 2.0**-100, [x for x in noise(17, 2)], None, 3),
+         "b": Trellis((16, 4), noise(64, 3), 2.0**100, None, [x for x in noise(4, 2)], -1)},
+    ]
+    models = [None, None, None, None, Model(2, 1), Model(8, 5)]
+    lanes = {"h": Codebook((5000,), [min(abs(x), 3) for x in noise(5000, 1)], [-1, 0, 1, 2]),
+             "t": Trellis((41, 100), noise(4100, 1.5), 1.0, noise(41, 1))}
+    built = [build({"seed": i, "rate": 0.5}, tensors, model)
+             for i, (tensors, model) in enumerate(zip([*small, lanes], [*models, Model(4, 3)], strict=True))]
+    return [container.content() for container in [sample(), *built]]
+
+
+def mutate(rng: random.Random, data: bytes) -> bytes:
+    """A random change: bits, a boundary value, a cut, a repetition, a piece from elsewhere in it or in another seed."""
+    at = rng.randrange(len(data) + 1)
+    size = min(1 << rng.randrange(8), len(data) - at)
+    kind = rng.randrange(9)
+    if kind <= 1:
+        bit = rng.randrange(8)
+        return data[:at] + bytes(byte ^ 1 << bit for byte in data[at : at + 1]) + data[at + 1 :]
+    if kind == 2:
+        return data[:at] + rng.randbytes(size) + data[at + size :]
+    if kind == 3:
+        width, value = rng.choice(BOUNDARIES)
+        return data[:at] + value.to_bytes(width, "little") + data[at + width :]
+    if kind == 4:
+        width = rng.choice((1, 2, 4))
+        value = int.from_bytes(data[at : at + width], "little") + rng.randint(-3, 3)
+        return data[:at] + (value % 2 ** (8 * width)).to_bytes(width, "little") + data[at + width :]
+    if kind == 5:
+        return data[:at] + rng.choice(FLOATS) + data[at + 4 :]
+    if kind == 6:
+        return data[:at] + data[at + size :] if rng.random() < 0.8 else data[:at]
+    if kind == 7:
+        return data[: at + size] + data[at : at + size] + data[at + size :]
+    other = rng.choice((data, rng.choice(seeds())))
+    start = rng.randrange(len(other) + 1)
+    return data[:at] + other[start : start + size] + data[at + rng.choice((0, size)) :]
+
+
+def make_file(seed: int) -> bytes:
+    """Mutated content in a frame that is signed anew, or one time in eight a mutated file."""
+    rng = random.Random(seed)
+    data = rng.choice(seeds()[:-1] * 4 + seeds()[-1:])
+    signed = rng.random() < 0.125
+    if signed:
+        data = sign(data)
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 8))):
+        data = mutate(rng, data)
+    return data if signed else sign(data)
+
+
+def check(data: bytes) -> str:
+    """'refused' or 'read'; AssertionError if a decoder crashes or two of them disagree."""
+    results = {}
+    for name, (decoder, error) in DECODERS.items():
+        try:
+            config, weights = decoder(data)
+            results[name] = config, [(key, w.shape, w.dtype.str, w.tobytes()) for key, w in sorted(weights.items())]
+        except error as refusal:
+            assert str(refusal) and "\n" not in str(refusal), f"{name} refuses with {str(refusal)!r}: {data.hex()}"
+            results[name] = None
+        except Exception as crash:
+            raise AssertionError(f"{name} crashes with {crash!r}: {data.hex()}") from crash
+    first, *others = results.values()
+    assert all(repr(other) == repr(first) for other in others), f"{list(results)} disagree: {data.hex()}"
+    return "read" if first else "refused"
+
+
+def fuzz(runs: int, seed: int) -> Counter:
+    outcomes = Counter()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(seed, seed + runs):
+            if i % 64 == 0:
+                faulthandler.dump_traceback_later(60, exit=True)
+            try:
+                outcomes[check(make_file(i))] += 1
+            except AssertionError as failure:
+                raise AssertionError(f"seed {i}: {failure}") from failure
+    faulthandler.cancel_dump_traceback_later()
+    return outcomes
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Mutates PCLL files and holds the decoders against each other.")
+    parser.add_argument("--runs", type=int, default=10_000, help="number of files")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the first file")
+    options = parser.parse_args()
+    start = time.perf_counter()
+    try:
+        outcomes = fuzz(options.runs, options.seed)
+    except AssertionError as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    print(f"{options.runs} files in {time.perf_counter() - start:.0f} s by {' and '.join(DECODERS)}: "
+          f"{outcomes['refused']} refused, {outcomes['read']} read")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""What several test files share: the project's modules on the path, small settings, and a small data set."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import train_gpt  # noqa: E402
+
+TINY = dict(
+    PRESET="demo", VOCAB_SIZE="64", NUM_LAYERS="3", MODEL_DIM="32", NUM_HEADS="4", NUM_KV_HEADS="2", MLP_HIDDEN="48",
+    ROPE_DIMS="4", XSA_LAST_N="2", BIGRAM_BUCKETS="32", BIGRAM_DIM="8", TRAIN_SEQ_LEN="16", TRAIN_BATCH_TOKENS="64",
+    TTT_CHUNK_TOKENS="32", EVAL_STRIDE="4", EVAL_BATCH_SEQS="3", DEVICE="cpu",
+)
+
+
+def tiny_settings(**changes) -> train_gpt.Settings:
+    return train_gpt.load_settings(TINY | {name: str(value) for name, value in changes.items()})
+
+
+def random_model(s: train_gpt.Settings, seed: int = 0) -> train_gpt.GPT:
+    """A model in which no parameter is zero, so that every part of it shows in the logits."""
+    torch.manual_seed(seed)
+    model = train_gpt.GPT(s)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * (0.3 if p.ndim < 2 else 0.15))
+    return model
+
+
+def write_shard(path: Path, tokens, magic: int = 20240520, version: int = 1, count: int | None = None) -> None:
+    tokens = np.asarray(tokens, dtype="<u2")
+    header = np.zeros(256, dtype="<i4")
+    header[:3] = magic, version, len(tokens) if count is None else count
+    path.write_bytes(header.tobytes() + tokens.tobytes())
+
+
+@pytest.fixture
+def one_rank() -> train_gpt.Ranks:
+    return train_gpt.Ranks(0, 1, torch.device("cpu"))

@@ -1,0 +1,345 @@
+"""decode_artifact.py against a reference encoder and decoder that go one element at a time, and its command line."""
+
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attacks.build import Codebook, Container, Floats, Model, Trellis, build, canonical_codes, values
+from attacks.forge import ONE_SYMBOL, big_model, long_codes, record, sample, sign, table_of
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import decode_artifact
+from decode_artifact import ArtifactError, main, parse_pcll, read_pcll, union_bits
+
+SCRIPT = Path(decode_artifact.__file__)
+few = settings(max_examples=150, deadline=None, derandomize=True)
+
+
+def same(tensor, decoded: np.ndarray, log2_states: int = 3) -> bool:
+    """Equal in shape, type and every bit (so that -0 is not 0)."""
+    expected = values(tensor, log2_states)
+    return (expected.shape, expected.dtype, expected.tobytes()) == (decoded.shape, decoded.dtype, decoded.tobytes())
+
+
+def assert_round_trip(container: Container) -> None:
+    config, tensors, weights = parse_pcll(container.file())
+    assert config == json.loads(container.config)
+    assert [tensor.name for tensor in tensors] == [name.decode() for name in container.names] == list(weights)
+    for tensor, decoded in zip(container.tensors, weights.values(), strict=True):
+        assert same(tensor, decoded, container.model.log2_states if container.model else 3)
+
+
+# ---------------------------------------------------------------- round trips
+
+shapes = st.lists(st.integers(1, 7), max_size=4).map(tuple)
+trellis_shapes = st.tuples(st.integers(16, 20), st.integers(1, 9)) | st.tuples(
+    st.just(16), st.integers(1, 4), st.integers(1, 4))
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+configs = st.dictionaries(texts, texts | st.booleans() | st.integers(-(2**63), 2**63 - 1)
+                          | st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+halves = st.floats(width=16, allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def floats(draw):
+    codec = draw(st.integers(0, 1))
+    shape = draw(shapes)
+    numbers = st.floats(width=32 - 16 * codec, allow_nan=False, allow_infinity=False)
+    return Floats(shape, draw(st.lists(numbers, min_size=math.prod(shape), max_size=math.prod(shape))), codec)
+
+
+@st.composite
+def codebooks(draw, fewest=1):
+    shape = draw(shapes)
+    centroids = sorted(draw(st.lists(halves.map(lambda x: x + 0.0), min_size=fewest, max_size=255, unique=True)))
+    rng = random.Random(draw(st.integers(0, 999)))
+    skew = draw(st.sampled_from((1, 3, 50)))  # from even to nearly constant, which makes codes of 1 and of 16 bits
+    levels = [int(len(centroids) * rng.random() ** skew) for _ in range(math.prod(shape))]
+    return Codebook(shape, levels, centroids)
+
+
+@st.composite
+def trellises(draw):
+    shape = draw(trellis_shapes)
+    rng = random.Random(draw(st.integers(0, 999)))
+    spread = draw(st.sampled_from((0, 0.3, 3, 60)))
+    indices = [round(rng.gauss(0, spread)) for _ in range(math.prod(shape))]
+    if draw(st.integers(0, 9)) == 9:
+        indices[rng.randrange(len(indices))] = rng.choice((2047, -2047))
+    step = np.float32(draw(st.floats(2.0**-100, 2.0**100, width=32))).item()
+    rows, columns = ([rng.randint(-128, 127) if rng.random() < 0.1 else rng.randint(-2, 2) for _ in range(count)]
+                     if draw(st.booleans()) else None for count in (shape[0], math.prod(shape[1:])))
+    return Trellis(shape, indices, step, rows, columns, draw(st.sampled_from((-32768, -3, 0, 2, 32767))))
+
+
+FILLER = Floats((2500,), np.random.default_rng(0).standard_normal(2500).tolist())  # what shrinks too well is refused
+models = st.builds(Model, st.integers(2, 8), st.integers(1, 64)) | st.builds(
+    Model, st.integers(2, 8), st.integers(1, 7), st.just(2047))
+names = st.text("abcxyz019_.", min_size=1, max_size=100)
+
+
+@few
+@given(configs, st.dictionaries(names, floats() | codebooks() | trellises(), min_size=1, max_size=5), models)
+def test_any_container(config, tensors, model):
+    assert_round_trip(build(config, tensors | {"filler": FILLER}, model))
+
+
+def test_constants_and_single_values():
+    tensors = {
+        "a": Floats((), [-0.0]), "b": Floats((1, 1, 1, 1), [2.0**-24], 1), "c": Codebook((3, 4), [0] * 12, [-3.5]),
+        "d": Codebook((1,), [1], [0.0, 1.0]), "e": Trellis((16, 1), [0] * 16, 1e-30), "f": Codebook((), [0], [6e4]),
+    }
+    assert_round_trip(build({}, tensors))
+
+
+def test_file_of_constants():
+    assert_round_trip(build({}, {"a": Codebook((70, 70), [0] * 4900, [1.0]), "b": Floats((2,), [1, 2])}))
+
+
+@pytest.mark.parametrize("elements", [1, 2047, 2048, 4095, 4096, 4097, 8192, 12287, 16385])
+def test_lanes(elements):
+    """Both streams around the sizes at which the lanes double, cut into tensors that do not fill their last group."""
+    rng = random.Random(elements)
+    cuts = [elements] if elements < 7 else [elements // 2 + 1, 3, elements - elements // 2 - 4]
+    tensors = {f"h{i}": Codebook((cut,), [min(int(rng.expovariate(0.7)), 9) for _ in range(cut)], [*range(10)])
+               for i, cut in enumerate(cuts)}
+    shapes = [(16, 3), (max(elements // 16 - 3, 16), 16)]
+    tensors |= {f"t{i}": Trellis(shape, [round(rng.gauss(0, 1.5)) for _ in range(math.prod(shape))], 1.0)
+                for i, shape in enumerate(shapes)}
+    assert_round_trip(build({}, tensors))
+
+
+# ---------------------------------------------------------------- entropy decoders and trellis
+
+
+@few
+@given(codebooks(fewest=2))
+def test_huffman_against_a_loop_over_bits(tensor):
+    """In a single lane the words are the codes one after another, then zeros."""
+    container = build({}, {"w": tensor})
+    bits = "".join(format(word, "016b") for word in container.huffman.words)
+    levels = {code: level for level, code in enumerate(canonical_codes(tensor.lengths))}
+    decoded, code = [], ""
+    for i in range(len(bits)):
+        code += bits[i]
+        if code in levels:
+            decoded.append(levels[code])
+            code = ""
+        if len(decoded) == math.prod(tensor.shape):
+            assert "1" not in bits[i + 1 :]
+            break
+    assert decoded == tensor.levels
+    assert same(tensor, parse_pcll(container.file())[2]["w"])
+
+
+@pytest.mark.parametrize("log2_states", range(2, 9))
+@pytest.mark.parametrize("columns", [1, 2, 7, 64, 65, 300])
+def test_union_bits_against_the_state_machine(log2_states, columns):
+    odd = np.random.default_rng(columns).integers(0, 2, (19, columns))
+    tensor = Trellis(odd.shape, odd.ravel().tolist(), 4.0)
+    assert np.array_equal(union_bits(odd, log2_states), values(tensor, log2_states) < 0)
+
+
+def test_trellis_by_hand():
+    """Four states, checks 5 and 2, all indices odd: states 0, 1, 3, 2, 0 and so on, worked out on paper."""
+    tensor = Trellis((16, 6), [1, 1, -1, 1, 3, -3] * 16, 4.0)
+    row = parse_pcll(build({}, {"w": tensor}, Model(log2_states=2)).file())[2]["w"][0]
+    # s: 0 -> 0^1=1 -> 0^2^1=3 -> 1^2^1=2 -> 1^1=0 -> 0^1=1
+    assert row.tolist() == [5.0, -5.0, 3.0, 5.0, 13.0, 11.0]
+
+
+def test_values_are_rounded_once():
+    step = np.float32(0.1).item()
+    tensor = Trellis((16, 1), [7, 2047] * 8, step)
+    decoded = parse_pcll(build({}, {"w": tensor}).file())[2]["w"]
+    assert decoded[0, 0] == np.float32(29 * np.float64(np.float32(step / 4)))
+    assert decoded[1, 0] == np.float32((4 * 2047 + 1) * np.float64(np.float32(step / 4)))
+
+
+# ---------------------------------------------------------------- what is reported about tensors
+
+
+def entropy(symbols: list[int]) -> float:
+    return sum(count * math.log2(len(symbols) / count) for count in Counter(symbols).values())
+
+
+def test_coded_size_and_entropy():
+    container = sample()
+    codebook, path, frequencies = container.tensors[2], container.tensors[4], container.model.frequencies
+    tensors = {tensor.name: tensor for tensor in parse_pcll(container.file())[1]}
+    assert tensors["a"].bits == 8 * 16 and tensors["b"].bits == 8 * 6
+    assert tensors["a"].entropy is tensors["a"].levels is None
+    code_bits = sum(codebook.lengths[level] for level in codebook.levels)
+    assert tensors["c"].bits == 8 * (1 + 4 * 2 + 4) + code_bits
+    assert tensors["c"].entropy == pytest.approx(entropy(codebook.levels)) and tensors["c"].levels == 4
+    assert (tensors["d"].bits, tensors["d"].entropy, tensors["d"].levels) == (32, 0, 1)
+    coded = [(path.context(i, 3), index + 7) for i, index in enumerate(path.indices)]
+    ideal = sum(14 - math.log2(frequencies[context][symbol]) for context, symbol in coded)
+    assert tensors["e"].bits == pytest.approx(8 * (6 + 16 + 5) + ideal)
+    expected = sum(entropy([symbol for c, symbol in coded if c == context]) for context in range(3))
+    assert tensors["e"].entropy == pytest.approx(expected)
+    assert tensors["e"].levels == len({symbol for _, symbol in coded}) == 6
+
+
+# ---------------------------------------------------------------- memory
+
+
+def big_file(codec: int) -> tuple[bytes, int]:
+    """A file with one tensor of 16 very long rows, all the same weight, and how many bytes its weights take.
+
+    A second tensor holds random float16, so that the file is long enough for what it inflates to.
+    """
+    shape, noise, rng = (16, 90_000), 60_000, np.random.default_rng(0)
+    elements = math.prod(shape)
+    if codec == 2:
+        side, stream = long_codes(elements)
+    elif codec == 3:
+        side, stream = Trellis(shape, [], 1.0).side(), big_model(elements, ONE_SYMBOL)
+    else:
+        side, stream = bytes(4 * elements), b""
+    planes = rng.bytes(noise) + rng.integers(0, 0x3C, noise, np.uint8).tobytes()
+    data = sign(table_of(record(b"a", 1, noise), record(b"w", codec, *shape)) + planes + side + stream)
+    return data, 4 * (elements + noise)
+
+
+@pytest.mark.parametrize("codec", [0, 2, 3])
+def test_memory_is_below_four_times_the_weights(codec):
+    data, decoded = big_file(codec)
+    tracemalloc.start()
+    try:
+        parse_pcll(data)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * decoded + 64 * 2**20, peak / decoded
+
+
+# ---------------------------------------------------------------- files and the command line
+
+
+@pytest.fixture
+def artifact(tmp_path):
+    path = tmp_path / "artifact.pcll"
+    path.write_bytes(sample().file())
+    return path
+
+
+def test_read_pcll(artifact):
+    config, weights = read_pcll(artifact)
+    assert config == {"name": "sample", "width": 8} and list(weights) == ["a", "b", "c", "d", "e"]
+    assert all(weights[name].dtype == np.float32 for name in weights)
+
+
+def test_too_large_a_file_is_not_read(artifact):
+    os.truncate(artifact, 2**28 + 1)
+    with pytest.raises(ArtifactError, match="268435457 bytes, above the limit"):
+        read_pcll(artifact)
+
+
+def test_table(artifact, capsys):
+    assert main([str(artifact)]) == 0
+    out, err = capsys.readouterr()
+    lines = out.splitlines()
+    assert lines[0] == "PCLL version 1, 5 tensors, 128 weights" and '"width": 8' in lines[1] and not err
+    assert lines[3].split() == ["name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy"]
+    assert lines[4].split() == ["a", "2x2", "float32", "-", "16", "32.0000", "-"]
+    assert lines[6].split()[:4] == ["c", "4x9", "huffman", "4"]
+    assert lines[8].split()[:4] == ["e", "16x5", "trellis", "6"]
+    assert lines[-1].split()[:2] == ["file", str(artifact.stat().st_size)]
+
+
+def test_json(artifact, capsys):
+    assert main([str(artifact), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["version"] == 1 and report["config"] == {"name": "sample", "width": 8}
+    for row in report["tensors"]:
+        assert set(row) == {"name", "shape", "codec", "weights", "levels", "bytes", "bits_per_weight", "entropy"}
+        assert row["weights"] == math.prod(row["shape"]) and row["bits_per_weight"] == 8 * row["bytes"] / row["weights"]
+    totals = report["totals"]
+    assert totals["file_bytes"] == artifact.stat().st_size and totals["weights"] == 128
+    assert totals["content_bytes"] == len(sample().content()) == totals["tensor_bytes"] + totals["shared_bytes"]
+    assert totals["tensor_bytes"] == pytest.approx(sum(row["bytes"] for row in report["tensors"]))
+
+
+def test_npz_holds_every_name(tmp_path, capsys):
+    names = ["blocks.0.attn.q", "file", "arr_0", "allow_pickle", "a.npy", "..", "x" * 100]
+    tensors = {name: Floats((2,), [i, -0.0]) for i, name in enumerate(names)}
+    (tmp_path / "in.pcll").write_bytes(build({}, tensors).file())
+    assert main([str(tmp_path / "in.pcll"), "--npz", str(tmp_path / "out.npz")]) == 0
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as loaded:
+        assert sorted(loaded.files) == sorted(names)
+        assert all(same(tensors[name], loaded[name]) for name in names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.pcll", "out.npz"]
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_npz_is_written_whole_or_not_at_all(artifact, tmp_path, monkeypatch, capsys, failure):
+    out = tmp_path / "out.npz"
+    out.write_bytes(b"earlier")
+
+    def fail(*_, **__):
+        raise failure
+
+    monkeypatch.setattr(np.lib.format, "write_array", fail)
+    if isinstance(failure, OSError):
+        assert main([str(artifact), "--npz", str(out)]) == 2
+        assert "No space left" in capsys.readouterr().err
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            main([str(artifact), "--npz", str(out)])
+    assert out.read_bytes() == b"earlier" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_bad_input_writes_no_npz(tmp_path, capsys):
+    (tmp_path / "bad.pcll").write_bytes(sample().file()[:-1])
+    assert main([str(tmp_path / "bad.pcll"), "--npz", str(tmp_path / "out.npz")]) == 2
+    assert not (tmp_path / "out.npz").exists()
+
+
+def run(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60, **options)
+
+
+def test_bad_input_ends_in_one_sentence(artifact, tmp_path):
+    (tmp_path / "bad.pcll").write_bytes(b"PK\3\4" + sample().file()[4:])
+    (tmp_path / "empty.pcll").write_bytes(b"")
+    for arguments, message in (
+        (["bad.pcll"], "bad.pcll: the file starts with b'PK\\x03\\x04' and not with b'PCLL'"),
+        (["empty.pcll"], "empty.pcll: the file has 0 bytes, fewer than the header's 16"),
+        (["missing.pcll"], "missing.pcll: [Errno 2] No such file or directory"),
+        (["."], ".: [Errno 21] Is a directory"),
+        (["artifact.pcll", "--npz", "missing/out.npz"], "artifact.pcll: [Errno 2] No such file or directory"),
+    ):
+        result = run(*arguments, cwd=tmp_path)
+        assert result.returncode == 2 and not result.stdout
+        assert result.stderr.startswith(message) and result.stderr.count("\n") == 1
+
+
+def test_unknown_arguments_end_in_usage():
+    assert run().returncode == run("a", "b").returncode == run("a", "--xml").returncode == 2
+
+
+def test_closed_output_is_no_error(artifact):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed:
+        result = subprocess.run([sys.executable, SCRIPT, artifact], stdout=closed, stderr=subprocess.PIPE, timeout=60)
+    assert result.returncode == 0 and not result.stderr
+
+
+def test_reader_needs_only_numpy_and_zstandard(artifact):
+    code = ("import sys, decode_artifact; decode_artifact.read_pcll(sys.argv[1]); "
+            "print(*sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names))")
+    result = subprocess.run([sys.executable, "-c", code, artifact], cwd=SCRIPT.parent, capture_output=True, text=True,
+                            timeout=60)
+    outside = {name for name in result.stdout.split() if not name.startswith(("_", "cython"))}
+    assert result.returncode == 0 and outside == {"decode_artifact", "numpy", "zstandard"}

@@ -1,0 +1,171 @@
+"""Model: each feature against its written definition, and what may look where."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import random_model, tiny_settings
+
+from train_gpt import GPT, linear, load_settings, rms_norm, rotate
+
+TOKENS = torch.tensor([[1, 7, 9, 9, 4, 1, 5, 6, 7, 30, 31, 32, 1, 9, 63, 2]])
+
+
+def test_the_full_model_has_26_million_parameters():
+    with torch.device("meta"):
+        model = GPT(load_settings({}))
+    layer = 2 * 512 * 512 + 2 * 256 * 512 + 2 * 512 * 1500  # q, out; k, v; MLP
+    layer += 8 + 8 * 512 + 8 + 4 * 512  # query gains; gate; scales and mix
+    expected = 1024 * 512 + 2048 * 128 + 512 * 128 + 1 + 512 + 5 * 512 + 11 * layer + 10 * 2  # and value mixes
+    assert sum(p.numel() for p in model.parameters()) == expected == 26_469_573
+
+
+def test_initial_weights():
+    model = GPT(tiny_settings(MODEL_DIM=64, MLP_HIDDEN=96))
+    for block in model.blocks:
+        assert not block.attn.out.any() and not block.mlp.down.any()
+        for w in (block.attn.q, block.attn.k, block.mlp.up):
+            gram = w @ w.mT if len(w) <= w.size(1) else w.mT @ w
+            torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
+    assert model.tok_emb.std().item() == pytest.approx(0.005, rel=0.1)
+    assert not model.bigram.table.any() and not model.bigram.proj.any()
+
+
+def test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency():
+    model = GPT(tiny_settings())
+    x = torch.randn(1, 1, 16, 8)
+    y = rotate(x, model.cos, model.sin)
+    assert torch.equal(y[..., 4:], x[..., 4:])
+    for t in range(16):
+        for pair in range(2):
+            angle = t * 50000.0 ** (-2 * pair / 4)
+            a, b = x[0, 0, t, pair].item(), x[0, 0, t, pair + 2].item()
+            assert y[0, 0, t, pair].item() == pytest.approx(a * math.cos(angle) + b * math.sin(angle), abs=1e-5)
+            assert y[0, 0, t, pair + 2].item() == pytest.approx(b * math.cos(angle) - a * math.sin(angle), abs=1e-5)
+
+
+def test_embedding_smear_and_bigram_follow_their_formulas():
+    model = random_model(tiny_settings())
+    e, rows = model.tok_emb[TOKENS[0]], []
+    for i, token in enumerate(TOKENS[0].tolist()):
+        fresh = i == 0 or token == 1
+        bucket = 31 if fresh else ((36313 * token) ^ (27191 * TOKENS[0, i - 1].item())) % 31
+        x = e[i] + model.bigram.scale * (model.bigram.proj @ model.bigram.table[bucket])
+        rows.append((x / x.square().mean().add(torch.finfo(torch.float32).eps).sqrt(), fresh))
+    gate = torch.sigmoid(model.smear_gate)
+    for i, (x, fresh) in enumerate(rows):
+        expected = (1 - gate) * x + (0 if fresh else gate * rows[i - 1][0])
+        torch.testing.assert_close(model.embed(TOKENS)[0, i], expected)
+
+
+def test_attention_and_mlp_follow_their_formulas():
+    """A block by plain loops over heads and positions."""
+    s = tiny_settings()
+    model = random_model(s)
+    block, attn = model.blocks[2], model.blocks[2].attn
+    assert attn.exclusive and attn.gated and attn.mixes_values
+    x, x0, v_first = torch.randn(1, 16, 32), torch.randn(1, 16, 32), torch.randn(1, 2, 16, 8)
+    got, _ = block(x, x0, v_first, (model.cos, model.sin), 16)
+
+    mixed = (block.resid_mix[0] * x + block.resid_mix[1] * x0)[0]
+    h = rms_norm(mixed) / math.sqrt(3)
+    q, k, v = (h @ w.T for w in (attn.q, attn.k, attn.v))
+    out = torch.zeros(16, 32)
+    for head in range(4):
+        kv = head // 2
+        keys = rotate(rms_norm(k[:, kv * 8 : kv * 8 + 8]), model.cos, model.sin)
+        values = attn.value_mix[0] * v_first[0, kv] + attn.value_mix[1] * v[:, kv * 8 : kv * 8 + 8]
+        queries = rotate(rms_norm(q[:, head * 8 : head * 8 + 8]), model.cos, model.sin) * attn.q_gain[head]
+        for t in range(16):
+            weights = torch.softmax(queries[t] @ keys[: t + 1].T / math.sqrt(8), dim=0)
+            y = weights @ values[: t + 1]
+            own = values[t] / values[t].norm()
+            y = y - (y @ own) * own
+            out[t, head * 8 : head * 8 + 8] = y * torch.sigmoid(attn.gate_weight[head] @ h[t] + attn.gate_bias[head])
+    x = mixed + block.attn_scale * (out @ attn.out.T)
+    hidden = F.leaky_relu(rms_norm(x) / math.sqrt(3) @ block.mlp.up.T, 0.5) ** 2
+    torch.testing.assert_close(got[0], x + block.mlp_scale * (hidden @ block.mlp.down.T), atol=1e-5, rtol=1e-4)
+
+
+def test_logits_are_capped_and_tied_to_the_embedding():
+    model = random_model(tiny_settings(LOGIT_SOFTCAP=2))
+    assert model(TOKENS).abs().max() < 2
+    with torch.no_grad():
+        model.tok_emb[40] *= -1  # token 40 is not in the input: only its own logit can change
+    flipped = random_model(tiny_settings(LOGIT_SOFTCAP=2))
+    difference = (model(TOKENS) - flipped(TOKENS)).abs().amax(dim=(0, 1))
+    assert difference[40] > 0.01 and difference.sum() - difference[40] < 1e-6
+
+
+def test_unet_skips_join_first_half_to_second_half_last_in_first_out():
+    model = random_model(tiny_settings(NUM_LAYERS=5))
+    assert model.skip_weights.shape == (2, 32)
+    seen = {}
+    for i, block in enumerate(model.blocks):
+        block.register_forward_hook(lambda m, args, out, i=i: seen.update({i: (args[0], out[0])}))
+    model(TOKENS)
+    for block, source in ((2, 1), (3, 0)):
+        torch.testing.assert_close(seen[block][0], seen[block - 1][1] + model.skip_weights[block - 2] * seen[source][1])
+    assert seen[4][0] is seen[3][1]
+
+
+SWITCHES = [
+    {}, {"SMEAR_GATE": 0}, {"BIGRAM_BUCKETS": 0}, {"VALUE_RESIDUAL": 0}, {"GATED_ATTENTION": 0}, {"XSA_LAST_N": 0},
+    {"UNET_SKIPS": 0}, {"LN_SCALE": 0}, {"ROPE_DIMS": 8}, {"MLP_NEGATIVE_SLOPE": 0}, {"BOS_RESET": 0},
+    {"NUM_LAYERS": 4},
+]
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+def test_causal_with_every_feature_on_and_off(switch):
+    model = random_model(tiny_settings(**switch))
+    with torch.no_grad():
+        before = model(TOKENS)
+        for t in (1, 5, 12, 15):
+            changed = TOKENS.clone()
+            changed[0, t] = (changed[0, t] + 11) % 64
+            after = model(changed)
+            assert torch.equal(before[:, :t], after[:, :t])
+            assert not torch.equal(before[:, t], after[:, t])
+
+
+@pytest.mark.parametrize("switch", SWITCHES[1:9], ids=str)
+def test_every_feature_has_an_effect(switch):
+    torch.manual_seed(0)
+    with torch.no_grad():
+        with_it, without = random_model(tiny_settings()), random_model(tiny_settings(**switch))
+        without.load_state_dict({k: v for k, v in with_it.state_dict().items() if k in without.state_dict()})
+        assert (with_it(TOKENS) - without(TOKENS)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("switch", SWITCHES, ids=str)
+@pytest.mark.parametrize("keep", [1, 4, 16])
+def test_keeping_the_last_positions_changes_nothing_but_the_work(switch, keep):
+    model = random_model(tiny_settings(**switch))
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS, keep), model(TOKENS)[:, 16 - keep :], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("reset", "leaks"), [(1, False), (0, True)])
+def test_smear_and_bigram_stop_at_a_document_start(reset, leaks):
+    """Without attention, nothing but these two can carry the token before a BOS over it."""
+    model = random_model(tiny_settings(BOS_RESET=reset))
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.out.zero_()
+        changed = TOKENS.clone()
+        changed[0, 4] = 50  # the token before the BOS at position 5
+        difference = (model(TOKENS) - model(changed)).abs().amax(dim=(0, 2))
+    assert (difference[5] > 1e-4) == leaks and difference[6:].max() == 0 and difference[4] > 1e-4
+
+
+def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
+    w = torch.randn(4, 300, requires_grad=True)
+    effective = linear(torch.eye(300), w, late_qat_over=1000).T
+    for row in effective.detach():
+        steps = row / (row.abs().max() / 31)
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+    effective.sum().backward()
+    assert torch.equal(w.grad, torch.ones_like(w))
+    assert torch.equal(linear(torch.eye(300), w, late_qat_over=1200), w.T)

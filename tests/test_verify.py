@@ -1,0 +1,756 @@
+"""verify.py on artifacts made here by hand: its network against a plain one, its loop, its probes, its verdicts."""
+
+import hashlib
+import itertools
+import json
+import math
+import os
+import re
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+import torch
+import torch.nn.functional as F
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import verify
+
+CONFIG = dict(
+    vocab_size=320, num_layers=5, model_dim=32, num_heads=4, num_kv_heads=2, mlp_hidden=24, rope_dims=4,
+    rope_base=100.0, logit_softcap=30.0, xsa_last_n=2, bigram_buckets=64, bigram_dim=8, mlp_negative_slope=0.5,
+    ln_scale=True, smear_gate=True, value_residual=True, gated_attention=True, unet_skips=True, bos_reset=True,
+    train_seq_len=32, eval_stride=8, eval_doc_reset=False, ttt_protocol="off", ttt_chunk_tokens=128, ttt_epochs=2,
+    ttt_optimizer="adamw", ttt_lr=0.01, ttt_batch_seqs=2, ttt_grad_clip=1.0, tokenizer_sha256="", preset="test",
+)  # fmt: skip
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
+    "A list is a mutable sequence; naïve readers call it an array. Ünïcode — 漢字 — needs byte pieces!",
+    "  Two spaces lead this one, and two  stand inside.",
+    "x",
+    "Arguments are passed by assignment in Python. Since assignment creates references to objects, there is no alias.",
+] * 3
+
+
+# ---------------------------------------------------------------- artifacts, data, runs
+
+
+def pack(path: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
+    """Writes a PCLL container of float32 tensors (codec 0)."""
+    header = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    names = sorted(weights)
+    table = [struct.pack("<H", len(names))]
+    for name in names:
+        shape = weights[name].shape
+        table.append(struct.pack(f"<B{len(name)}sBB{len(shape)}I", len(name), name.encode(), 0, len(shape), *shape))
+    planes = [np.frombuffer(weights[n].astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes() for n in names]
+    content = struct.pack("<I", len(header)) + header + b"".join(table + planes)
+    frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=True).compress(content)
+    path.write_bytes(struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(frame)) + frame)
+    return path
+
+
+def random_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
+    """Weights of order one everywhere, so that every feature shows in the logits."""
+    draw = np.random.default_rng(seed)
+    shapes = verify.expected_shapes(config)
+    return {n: (draw.normal(size=s) * (0.5 if len(s) < 2 else s[1] ** -0.5)).astype("f4") for n, s in shapes.items()}
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory) -> Path:
+    """A folder with data/demo: a tokenizer of 320 pieces with byte fall-back, and one validation shard."""
+    folder = tmp_path_factory.mktemp("demo")
+    data = folder / "data" / "demo"
+    data.mkdir(parents=True)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_prefix=str(data / "bpe"), vocab_size=320, model_type="bpe", pad_id=0,
+        bos_id=1, eos_id=2, unk_id=3, byte_fallback=True, character_coverage=0.98, minloglevel=2,
+        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=True,
+    )  # fmt: skip
+    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "bpe.model"))
+    write_shard(data / "fineweb_val_000000.bin", [i for text in TEXTS for i in [1, *pieces.encode(text)]])
+    return folder
+
+
+def write_shard(path: Path, tokens: list[int]) -> None:
+    header = np.zeros(256, "<i4")
+    header[:3] = 20240520, 1, len(tokens)
+    path.write_bytes(header.tobytes() + np.array(tokens, "<u2").tobytes())
+
+
+@pytest.fixture
+def home(demo, tmp_path, monkeypatch) -> Path:
+    """A working folder as after the demo: data/demo, a train_gpt.py, no artifact yet."""
+    (tmp_path / "data").symlink_to(demo / "data")
+    (tmp_path / "train_gpt.py").write_text("print('train')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(verify, "PROBE_SUFFIXES", 4)
+    return tmp_path
+
+
+def settings_of(home: Path, **changes) -> dict:
+    sha = hashlib.sha256((home / "data/demo/bpe.model").read_bytes()).hexdigest()
+    return CONFIG | {"tokenizer_sha256": sha} | changes
+
+
+def make(home: Path, **changes) -> Path:
+    config = settings_of(home, **changes)
+    return pack(home / "artifact.pcll", config, random_weights(config))
+
+
+def run(capsys, *arguments) -> tuple[int, dict[str, dict]]:
+    """(exit code, findings by check) of `verify.py arguments --json`."""
+    code = verify.main([*map(str, arguments), "--json"])
+    out = capsys.readouterr().out
+    return code, {f["check"]: f for f in json.loads(out)["findings"]} if out else {}
+
+
+# ---------------------------------------------------------------- the network
+
+
+def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
+    """The network's definition for one window, position by position in float64; returns logits [T, V]."""
+    w = {name: array.astype("f8") for name, array in w.items()}
+    T, heads, kv_heads = len(tokens), c["num_heads"], c["num_kv_heads"]
+    d = c["model_dim"] // heads
+
+    def rms(x):
+        return x / np.sqrt((x * x).mean() + np.finfo("f4").eps)
+
+    def sigmoid(x):
+        return 1 / (1 + np.exp(-x))
+
+    def rope(x, position):
+        x, half = x.copy(), c["rope_dims"] // 2
+        for j in range(half):
+            angle = position * c["rope_base"] ** (-2 * j / c["rope_dims"])
+            a, b = x[j], x[j + half]
+            x[j], x[j + half] = a * np.cos(angle) + b * np.sin(angle), -a * np.sin(angle) + b * np.cos(angle)
+        return x
+
+    xs = []
+    for t in range(T):
+        e = w["tok_emb"][tokens[t]]
+        alone = t == 0 or (c["bos_reset"] and tokens[t] == 1)
+        if c["bigram_buckets"]:
+            last = c["bigram_buckets"] - 1
+            bucket = last if alone else ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % last
+            e = e + w["bigram.scale"] * (w["bigram.proj"] @ w["bigram.table"][bucket])
+        xs.append(rms(e))
+    if c["smear_gate"]:
+        g, zero = sigmoid(w["smear_gate"]), np.zeros(c["model_dim"])
+        alone = [t == 0 or (c["bos_reset"] and tokens[t] == 1) for t in range(T)]
+        xs = [(1 - g) * xs[t] + g * (zero if alone[t] else xs[t - 1]) for t in range(T)]
+    x0, outputs, v_first = list(xs), [], None
+    for i in range(c["num_layers"]):
+        b, half = f"blocks.{i}.", c["num_layers"] // 2
+        scale = 1 / math.sqrt(i + 1) if c["ln_scale"] else 1.0
+        if c["unet_skips"] and half <= i < 2 * half:
+            xs = [x + w["skip_weights"][i - half] * s for x, s in zip(xs, outputs[half - 1 - (i - half)], strict=True)]
+        mix = w[b + "resid_mix"]
+        xs = [mix[0] * x + mix[1] * first for x, first in zip(xs, x0, strict=True)]
+        hs = [rms(x) * scale for x in xs]
+        q, k, v = ([(w[b + "attn." + n] @ h).reshape(-1, d) for h in hs] for n in "qkv")
+        if i == 0:
+            v_first = v
+        elif c["value_residual"]:
+            m = w[b + "attn.value_mix"]
+            v = [m[0] * v_first[t] + m[1] * v[t] for t in range(T)]
+        for t in range(T):
+            y = np.zeros((heads, d))
+            for h in range(heads):
+                own = h // (heads // kv_heads)
+                query = rope(rms(q[t][h]), t) * w[b + "attn.q_gain"][h]
+                scores = np.array([query @ rope(rms(k[s][own]), s) for s in range(t + 1)]) / math.sqrt(d)
+                p = np.exp(scores - scores.max())
+                y[h] = sum(p[s] / p.sum() * v[s][own] for s in range(t + 1))
+                if c["gated_attention"]:
+                    y[h] *= sigmoid(w[b + "attn.gate_weight"][h] @ hs[t] + w[b + "attn.gate_bias"][h])
+                if i >= c["num_layers"] - c["xsa_last_n"]:
+                    unit = v[t][own] / np.linalg.norm(v[t][own])
+                    y[h] -= (y[h] @ unit) * unit
+            xs[t] = xs[t] + w[b + "attn_scale"] * (w[b + "attn.out"] @ y.reshape(-1))
+            u = w[b + "mlp.up"] @ (rms(xs[t]) * scale)
+            u = np.where(u > 0, u, c["mlp_negative_slope"] * u) ** 2
+            xs[t] = xs[t] + w[b + "mlp_scale"] * (w[b + "mlp.down"] @ u)
+        outputs.append(list(xs))
+    cap = c["logit_softcap"]
+    return np.stack([cap * np.tanh(w["tok_emb"] @ rms(x) / cap) for x in xs])
+
+
+FEATURES = [
+    {}, {"bigram_buckets": 0}, {"smear_gate": False}, {"value_residual": False}, {"gated_attention": False},
+    {"unet_skips": False}, {"bos_reset": False}, {"ln_scale": False}, {"xsa_last_n": 0}, {"xsa_last_n": 5},
+    {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"rope_dims": 0}, {"rope_dims": 8}, {"num_layers": 1}, {"num_layers": 4},
+    {"mlp_negative_slope": 0.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", FEATURES, ids=str)
+def test_network_against_a_plain_one(changes):
+    config = CONFIG | changes
+    weights = random_weights(config)
+    tokens = np.random.default_rng(1).integers(0, 320, (2, 20))
+    tokens[:, [0, 9]] = 1
+    model = verify.Model(config, weights, "cpu")
+    logits = model(torch.from_numpy(tokens)).numpy()
+    plain = np.stack([plain_logits(config, weights, row) for row in tokens])
+    assert np.abs(logits - plain).max() < 1e-4
+    assert np.abs(model(torch.from_numpy(tokens), 13).numpy() - plain[:, 13:]).max() < 1e-4
+    if changes.get("num_layers") != 1:  # a lone layer has no skips, no residual values
+        base = plain_logits(CONFIG, random_weights(CONFIG), tokens[0])
+        assert not changes or np.abs(plain[0] - base).max() > 1e-2, "the feature shows in the logits"
+
+
+def test_attention_in_blocks_of_queries(monkeypatch):
+    q, k, v = torch.randn(2, 4, 50, 8), torch.randn(2, 2, 50, 8), torch.randn(2, 2, 50, 8)
+    monkeypatch.setattr(verify, "QUERY_BLOCK", 16)
+    torch.testing.assert_close(
+        verify.attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    )
+
+
+# ---------------------------------------------------------------- bytes
+
+
+def pieces_of(home: Path) -> sentencepiece.SentencePieceProcessor:
+    return sentencepiece.SentencePieceProcessor(model_file=str(home / "data/demo/bpe.model"))
+
+
+def test_bytes_are_those_of_the_text(home):
+    pieces = pieces_of(home)
+    for text in TEXTS[:5]:
+        tokens = np.array([1, *pieces.encode(text)])
+        assert verify.count_bytes(tokens, pieces) == len(text.encode())
+    assert any(pieces.is_byte(i) for i in pieces.encode(TEXTS[1])), "byte pieces are part of the test"
+
+
+def test_bytes_of_broken_utf8_and_of_many_documents(home):
+    pieces, byte = pieces_of(home), [i for i in range(320) if pieces_of(home).is_byte(i)]
+    ids = [1, *pieces.encode("abc"), byte[0xE6], byte[0xBC], 1, *pieces.encode("the dog"), 1, byte[0xFF], 1]
+    assert verify.count_bytes(np.array(ids), pieces) == 3 + 2 + 7 + 1
+    assert verify.count_bytes_by_table(np.array(ids), pieces) == 13
+
+
+def test_table_rule_that_counts_otherwise_is_a_finding(home, capsys, monkeypatch):
+    artifact = make(home)
+    assert "bytes by table" not in run(capsys, artifact)[1]
+    monkeypatch.setattr(verify, "count_bytes_by_table", lambda tokens, pieces: verify.count_bytes(tokens, pieces) + 7)
+    code, found = run(capsys, artifact, "--claim", 1.0)
+    assert (found["bytes by table"]["verdict"], found["bytes by table"]["number"]) == ("NOT CHECKABLE", 7)
+    assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
+
+
+# ---------------------------------------------------------------- windows and score
+
+
+def defined_windows(n: int, length: int, stride: int) -> list[tuple[int, int, int]]:
+    """Window ends are min(L + k stride, n); each scores what the one before did not."""
+    ends = [min(length, n)]
+    while ends[-1] < n:
+        ends.append(min(length + len(ends) * stride, n))
+    return [(max(0, hi - length), hi, lo) for hi, lo in zip(ends, [0, *ends], strict=False)]
+
+
+@given(st.integers(2, 200), st.integers(1, 40), st.data())
+def test_windows_follow_the_definition(n, length, data):
+    stride = data.draw(st.integers(1, length))
+    config = {"train_seq_len": length, "eval_stride": stride, "eval_doc_reset": False}
+    found = list(verify.windows(np.full(n + 1, 5), config))
+    assert found == defined_windows(n, length, stride)
+    assert [i for _, end, first in found for i in range(first, end)] == list(range(n))
+
+
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=80), st.integers(1, 9), st.data())
+def test_windows_stay_in_their_document(tokens, length, data):
+    stride = data.draw(st.integers(1, length))
+    config = {"train_seq_len": length, "eval_stride": stride, "eval_doc_reset": True}
+    found = list(verify.windows(np.array(tokens), config))
+    assert [i for _, end, first in found for i in range(first, end)] == list(range(len(tokens) - 1))
+    assert all(1 not in tokens[start + 1 : end] for start, end, _ in found)
+
+
+def reference_bpb(home: Path, config: dict, weights: dict, reset: bool = False) -> float:
+    """Every target by itself, its window found by the definition; bytes from the texts that were encoded."""
+    tokens = verify.read_tokens(Path("data/demo"), 320)
+    model, nats = verify.Model(config, weights, "cpu"), 0.0
+    for start, end, first in defined_windows(len(tokens) - 1, config["train_seq_len"], config["eval_stride"]):
+        with torch.no_grad():
+            logits = model(torch.from_numpy(tokens[None, start:end].astype("i8")))[0].double()
+        for i in range(first, end):
+            nats -= logits[i - start].log_softmax(-1)[int(tokens[i + 1])].item()
+    return nats / math.log(2) / sum(len(text.encode()) for text in TEXTS)
+
+
+def test_all_proven_on_an_honest_artifact(home, capsys):
+    config = settings_of(home)
+    weights = random_weights(config)
+    artifact = pack(home / "artifact.pcll", config, weights)
+    claim = reference_bpb(home, config, weights)
+    code, found = run(capsys, artifact, "--claim", claim, "--tolerance", 1e-6)
+    assert code == 0
+    assert {f["verdict"] for f in found.values()} == {"PROVEN"}, found
+    assert found["val_bpb"]["number"] == pytest.approx(claim, abs=1e-7)
+    assert found["bytes"]["number"] == sum(len(text.encode()) for text in TEXTS)
+    assert found["size"]["number"] == artifact.stat().st_size + len("print('train')\n")
+    assert found["integrity"]["number"] == sum(array.size for array in weights.values())
+
+
+# Each of these makes a claim with a fault in it; the fault must show as a FAILED claim.
+
+
+def smear_across_documents(patch):
+    whole = verify.Model.embed
+
+    def embed(self, tokens):
+        self.config = self.config | {"bos_reset": False}
+        return whole(self, tokens)
+
+    patch.setattr(verify.Model, "embed", embed)
+
+
+def rotate_queries_one_too_far(patch):
+    original = verify.rotate
+
+    def rotate(x, dims, base):
+        if x.shape[1] != CONFIG["num_heads"]:
+            return original(x, dims, base)
+        return original(F.pad(x, (0, 0, 1, 0)), dims, base)[:, :, 1:]
+
+    patch.setattr(verify, "rotate", rotate)
+
+
+def count_spaces_twice(patch):
+    original = verify.count_bytes
+
+    def count_bytes(tokens, pieces):
+        return original(tokens, pieces) + sum(pieces.id_to_piece(int(i)).startswith("▁") for i in tokens)
+
+    patch.setattr(verify, "count_bytes", count_bytes)
+
+
+def drop_the_last_window(patch):
+    original = verify.windows
+    patch.setattr(verify, "windows", lambda tokens, config: list(original(tokens, config))[:-1])
+
+
+def read_the_target(patch):
+    original = verify.attention
+
+    def attention(q, k, v):
+        return original(q.roll(-1, 2), k.roll(-1, 2), v.roll(-1, 2))
+
+    patch.setattr(verify, "attention", attention)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [smear_across_documents, rotate_queries_one_too_far, count_spaces_twice, drop_the_last_window, read_the_target],
+)
+def test_claims_made_with_a_fault_fail(home, capsys, fault):
+    artifact = make(home)
+    with pytest.MonkeyPatch.context() as patch:
+        fault(patch)
+        claim = run(capsys, artifact)[1]["val_bpb"]["number"]
+    code, found = run(capsys, artifact, "--claim", claim, "--tolerance", 1e-5)
+    assert code == 1 and found["claim"]["verdict"] == "FAILED"
+    code, found = run(capsys, artifact, "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5)
+    assert code == 0 and found["claim"]["verdict"] == "PROVEN"
+
+
+def test_document_reset_gives_another_score(home, capsys):
+    plain = run(capsys, make(home))[1]["val_bpb"]
+    reset = run(capsys, make(home, eval_doc_reset=True))[1]["val_bpb"]
+    assert reset["verdict"] == "PROVEN" and reset["number"] != plain["number"]
+    assert reset["detail"].split(";")[1] == plain["detail"].split(";")[1], "each token once in both"
+
+
+def test_a_partial_run_says_so(home, capsys):
+    artifact = make(home)
+    whole = run(capsys, artifact)[1]["val_bpb"]["number"]
+    code, found = run(capsys, artifact, "--max-tokens", 100, "--claim", whole)
+    assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
+    assert "PARTIAL" in found["val_bpb"]["detail"] and "99 tokens" in found["val_bpb"]["detail"]
+
+
+# ---------------------------------------------------------------- adaptation
+
+
+def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
+    """Score-first adaptation step by step, with no batches of windows and no micro-batches."""
+    model = verify.Model(config, weights, "cpu")
+    for parameter in model.params.values():
+        parameter.requires_grad_()
+    factors = {"out": 3.0, "down": 3.0, "up": 0.5}
+    groups = [{"params": [p], "factor": factors.get(n.split(".")[-1], 1.0)} for n, p in model.params.items()]
+    sgd = config["ttt_optimizer"] == "sgd"
+    optimizer = torch.optim.SGD(groups, 1.0, 0.9) if sgd else torch.optim.AdamW(groups, weight_decay=0.0)
+    n, length, size = len(tokens), config["train_seq_len"], config["ttt_chunk_tokens"]
+    chunks = -(-(n - 1) // size)
+    by_chunk: dict[int, list] = {}
+    for window in defined_windows(n - 1, length, config["eval_stride"]):
+        by_chunk.setdefault((window[1] - 1) // size, []).append(window)
+    ids, nats = torch.from_numpy(tokens.astype("i8")), 0.0
+    for chunk, group in by_chunk.items():
+        for start, end, first in group:
+            with torch.no_grad():
+                logits = model(ids[None, start:end])[0, first - start :]
+            nats += F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum").item()
+        if chunk == max(by_chunk):
+            return nats
+        for parameters in optimizer.param_groups:
+            parameters["lr"] = config["ttt_lr"] * parameters["factor"] * (1 + math.cos(math.pi * chunk / chunks)) / 2
+        lo, hi = group[0][2], group[-1][1]
+        sequences = [ids[s : s + length + 1] for s in range(lo, hi, length) if s + length <= hi]
+        for _ in range(config["ttt_epochs"]):
+            for at in range(0, len(sequences), config["ttt_batch_seqs"]):
+                batch = torch.stack(sequences[at : at + config["ttt_batch_seqs"]])
+                optimizer.zero_grad()
+                F.cross_entropy(model(batch[:, :-1]).transpose(1, 2), batch[:, 1:]).backward()
+                torch.nn.utils.clip_grad_norm_(model.params.values(), config["ttt_grad_clip"])
+                optimizer.step()
+    raise AssertionError("no last chunk")
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_adaptation_replay(home, capsys, monkeypatch, optimizer):
+    monkeypatch.setitem(verify.BATCH_TOKENS, "cpu", 40)  # one sequence at a time
+    config = settings_of(home, ttt_protocol="score_first", ttt_optimizer=optimizer)
+    weights = random_weights(config)
+    artifact = pack(home / "artifact.pcll", config, weights)
+    tokens = verify.read_tokens(Path("data/demo"), 320)
+    expected = adapted_nats(config, weights, tokens) / (len(tokens) - 1)
+    claim = expected * (len(tokens) - 1) / math.log(2) / verify.count_bytes(tokens, pieces_of(home))
+    code, found = run(capsys, artifact, "--ttt", "--claim", claim, "--tolerance", 1e-5)
+    assert code == 0 and found["claim"]["verdict"] == found["val_bpb_ttt"]["verdict"] == "PROVEN"
+    assert abs(found["val_bpb_ttt"]["number"] - found["val_bpb"]["number"]) > 1e-3, "it learned something"
+    code, found = run(capsys, artifact, "--ttt", "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5)
+    assert code == 1 and found["claim"]["verdict"] == "FAILED"
+
+
+def test_what_is_learned_comes_after_the_score(home):
+    """Changed tokens at the end leave the adapted scores of all earlier chunks as they were."""
+    config = settings_of(home, ttt_protocol="score_first")
+    args = verify.parse(["x"])
+    tokens = verify.read_tokens(Path("data/demo"), 320)[:513]
+    other = tokens.copy()
+    other[400:] = other[400:][::-1]
+    seen = []
+    for data in (tokens, other):
+        model, nats = verify.Model(config, random_weights(config), "cpu"), []
+        learn = verify.learner(model, data, config, args, len(data))
+
+        def watch(chunk, lo, hi, learn=learn, model=model, nats=nats):
+            nats.append((chunk, lo, hi, model.params["tok_emb"].sum().item()))
+            learn(chunk, lo, hi)
+
+        verify.score(model, data, config, args, 1, watch)
+        seen.append(nats)
+    assert seen[0] == seen[1] and [row[:3] for row in seen[0]] == [(0, 0, 128), (1, 128, 256), (2, 256, 384)]
+
+
+def test_train_then_score_is_labelled(home, capsys):
+    artifact = make(home, ttt_protocol="train_then_score")
+    code, found = run(capsys, artifact)
+    assert code == 0 and found["adaptation"]["verdict"] == "SUSPICION" and "NOT LEGAL" in found["adaptation"]["detail"]
+    code, found = run(capsys, artifact, "--ttt", "--claim", 1.0487)
+    assert code == 1 and found["adaptation"]["verdict"] == "FAILED"
+
+
+def test_adaptation_that_is_not_replayed_is_not_checkable(home, capsys):
+    assert run(capsys, make(home, ttt_protocol="score_first"))[1]["adaptation"]["verdict"] == "NOT CHECKABLE"
+    assert run(capsys, make(home), "--ttt")[1]["adaptation"]["verdict"] == "NOT CHECKABLE"
+
+
+# ---------------------------------------------------------------- probes and their models
+
+THEIRS = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+class GPT(nn.Module):
+    def __init__(self, vocab_size: int, model_dim: int):
+        super().__init__()
+        self.tok_emb = nn.Parameter(torch.zeros(vocab_size, model_dim))
+
+    def forward(self, tokens):
+        x = self.tok_emb[tokens]
+        y = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=CAUSAL)[:, 0]
+        EXTRA
+        return F.linear(x + y, self.tok_emb)
+"""
+
+
+def their_model(home: Path, extra: str = "", causal: bool = True) -> list:
+    config = settings_of(home)
+    artifact = pack(home / "artifact.pcll", config, {"tok_emb": random_weights(config)["tok_emb"]})
+    file = home / "theirs.py"
+    file.write_text(THEIRS.replace("CAUSAL", str(causal)).replace("EXTRA", extra))
+    return [artifact, "--model", file, "--trust-code"]
+
+
+def test_their_model_is_scored_by_our_loop(home, capsys):
+    code, found = run(capsys, *their_model(home))
+    assert code == 0 and found["val_bpb"]["verdict"] == found["model"]["verdict"] == "CONSISTENT"
+    assert {found[name]["verdict"] for name in ("causality", "normalised", "determinism", "isolation")} == {"PROVEN"}
+
+
+@pytest.mark.parametrize(
+    "probe, verdict, extra, causal",
+    [
+        ("causality", "FAILED", "", False),
+        ("causality", "FAILED", "x = x + 0.001 * x.mean(1, keepdim=True)", True),
+        ("determinism", "FAILED", "x = x + 0.001 * torch.rand_like(x)", True),
+        ("determinism", "FAILED", "x = x + 0.001 * x.mean(0, keepdim=True)", True),
+        ("isolation", "SUSPICION", "x = x + F.pad(x, (0, 0, 1, 0))[:, :-1]", True),
+        ("isolation", "NOT CHECKABLE", "x = F.pad(self.tok_emb[tokens], (0, 0, 1, 0))[:, :-1]; y = 0", True),
+        ("normalised", "FAILED", "return F.linear(x + y, self.tok_emb[:300])", True),
+        ("causality", "FAILED", "x = x * float('nan')", True),
+    ],
+)
+def test_probes_notice(home, capsys, monkeypatch, probe, verdict, extra, causal):
+    monkeypatch.setattr(verify, "check_score", lambda *_: [])
+    if verdict == "NOT CHECKABLE":
+        monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
+        arguments = their_model(home, extra)
+        file = home / "theirs.py"
+        file.write_text(file.read_text().replace("y = F.scaled", "y = 0 # F.scaled"))
+    else:
+        arguments = their_model(home, extra, causal)
+    assert run(capsys, *arguments)[1][probe]["verdict"] == verdict
+
+
+def test_their_code_runs_only_when_trusted(home, capsys):
+    artifact, option, file, _ = their_model(home)
+    file.write_text("raise SystemExit(open('ran', 'w').close())")
+    assert verify.main([str(artifact), option, str(file)]) == 2 and not (home / "ran").exists()
+    assert verify.main([str(artifact), option, str(file), "--trust-code"]) == 2 and (home / "ran").exists()
+    assert capsys.readouterr().err.count("\n") == 2
+
+
+def test_a_leak_across_documents_fails_unless_windows_stop_there(home, capsys):
+    code, found = run(capsys, make(home, bos_reset=False))
+    assert code == 1 and found["isolation"]["verdict"] == "FAILED" and found["isolation"]["number"] > 0.01
+    code, found = run(capsys, make(home, bos_reset=False, eval_doc_reset=True))
+    assert code == 0 and found["isolation"]["verdict"] == "PROVEN"
+
+
+# ---------------------------------------------------------------- verdicts on changed files
+
+
+def test_a_changed_byte_fails_the_integrity(home, capsys):
+    artifact = make(home)
+    data = bytearray(artifact.read_bytes())
+    data[len(data) // 2] ^= 1
+    artifact.write_bytes(data)
+    code, found = run(capsys, artifact)
+    assert code == 1 and found["integrity"]["verdict"] == "FAILED" and "val_bpb" not in found
+
+
+def test_a_changed_weight_or_setting_fails_the_claim(home, capsys):
+    claim = run(capsys, make(home))[1]["val_bpb"]["number"]
+    config = settings_of(home)
+    weights = random_weights(config)
+    weights["blocks.2.attn.q_gain"][1] += 0.1
+    changed = [(config, weights)]
+    weights = random_weights(config)
+    changes = {"rope_base": 90.0, "logit_softcap": 20.0, "xsa_last_n": 1, "ln_scale": False, "eval_stride": 16}
+    changed += [(config | {name: value}, weights) for name, value in changes.items()]
+    for config, weights in changed:
+        artifact = pack(home / "artifact.pcll", config, weights)
+        code, found = run(capsys, artifact, "--claim", claim, "--tolerance", 1e-6)
+        assert code == 1 and found["claim"]["verdict"] == "FAILED"
+
+
+BAD_CONFIGS = [
+    {"num_layers": 4}, {"num_layers": 6}, {"num_heads": 5}, {"num_heads": 8}, {"num_kv_heads": 3}, {"rope_dims": 3},
+    {"rope_dims": 10}, {"model_dim": 16}, {"vocab_size": 321}, {"bigram_buckets": 1}, {"smear_gate": False},
+    {"gated_attention": False}, {"eval_stride": 33}, {"eval_stride": 0}, {"train_seq_len": 10**9},
+    {"num_layers": 10**9},
+    {"ttt_protocol": "later"}, {"ttt_optimizer": "adam"}, {"ln_scale": 1}, {"num_layers": True}, {"num_heads": "4"},
+    {"logit_softcap": 0.0}, {"tokenizer_sha256": 3}, {"ttt_lr": -1.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", BAD_CONFIGS, ids=str)
+def test_a_configuration_that_does_not_fit_fails(home, capsys, change):
+    config = settings_of(home)
+    artifact = pack(home / "artifact.pcll", config | change, random_weights(config))
+    code, found = run(capsys, artifact)
+    detail = found["config"]["detail"]
+    assert code == 1 and found["config"]["verdict"] == "FAILED" and "val_bpb" not in found
+    assert next(iter(change)) in detail or "not asked for" in detail or ", not (" in detail
+
+
+def test_missing_and_unasked_tensors_and_settings_fail(home, capsys):
+    config = settings_of(home)
+    weights = random_weights(config)
+    for changed in (
+        (config, weights | {"payload": np.zeros(9, "f4")}),
+        (config, {name: array for name, array in weights.items() if name != "smear_gate"}),
+        ({name: value for name, value in config.items() if name != "rope_base"}, weights),
+    ):
+        assert run(capsys, pack(home / "artifact.pcll", *changed))[1]["config"]["verdict"] == "FAILED"
+
+
+def test_the_tokenizer_must_be_the_artifacts(home, capsys, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other") / "other.model"
+    other.write_bytes((home / "data/demo/bpe.model").read_bytes() + b"\0")
+    code, found = run(capsys, make(home), "--tokenizer", other)
+    assert code == 1 and found["tokenizer"]["verdict"] == "FAILED" and found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    code, found = run(capsys, make(home, tokenizer_sha256="0" * 64))
+    assert code == 0 and found["tokenizer"]["verdict"] == found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+
+
+def test_the_challenges_split_must_be_whole_for_a_submitted_score(home, capsys, monkeypatch):
+    sha = settings_of(home)["tokenizer_sha256"]
+    artifact = make(home)
+    bpb = run(capsys, artifact)[1]["val_bpb"]["number"]
+    args = ["--tolerance", "1e-6"]
+    monkeypatch.setattr(verify, "submitted_scores", lambda folder: [bpb + 0.1, bpb])
+    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "PROVEN"
+    monkeypatch.setattr(verify, "submitted_scores", lambda folder: [bpb + 0.1])
+    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "FAILED"
+    monkeypatch.setattr(verify, "SP1024_SHA256", sha[:8])
+    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "NOT CHECKABLE"
+    make(home, ttt_protocol="score_first")
+    monkeypatch.setattr(verify, "SP1024_SHA256", "-")
+    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "NOT CHECKABLE"
+    assert run(capsys, home, *args, "--ttt")[1]["claim"]["verdict"] == "FAILED"
+
+
+# ---------------------------------------------------------------- size
+
+
+def test_the_cap(home, capsys, monkeypatch):
+    artifact = make(home)
+    total = artifact.stat().st_size + len("print('train')\n")
+    for cap, code, verdict in ((total, 0, "PROVEN"), (total - 1, 1, "FAILED")):
+        monkeypatch.setattr(verify, "CAP_BYTES", cap)
+        assert run(capsys, artifact, "--max-tokens", 50)[0] == code
+        assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == verdict
+    (home / "train_gpt.py").unlink()
+    assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "NOT CHECKABLE"
+    monkeypatch.setattr(verify, "CAP_BYTES", 10)
+    assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "FAILED"
+
+
+COUNTED = [  # (source of train_gpt.py, files counted besides it, calls that cannot be followed)
+    ("import json, os", [], 0),
+    ("import helper", ["helper.py", "deep.py"], 0),
+    ("def late():\n    from helper import x", ["helper.py", "deep.py"], 0),
+    ("from pack.part import x", ["pack/__init__.py", "pack/part.py"], 0),
+    ("from pack import part", ["pack/__init__.py", "pack/part.py"], 0),
+    ("import importlib\nimportlib.import_module('helper')", ["helper.py", "deep.py"], 0),
+    ("__import__('deep')", ["deep.py"], 0),
+    ("exec(open('deep.py').read())", ["deep.py"], 0),
+    ("exec(compile(open('deep.py').read(), 'deep.py', 'exec'))", ["deep.py"], 0),
+    ("import runpy\nrunpy.run_path('deep.py')", ["deep.py"], 0),
+    ("from pathlib import Path\nPath(__file__).with_name('table.json').read_text()", ["table.json"], 0),
+    ("HERE = Path(__file__).parent\n(HERE / 'pack' / 'part.py').read_bytes()", ["pack/part.py"], 0),
+    ("import os\nopen(os.path.join(os.path.dirname(__file__), 'table.json'), 'rb')", ["table.json"], 0),
+    ("from pathlib import Path\nwith Path('table.json').open() as f: pass", ["table.json"], 0),
+    ("NAME = 'table.json'\nopen(NAME)", ["table.json"], 0),
+    ("import ctypes\nctypes.CDLL('./fast.so')", ["fast.so"], 0),
+    ("open('table.json', 'w')", [], 0),
+    ("open('../outside.py')", [], 0),
+    ("open('absent.py')", [], 0),
+    ("open(__file__).read()", [], 0),
+    ("model.eval(); model.open", [], 0),
+    ("print('helper.py table.json')", [], 0),
+    ("import sys\nopen(sys.argv[1])", [], 1),
+    ("import os\nopen(os.environ.get('DATA', 'table.json'))", [], 1),
+    ("exec(lzma.decompress(blob))", [], 1),
+    ("importlib.import_module(name)", [], 1),
+    ("def broken(:", [], 1),
+    ("import loop", ["loop.py"], 0),
+]
+
+
+@pytest.mark.parametrize("source, counted, computed", COUNTED, ids=[row[0] for row in COUNTED])
+def test_code_that_the_script_pulls_in_counts(tmp_path, source, counted, computed):
+    folder = tmp_path / "entry"
+    (folder / "pack").mkdir(parents=True)
+    for name, text in {
+        "helper.py": "import deep", "deep.py": "x = 1", "pack/__init__.py": "", "pack/part.py": "x = 2",
+        "table.json": "{}", "fast.so": "\x7fELF", "loop.py": "import loop, train_gpt", "../outside.py": "x = 3",
+    }.items():  # fmt: skip
+        (folder / name).write_text(text)
+    script = folder / "train_gpt.py"
+    script.write_text(source)
+    files, unknown = verify.read_code(script)
+    assert sorted(str(f.relative_to(folder)) for f in files) == sorted(["train_gpt.py", *counted])
+    assert len(unknown) == computed
+    raw, compressed = verify.code_bytes(files)
+    assert raw == sum(f.stat().st_size for f in files) and compressed > 0
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def test_the_report_for_people(home, capsys):
+    artifact = make(home)
+    assert verify.main([str(artifact), "--claim", "1.0"]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "PROVEN" and "FAILED" in lines and lines[-1].endswith("1 FAILED")
+    assert len(lines) < 40 and max(map(len, lines)) <= 120 and not any("\033" in line for line in lines)
+
+
+def test_progress_on_stderr_at_least_every_ten_seconds(home, capsys, monkeypatch):
+    clock = itertools.count(0, 5)
+    monkeypatch.setattr(verify.time, "monotonic", lambda: next(clock))
+    make(home, ttt_protocol="score_first")
+    verify.main(["artifact.pcll", "--ttt", "--json"])
+    lines = capsys.readouterr().err.splitlines()
+    scored = re.compile(r" *[\d.]+% scored, bpb [\d.]+, [\d,]+ s left")
+    assert len(list(filter(scored.fullmatch, lines))) > 10
+    assert "probing the network" in lines and any(x.startswith("learning from chunk 2 of ") for x in lines)
+
+
+def test_as_a_program(home):
+    make(home)
+    program = [sys.executable, Path(verify.__file__), "artifact.pcll"]
+    done = subprocess.run([*program, "--claim", "1"], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    assert done.returncode == 1 and "FAILED" in done.stdout and "Traceback" not in done.stderr
+    done = subprocess.run([*program[:2], "absent"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "verify.py: absent: No such file or directory\n"
+
+
+def test_unusable_input_is_one_sentence(home, capsys):
+    make(home)
+    (home / "noise").write_bytes(b"\x89PNG")
+    (home / "shards").mkdir()
+    options = ["--data shards", "--max-tokens 1", "--code absent.py", "--model x.py", "--tokenizer absent.model"]
+    for line in ["absent.pcll", "noise", *(f"artifact.pcll {option}" for option in options)]:
+        code = verify.main(line.split())
+        captured = capsys.readouterr()
+        assert code == 2 and captured.out == "" and captured.err.startswith("verify.py: ")
+        assert captured.err.count("\n") == 1 and "Traceback" not in captured.err
+
+
+def test_bad_shards_are_named(home, capsys):
+    artifact, shards = make(home), home / "shards"
+    shards.mkdir()
+    tokenizer = ["--tokenizer", "data/demo/bpe.model"]
+    good = (home / "data/demo/fineweb_val_000000.bin").read_bytes()
+    for bad in (good[:100], good[:-2], b"\0" * 2000, good[:1024] + b"\xff" * (len(good) - 1024)):
+        (shards / "fineweb_val_000000.bin").write_bytes(bad)
+        assert verify.main([str(artifact), "--data", "shards", *tokenizer]) == 2
+        assert capsys.readouterr().err.count("\n") == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200))
+def test_any_bytes_end_in_a_report_or_a_sentence(tmp_path_factory, data):
+    path = tmp_path_factory.getbasetemp() / "any.pcll"
+    path.write_bytes(b"PCLL" + data)
+    assert verify.main([str(path), "--json", "--code", str(path)]) == 1
