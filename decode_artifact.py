@@ -81,17 +81,17 @@ and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
        7: 235, 126 | 8: 515, 362.
 
 Limits, each checked before anything of that size is allocated or computed
-    file at most 2^28 bytes; C and the elements of all tensors together at most 2^16 + 64 * file length each;
-    config at most 2^16 bytes; 1..512 tensors; names of 1..100 characters out of a-z 0-9 _ . ; at most 4
-    dimensions (0 is a scalar), each at least 1
+    file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at most
+    2^16 + 64 * file length; config at most 2^16 bytes; 1..512 tensors; names of 1..100 characters out of
+    a-z 0-9 _ . ; at most 4 dimensions (0 is a scalar), each at least 1
 
 Disallowed, and why
-    bytes after the frame or after the last part, gaps, overlaps     one file has one meaning; no hidden payload
-    two tensors of one name, or names out of order                   which one counts would depend on the reader
+    bytes after the frame or after the last part, gaps, overlaps      one file has one meaning; no hidden payload
+    two tensors of one name, or names out of order                    which one counts would depend on the reader
     centroids, steps, floats that are NaN or infinite                 a poisoned weight is not a model
-    codes that are over- or under-full, levels that are equal        one encoding for one model, no undefined code
-    frequencies that do not add up, states that do not end at 2^16   every bit of the stream is accounted for
-    pickles, code, references to other files                         opening an artifact never runs anything
+    codes that are over- or under-full, levels that are equal         one encoding for one model, no undefined code
+    frequencies that do not add up, states that do not end at 2^16    every bit of the stream is accounted for
+    pickles, code, references to other files                          opening an artifact never runs anything
 
 The writer is canonical: the same weights and settings give the same bytes on any machine (given one version of
 zstd: requirements.txt pins it). A reader cannot check that, and needs not: it reads one meaning from one file.
@@ -222,7 +222,7 @@ def inflate(data: bytes) -> bytes:
     require(zero == 0, f"header bytes 6 and 7 hold {zero} and not zero")
     left = len(data) - HEADER.size
     require(frame_size == left, f"the header announces a frame of {frame_size} bytes and {left} follow it")
-    limit = size_limit(len(data))
+    limit = 2**20 + 64 * len(data)
     require(content_size <= limit, f"the header announces {content_size} bytes of content, above the limit of {limit}")
     frame = memoryview(data)[HEADER.size :]
     try:
@@ -235,11 +235,6 @@ def inflate(data: bytes) -> bytes:
             frame, max_output_size=content_size, read_across_frames=False, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise ArtifactError(f"the zstd frame at file byte {HEADER.size} is not valid ({error})") from None
-
-
-def size_limit(file_size: int) -> int:
-    """Most bytes of content, and most elements, that a file of so many bytes may have."""
-    return 2**16 + 64 * file_size
 
 
 def read_config(cursor: Cursor) -> dict:
@@ -264,7 +259,8 @@ def read_config(cursor: Cursor) -> dict:
     return config
 
 
-def read_table(cursor: Cursor, max_elements: int) -> list[Tensor]:
+def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
+    limit = 2**16 + 64 * file_size
     (count,) = cursor.unpack("H", "the number of tensors")
     require(1 <= count <= MAX_TENSORS, f"the table has {count} tensors and not 1 to {MAX_TENSORS}")
     tensors, before, elements = [], b"", 0
@@ -281,8 +277,7 @@ def read_table(cursor: Cursor, max_elements: int) -> list[Tensor]:
         tensor = Tensor(name, codec, cursor.unpack(f"{dimensions}I", f"the shape of tensor {name}"))
         require(0 not in tensor.shape, f"tensor {name} has a dimension of 0")
         elements += tensor.size
-        require(elements <= max_elements,
-                f"the tensors up to {name} have {elements} elements, above this file's limit of {max_elements}")
+        require(elements <= limit, f"the tensors up to {name} have {elements} elements, above the limit of {limit}")
         require(codec != TRELLIS or (dimensions >= 2 and tensor.shape[0] >= MIN_ROWS),
                 f"trellis tensor {name} has shape {tensor.shape}: it needs two dimensions and {MIN_ROWS} rows or more")
         tensors.append(tensor)
@@ -329,11 +324,19 @@ def read_scales(cursor: Cursor, tensor: Tensor) -> None:
 # ---------------------------------------------------------------- streams
 
 
-def code_bits(counts: np.ndarray, shares: np.ndarray) -> float:
-    """Ideal length of a code for symbols that occur `counts` times, by their shares; both (contexts, symbols)."""
-    used = counts > 0
-    totals = np.broadcast_to(shares.sum(axis=1, keepdims=True), shares.shape)[used]
-    return float((counts[used] * np.log2(totals / shares[used])).sum())
+def entropy_bits(counts: np.ndarray, contexts: np.ndarray) -> float:
+    """Bits of symbols that occur `counts` > 0 times, (n,), in these contexts, (n,), by their shares in each context."""
+    totals = np.bincount(contexts, counts)[contexts]
+    return float((counts * np.log2(totals / counts)).sum())
+
+
+def distinct(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """The values, integers from 0 to limit - 1, that occur, in ascending order, and how often."""
+    if len(values) < limit:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values)
+    occurring = np.flatnonzero(counts > 0)
+    return occurring, counts[occurring]
 
 
 def lane_count(elements: int) -> int:
@@ -377,9 +380,10 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
             read_codes(positions[: block.shape[1]], windows, width, length_at, peeks)
             block[...] = value_at[peeks]
             counts += np.bincount(level_at[peeks].ravel(), minlength=len(order))
+        seen = counts[counts > 0]
         tensor.bits += float(counts @ tensor.lengths)
-        tensor.entropy = code_bits(counts[None], counts[None])
-        tensor.levels = int(counts.astype(bool).sum())
+        tensor.entropy = entropy_bits(seen, np.zeros(len(seen), np.intp))
+        tensor.levels = len(seen)
         yield tensor.name, weights.reshape(tensor.shape)
     require(np.array_equal(positions, ends), "a lane of the huffman stream does not end where its bits do")
     require(not (windows[-2:-1] << (total % 16 or 16)).any(), "the huffman stream is not filled up with zeros")
@@ -404,7 +408,8 @@ class TrellisModel:
 
     log2_states: int
     largest: int  # magnitude K of an index: symbols 0..2K are the indices -K..K
-    frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it never occurs
+    frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it is unused
+    unused: np.ndarray  # (contexts,) bool
 
 
 def read_model(cursor: Cursor) -> TrellisModel:
@@ -414,16 +419,17 @@ def read_model(cursor: Cursor) -> TrellisModel:
     require(1 <= contexts <= 64, f"the trellis model has {contexts} contexts and not 1 to 64")
     frequencies = cursor.array("<u2", contexts * (2 * largest + 1), "the table of frequencies")
     frequencies = frequencies.astype(np.int64).reshape(contexts, -1)
-    for context, total in enumerate(frequencies.sum(axis=1).tolist()):
+    totals = frequencies.sum(axis=1)
+    for context, total in enumerate(totals.tolist()):
         require(total in (0, SLOTS), f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0")
-    return TrellisModel(log2_states, largest, frequencies)
+    return TrellisModel(log2_states, largest, frequencies, totals == 0)
 
 
-def slot_tables(frequencies: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every context and slot, (contexts * 2^14,): the symbol, its frequency, and the slot's place within it."""
-    contexts, symbols = frequencies.shape
-    filled = frequencies.copy()
-    filled[~frequencies.any(axis=1), 0] = SLOTS  # contexts that never occur: any symbol will do
+    contexts, symbols = model.frequencies.shape
+    filled = model.frequencies.copy()
+    filled[model.unused, 0] = SLOTS  # any symbol will do where none may occur
     spans = filled.ravel()
     starts = (np.cumsum(filled, axis=1) - filled).ravel()
     symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint16), contexts), spans)
@@ -439,7 +445,7 @@ def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(np.uint32)
     require(bool((states >= STATE_FLOOR).all()), "a trellis state starts below 2^16")
     words = Words(cursor, elements)
-    tables = slot_tables(model.frequencies)
+    tables = slot_tables(model)
     for tensor in tensors:
         indices = decode_symbols(tensor, model, tables, states, words).astype(np.int32)
         indices -= model.largest
@@ -460,16 +466,16 @@ def decode_symbols(
     contexts, kinds = model.frequencies.shape
     context = element_contexts(tensor, model)
     symbols = np.empty(tensor.size, np.uint16)
-    counts = np.zeros(contexts * kinds, np.int64)
     for block, block_context in zip(groups(symbols, len(states)), groups(context, len(states)), strict=True):
         cells = block_context.astype(np.intp) * SLOTS
         read_slots(states[: block.shape[1]], words, frequency_at, place_at, cells)
         block[...] = symbol_at[cells]
-        counts += np.bincount((block_context.astype(np.intp) * kinds + block).ravel(), minlength=len(counts))
-    counts = counts.reshape(contexts, kinds)
-    tensor.bits += code_bits(counts, model.frequencies)
-    tensor.entropy = code_bits(counts, counts)
-    tensor.levels = int(counts.any(axis=0).sum())
+    cells, counts = distinct(context.astype(np.intp) * kinds + symbols, contexts * kinds)
+    seen = cells // kinds
+    require(not model.unused[seen].any(), f"tensor {tensor.name} uses a context that has no frequencies")
+    tensor.bits += float((counts * (SLOT_BITS - np.log2(model.frequencies.ravel()[cells]))).sum())
+    tensor.entropy = entropy_bits(counts, seen)
+    tensor.levels = len(np.unique(cells % kinds))
     return symbols
 
 
@@ -491,13 +497,9 @@ def read_slots(
 
 
 def element_contexts(tensor: Tensor, model: TrellisModel) -> np.ndarray:
-    """(elements,) uint8; raises ArtifactError if one of them has no frequencies."""
-    last = len(model.frequencies) - 1
-    present = np.add.outer(np.unique(tensor.row_scales), np.unique(tensor.column_scales)).clip(0, last)
-    require(bool(model.frequencies.any(axis=1)[present].all()),
-            f"tensor {tensor.name} has an element in a context without frequencies")
+    """(elements,) uint8."""
     sums = np.add.outer(tensor.row_scales, tensor.column_scales)
-    return np.clip(sums, 0, last, out=sums).astype(np.uint8).ravel()
+    return np.clip(sums, 0, len(model.frequencies) - 1, out=sums).astype(np.uint8).ravel()
 
 
 def trellis_weights(indices: np.ndarray, step: float, log2_states: int) -> np.ndarray:
@@ -544,7 +546,7 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
     content = inflate(data)
     cursor = Cursor(content)
     config = read_config(cursor)
-    tensors = read_table(cursor, size_limit(len(data)))
+    tensors = read_table(cursor, len(data))
     weights = dict.fromkeys(tensor.name for tensor in tensors)
     for tensor in tensors:
         start = cursor.position

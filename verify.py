@@ -17,6 +17,7 @@ artifact, record folder, main.
 
 import argparse
 import ast
+import base64
 import hashlib
 import importlib.util
 import inspect
@@ -24,14 +25,19 @@ import json
 import lzma
 import math
 import os
+import re
 import shutil
 import sys
 import textwrap
 import time
-from collections import Counter
+import warnings
+import zlib
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, fields, is_dataclass
-from itertools import groupby, islice
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from functools import cache, partial
+from itertools import groupby, islice, product
 from pathlib import Path
 from typing import NamedTuple, get_type_hints
 
@@ -86,7 +92,7 @@ def show_number(number: float | int | None, unit: str) -> str:
         return ""
     if isinstance(number, int):
         return f"{number:,} {unit}"
-    return f"{number:.6f} {unit}" if number == 0 or abs(number) >= 1e-3 else f"{number:.1e} {unit}"
+    return f"{number:.6f} {unit}" if abs(number) >= 1e-3 else f"{number:.1e} {unit}" if number else f"0 {unit}"
 
 
 def print_report(findings: list[Finding]) -> None:
@@ -113,6 +119,16 @@ def print_json(target: str, findings: list[Finding]) -> None:
         if row["number"] is not None and not math.isfinite(row["number"]):
             row["number"] = None
     print(json.dumps({"schema": 1, "input": target, "exit_code": exit_code(findings), "findings": rows}, indent=1))
+
+
+def say(text: str) -> None:
+    """A line of progress on stderr, unless there was one in the last 4 s."""
+    if time.monotonic() - say.last >= 4:
+        print(text, file=sys.stderr, flush=True)
+        say.last = time.monotonic()
+
+
+say.last = 0.0
 
 
 def exit_code(findings: list[Finding]) -> int:
@@ -408,30 +424,8 @@ BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}  # tokens that go through the netw
 
 
 class Score(NamedTuple):
-    nats: float  # summed over the tokens
-    tokens: int
-    bpb: float
+    bpb: float  # bits a byte
     loss: float  # nats a token
-
-
-class Progress:
-    """A line on stderr, at most every 4 s: percent, bits per byte so far, time left."""
-
-    def __init__(self, label: str, total: int, tokens_per_byte: float):
-        self.label, self.total, self.rate, self.done, self.bpb = label, total, tokens_per_byte, 0, 0.0
-        self.start = self.shown = time.monotonic()
-
-    def scored(self, done: int, nats: float) -> None:
-        self.done, self.bpb = done, nats / done / math.log(2) * self.rate
-        self.tick()
-
-    def tick(self) -> None:
-        now = time.monotonic()
-        if now - self.shown >= 4:
-            left = (now - self.start) * (self.total - self.done) / max(self.done, 1)
-            line = f"{self.label} {self.done / self.total:6.1%}  bpb {self.bpb:.4f}  {left:,.0f} s left"
-            print(line, file=sys.stderr, flush=True)
-            self.shown = now
 
 
 def windows(tokens: np.ndarray, config: dict) -> Iterator[tuple[int, int, int]]:
@@ -455,14 +449,12 @@ def batches(tokens: np.ndarray, config: dict, device: str) -> Iterator[tuple[int
 
 def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, held: int,
           learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> Score:  # fmt: skip
-    """Scores tokens[1:], `held` bytes of text; learn(chunk, lo, hi, tick) comes after a chunk's scores are final."""
-    n = len(tokens) - 1
-    progress = Progress("adapted score" if learn else "score", n, n / held)
-    nats, done, chunk, learned = 0.0, 0, None, 0
+    """Scores tokens[1:], `held` bytes of text; learn(chunk, lo, hi) comes after a chunk's scores are final."""
+    n, began, nats, done, chunk, learned = len(tokens) - 1, time.monotonic(), 0.0, 0, None, 0
     for number, batch in batches(tokens, config, args.device):
         start, end, first = batch[0]
         if learn and chunk not in (None, number):
-            learn(chunk, learned, first, progress.tick)
+            learn(chunk, learned, first)
             learned = first
         chunk = number
         inputs = np.stack([tokens[a:b] for a, b, _ in batch]).astype(np.int64)
@@ -471,8 +463,9 @@ def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Name
             logits = model(torch.from_numpy(inputs).to(args.device), first - start).float().cpu()
         nats += F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets), reduction="none").double().sum().item()
         done += len(targets)
-        progress.scored(done, nats)
-    return Score(nats, done, nats / math.log(2) / held, nats / done)
+        left = (time.monotonic() - began) * (n / done - 1)
+        say(f"{done / n:6.1%} scored, bpb {nats / done / math.log(2) * n / held:.4f}, {left:,.0f} s left")
+    return Score(nats / math.log(2) / held, nats / done)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -481,7 +474,7 @@ def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Name
 
 
 def learner(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, total: int) -> Callable:
-    """learn(chunk, lo, hi, tick): trains model.params on inputs [lo, hi); `total` tokens are in the whole split."""
+    """learn(chunk, lo, hi): trains model.params on inputs [lo, hi); `total` tokens are in the whole split."""
     length, chunks = config["train_seq_len"], math.ceil((total - 1) / config["ttt_chunk_tokens"])
     groups = [{"params": [p.requires_grad_()], "factor": lr_factor(name)} for name, p in model.params.items()]
     params = list(model.params.values())
@@ -489,25 +482,25 @@ def learner(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Na
     adamw = config["ttt_optimizer"] == "adamw"
     optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if adamw else torch.optim.SGD(groups, 1e-3, momentum=0.9)
 
-    def step(starts: list[int], tick: Callable) -> None:
+    def step(starts: list[int], where: str) -> None:
         optimizer.zero_grad()
         for i in range(0, len(starts), rows):
+            say(f"learning from {where}")
             block = np.stack([tokens[s : s + length + 1] for s in starts[i : i + rows]]).astype(np.int64)
             block = torch.from_numpy(block).to(args.device)
             logits = model(block[:, :-1].contiguous())
             loss = F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum")
             (loss / (len(starts) * length)).backward()
-            tick()
         torch.nn.utils.clip_grad_norm_(params, config["ttt_grad_clip"])
         optimizer.step()
 
-    def learn(chunk: int, lo: int, hi: int, tick: Callable) -> None:
+    def learn(chunk: int, lo: int, hi: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = config["ttt_lr"] * group["factor"] * 0.5 * (1 + math.cos(math.pi * chunk / chunks))
         starts = list(range(lo, hi - length + 1, length))
-        for _ in range(config["ttt_epochs"]):
+        for epoch in range(config["ttt_epochs"]):
             for i in range(0, len(starts), config["ttt_batch_seqs"]):
-                step(starts[i : i + config["ttt_batch_seqs"]], tick)
+                step(starts[i : i + config["ttt_batch_seqs"]], f"chunk {chunk + 1} of {chunks}, epoch {epoch + 1}")
 
     return learn
 
@@ -531,6 +524,7 @@ def probe(model: Callable, window: Tensor, vocab: int) -> list[Finding]:
     other = (window + torch.randint(1, vocab, (T,), generator=draw).to(window.device)) % vocab  # differs everywhere
 
     def probabilities(*rows: Tensor) -> Tensor:
+        say("probing the network")
         with torch.no_grad():
             return model(torch.stack(rows)).double().softmax(-1)[0]
 
@@ -541,9 +535,9 @@ def probe(model: Callable, window: Tensor, vocab: int) -> list[Finding]:
     beside = change(probabilities(window, other), probabilities(window, other.flip(0)))
     off = (base.sum(-1) - 1).abs().max().item() if base.shape[-1] == vocab else math.inf
     return [
-        within(seen, "causality", f"largest change before {PROBE_SUFFIXES} changed suffixes of {T} tokens"),
+        within(seen, "causality", f"change before {PROBE_SUFFIXES} changed suffixes of {T} tokens"),
         within(off, "normalised", f"largest |sum - 1| of {base.shape[-1]} probabilities"),
-        within(max(again, beside), "determinism", "largest change in a second run and beside another row of the batch"),
+        within(max(again, beside), "determinism", "change in a second run and beside other rows"),
     ]
 
 
@@ -568,7 +562,7 @@ def probe_isolation(model: Callable, window: Tensor, vocab: int) -> Finding:
             before, after = ((model.embed if ours else model)(row[None])[0, begin:] for row in (window, changed))
     finally:
         F.scaled_dot_product_attention = original
-    leak, detail = change(before, after), "largest change after a BOS from the token before it, attention apart"
+    leak, detail = change(before, after), "change after a BOS by the token before it, attention apart"
     if leak <= PROBE_LIMIT or ours:
         return within(leak, "isolation", detail)
     verdict = SUSPICION if attention_calls else NOT_CHECKABLE
@@ -581,7 +575,7 @@ def change(a: Tensor, b: Tensor) -> float:
 
 
 def within(number: float, check: str, detail: str) -> Finding:
-    return Finding(PROVEN if number <= PROBE_LIMIT else FAILED, check, f"{detail} (at most {PROBE_LIMIT})", number)
+    return Finding(PROVEN if number <= PROBE_LIMIT else FAILED, check, f"{detail}, limit {PROBE_LIMIT}", number)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -613,7 +607,7 @@ def config_problems(c: dict, weights: dict[str, np.ndarray], theirs: bool) -> li
         if name not in c:
             found.append(f"{name} is missing")
         elif type(c[name]) not in kinds or not low <= c[name] <= high:
-            found.append(f"{name} = {c[name]!r} is no {kind.__name__} in {low}..{high}")
+            found.append(f"{name} = {c[name]!r} is no {kind.__name__} from {low} to {high}")
     if found:
         return found
     rules = {
@@ -733,7 +727,7 @@ def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float])
         found.append(Finding(CONSISTENT, "model", f"the logits come from their code in {args.model}, the loop is ours"))
     else:
         model = Model(config, weights, args.device)
-        unknown = [name for name in config if name not in CONFIG | SCORING]
+        unknown = [name for name in config if name not in {"preset": ()} | CONFIG | SCORING]
         detail = f"every tensor has the shape it asks for; settings not used here: {', '.join(unknown) or 'none'}"
         found.append(Finding(PROVEN, "config", detail, len(weights), "tensors"))
     data, tokenizer = find_data(config, args)
@@ -835,17 +829,634 @@ def check_claim(claims: list[float], scores: list[Score], partial: str, doubt: s
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Record folder
+# Record folder: logs
+# A log is read once, line by line. Many open with the script's whole source, which is set aside: it begins at a line
+# that only a program has and ends at a rule of '=' or where log lines begin. Nothing of the folder is run or imported.
+
+LINE_CHARS = 4_000  # of a longer line the rest is skipped
+LOG_BYTES = 4_000_000  # of a longer log only the start and the end, of this size each, are read
+TEXT_BYTES = 1_000_000  # a larger submission.json, README or script is not read
+LOG_SUFFIXES = (".log", ".txt", ".out", ".tsv", ".jsonl")
+MAX_FILES, MAX_LOGS, MAX_LINES = 2_000, 64, 200  # files of a folder, logs among them, lines kept of a log
+
+NUM, COUNT = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)", r"([\d,]{1,15})"
+SOURCE_BEGINS = re.compile(r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!')
+SOURCE_ENDS = re.compile(r"={20,}$|logs/|Running Python|Python \d|Hyperparameters|val_bpb:enabled|train_loader:|seed:\d"
+                         r"|world_size:\d|model_params:\d|warmup_step:|step:\d|\d+/\d+ (train|val)_loss")  # fmt: skip
+WORTH_READING = re.compile(r"bpb|seed|tokens|vocab|fineweb|bytes|budget:|time|elapsed|NVIDIA|hessian|calib|ttt|pass"
+                           r"|stop|={20}|^[ \w]{1,40}[:=]|^(?:" + SOURCE_BEGINS.pattern + ")", re.I)  # fmt: skip
+BPB = re.compile(r"(?:val_loss[\"']?[:=] ?" + NUM + r".{0,100}?)?bpb[\"']? ?[:=]\W{0,20}" + NUM, re.I)
+RUNNING = re.compile(r"step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
+                     r"|pre[-_ ]?quant|post[-_ ]?ema", re.I)  # fmt: skip
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
+TIMES = {
+    "train": re.compile(r"train(?:ing)?_time[:=] ?" + NUM + r" ?(ms|s|min|m)\b"),
+    "step": re.compile(r"step_avg[:=] ?" + NUM + r" ?(ms|s)\b"),
+    "eval": re.compile(r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?" + NUM + r" ?(ms|s)\b"),
+    "calibration": re.compile(r"(?:gptq|hessian|calib).{0,200}?\bin " + NUM + r" ?(s)\b", re.I),
+}
+FIELDS = {  # what a log states as a whole number
+    "seed": re.compile(r"(?<![\w.])seed[:=] ?(\d{1,12})\b"),
+    "world_size": re.compile(r"\bworld_size[:=] ?(\d{1,6})"),
+    "val_tokens": re.compile(r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)" + COUNT),
+    "vocab_size": re.compile(r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)(\d{3,6})(?![\dB])"),
+    "model_bytes": re.compile(r"(?:Serialized model [^:]{1,60}|Artifact): ?" + COUNT + " bytes"),
+    "code_bytes": re.compile(r"Code size[^:]{0,60}: ?" + COUNT + " bytes"),
+    "total_bytes": re.compile(r"(?:Total submission size[^:]{0,60}: ?|budget: ?)" + COUNT + "(?: bytes|/)"),
+}
+LOG_PATTERNS = {
+    "epochs over the tokens that are scored": re.compile(r"ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+", re.I),
+    "a second pass over scored tokens": re.compile(r"\bpass[ _:=]*[2-9]\b|two[-_ ]pass", re.I),
+}
 
 
-def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
-    """Checks what a record folder holds, short of its artifact: files, submission.json, logs, seeds, significance."""
-    return []
+class Line(NamedTuple):
+    """One line of a log that states bits per byte."""
+
+    where: str  # "train_seed1337.log:275"
+    text: str
+    kind: str  # final, running (of a step, chunk or epoch, or before quantisation), illegal (by its own label)
+    loss: float | None  # nats per token
+    bpb: float
+    digits: int  # decimals of bpb, as printed
+
+
+class Log:
+    """What one log says."""
+
+    def __init__(self, name: str):
+        self.name, self.gpu = name, ""
+        self.lines, self.running = deque(maxlen=MAX_LINES), deque(maxlen=MAX_LINES)  # kind running apart
+        self.numbers = {}  # name of FIELDS -> its values, in order
+        self.times = {}  # name of TIMES -> (the longest in seconds, its line)
+        self.settings = {}  # name -> value, as printed before the first step
+        self.sources = []  # the scripts that it embeds, each a list of lines
+        self.patterns = {}  # name of LOG_PATTERNS -> its first line
+        self.stepped = self.stopped = self.self_calibrated = False
+
+    def last(self, name: str) -> int | None:
+        return self.numbers[name][-1] if name in self.numbers else None
+
+    @property
+    def named_seed(self) -> int | None:
+        found = re.search(r"seed[-_]?(\d{1,12})", Path(self.name).name)
+        return int(found[1]) if found else None
+
+    @property
+    def seed(self) -> int | None:
+        return self.last("seed") if "seed" in self.numbers else self.named_seed
+
+    @property
+    def headline(self) -> Line | None:
+        """The last final line; one with both loss and bpb goes before one that only mentions bpb."""
+        finals = [line for line in self.lines if line.kind == "final"]
+        return next((line for line in reversed(finals) if line.loss is not None), finals[-1] if finals else None)
+
+
+def bounded_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of each line, cut at LINE_CHARS, of the first and the last LOG_BYTES: bounded for any content."""
+    with path.open("rb") as file:
+        count, whole, last = 0, True, path.stat().st_size - LOG_BYTES
+        while raw := file.readline(LINE_CHARS):
+            if whole:
+                yield count + 1, raw.replace(b"\0", b"").decode("utf-8", "replace").rstrip()  # the zeros are UTF-16's
+            whole = raw.endswith(b"\n")
+            count += whole
+            while LOG_BYTES <= file.tell() < last:
+                skipped = file.read(min(1 << 20, last - file.tell()))
+                count, whole = count + skipped.count(b"\n"), skipped.endswith(b"\n")
+
+
+def read_log(path: Path, name: str) -> Log:
+    log, in_source = Log(name), False
+    for count, text in bounded_lines(path):
+        if in_source and SOURCE_ENDS.match(text):
+            in_source = False
+        elif not in_source and not WORTH_READING.search(text):
+            continue
+        elif not in_source and SOURCE_BEGINS.match(text):
+            in_source, log.sources = True, log.sources[-9:] + [[]]
+        if not in_source:
+            read_log_line(log, text.strip(), f"{name}:{count}")
+        elif len(log.sources[-1]) < 10_000:
+            log.sources[-1].append(text)
+    return log
+
+
+def read_log_line(log: Log, text: str, where: str) -> None:
+    """Adds to `log` what one line says."""
+    kind = "illegal" if "NOT LEGAL" in text else "running" if RUNNING.search(text) else "final"
+    quote = f"{where}: {text[:160]}"
+    for found in BPB.finditer(text):
+        loss, digits = float(found[1]) if found[1] else None, len(found[2].partition(".")[2])
+        kept = log.running if kind == "running" else log.lines
+        kept.append(Line(where, text[:160], kind, loss, float(found[2]), digits))
+        log.stepped = True
+    for name, pattern in FIELDS.items():
+        if (found := pattern.search(text)) and (digits := found[1].replace(",", "")):
+            log.numbers.setdefault(name, deque(maxlen=MAX_LINES)).append(int(digits))
+    for name, pattern in TIMES.items():
+        if found := pattern.search(text):
+            seconds = round(float(found[1]) * SECONDS[found[2]], 6)
+            log.times[name] = max(log.times.get(name, (0.0, "")), (seconds, quote))
+    for what, pattern in LOG_PATTERNS.items():
+        if kind != "illegal" and pattern.search(text):
+            log.patterns.setdefault(what, quote)
+    log.stepped, log.stopped = log.stepped or "train_loss" in text, log.stopped or text.startswith("stopping_early")
+    if log.stopped and re.search("calibrat|hessian", text, re.I):
+        log.times.setdefault("calibration", (0.0, quote))
+        log.self_calibrated |= bool(re.search("self|autoreg|generat", text))
+    if found := re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text):
+        log.gpu = found[1]
+    if not log.stepped and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text) and len(log.settings) < 1_000:
+        log.settings.update(re.findall(r"([a-z_]\w*)[:=] ?([\w.+-]+)", text))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Record folder: submission.json
+
+
+def read_text(path: Path | None) -> str:
+    """A text file; empty where there is none or it is over TEXT_BYTES."""
+    return path.read_bytes().decode("utf-8-sig", "replace") if path and path.stat().st_size <= TEXT_BYTES else ""
+
+
+def read_submission(path: Path | None) -> tuple[dict, Finding]:
+    try:
+        if path and path.stat().st_size > TEXT_BYTES:
+            raise ValueError(f"{path.stat().st_size:,} bytes, {TEXT_BYTES:,} are read")
+        table = json.loads(read_text(path))
+        if not isinstance(table, dict):
+            raise ValueError(f"it holds a {type(table).__name__}, not fields")
+        return table, Finding(PROVEN, "submission.json", f"{path.name} parses", len(table), "fields")
+    except (ValueError, RecursionError) as error:
+        return {}, Finding(FAILED, "submission.json", f"cannot be used: {error}" if path else "is missing")
+
+
+def to_number(value) -> float | None:
+    """A finite number, also of text such as "15,990,006"; else None."""
+    try:
+        number = float(value.replace(",", "").split()[0] if isinstance(value, str) else value)
+        return number if math.isfinite(number) and not isinstance(value, bool) else None
+    except (TypeError, ValueError, IndexError, OverflowError):
+        return None
+
+
+def first_number(table: dict, *names: str) -> float | None:
+    """The first of the named fields that holds a number; of a list or map of numbers the mean."""
+    for name in names:
+        value = table.get(name)
+        if isinstance(value, dict):
+            value = value.get("mean", [item for key, item in value.items() if "std" not in key])
+        values = value if isinstance(value, list) else [value]
+        numbers = [to_number(item) for item in values[:MAX_LOGS]]
+        if numbers and None not in numbers:
+            return sum(numbers) / len(numbers)
+    return None
+
+
+def claimed_bpb(table: dict) -> float | None:
+    return first_number(table, "val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_bpb", "bpb")
+
+
+def claimed_seeds(table: dict) -> dict[int, float | None]:
+    """The seeds that submission.json names, each with its claimed bits per byte where one is given."""
+    claims = {}
+    for name in ("seed", "seeds", "seed_results", "per_seed", "val_bpb_seeds", "val_bpb_per_seed"):
+        value = table.get(name)
+        if isinstance(value, dict):
+            pairs = [(key.removeprefix("seed").strip("_ "), row) for key, row in value.items()]
+        else:
+            rows = value if isinstance(value, list) else [value] if name.startswith("seed") else []
+            pairs = [(row.get("seed"), row) if isinstance(row, dict) else (row, None) for row in rows]
+        for seed, row in pairs[:MAX_LOGS]:
+            if (seed := to_number(seed)) is not None and seed == int(seed) >= 0:
+                bpb = first_number(row, "val_bpb", "bpb") if isinstance(row, dict) else to_number(row)
+                claims[int(seed)] = bpb or claims.get(int(seed))
+    return claims
 
 
 def submitted_scores(folder: Path) -> list[float]:
     """Every val_bpb in a folder's submission.json, of the whole and of each seed; [] where there is none."""
-    return []
+    path = folder / "submission.json"
+    table = read_submission(path)[0] if path.is_file() else {}
+    return [bpb for bpb in [claimed_bpb(table), *claimed_seeds(table).values()] if bpb]
+
+
+def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> bool:
+    """Equal in the decimals that both are stated to, give or take one unit there: people round, and people cut."""
+    stated = max(2, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
+    return abs(claim - measured) <= 1.01 * units * 10.0 ** -min(stated, digits)
+
+
+def explanations(logs: list[Log], seeds: dict) -> Iterator[tuple[str, float, list[Line]]]:
+    """The ways in which a val_bpb comes from logs, the usual ones first: (words, value, the lines it is made of)."""
+    groups = [logs, [log for log in logs if log.seed in seeds]]
+    families = dict.fromkeys(re.sub(r"\d+", "", log.name) for log in logs)
+    groups += [[log for log in logs if re.sub(r"\d+", "", log.name) == family] for family in families]
+    for group in groups:
+        chosen = {"last final": [log.headline for log in group if log.headline]}
+        for log in group:
+            labels = {re.split("val_loss|val_bpb", line.text)[0]: line for line in log.lines if line.kind == "final"}
+            for label, line in labels.items():
+                chosen.setdefault(f"last '{label.strip()}'", []).append(line)
+        for words, lines in chosen.items():
+            if len(lines) > 1:
+                mean = sum(line.bpb for line in lines) / len(lines)
+                yield f"the mean of the {words} lines of {len(lines)} logs", mean, lines
+    stated = [line for log in logs for line in log.lines]
+    found = [next((x for x in stated if bpb and agree(bpb, x.bpb, x.digits)), None) for bpb in seeds.values()]
+    if len(found) > 1 and None not in found:
+        yield "the mean of its seed results, each of them in a log", sum(seeds.values()) / len(seeds), found
+    for kind in ("final", "running"):
+        for line in [x for log in logs for x in [log.headline, *reversed(log.lines), *reversed(log.running)]]:
+            if line and line.kind == kind:
+                yield f"a {kind} line of one of {len(logs)} logs", line.bpb, [line]
+
+
+def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Finding, list[Line]]:
+    """submission.json's val_bpb against the logs; also the lines that it rests on, for the checks that follow."""
+    claim, seeds, heads = claimed_bpb(table), claimed_seeds(table), [log.headline for log in logs if log.headline]
+    bpbs = [line.bpb for log in logs for line in [*log.lines, *log.running] if line.kind != "illegal"]
+    if claim is None or not bpbs:
+        lacking = "submission.json states no val_bpb" if claim is None else "no log states a legal val_bpb"
+        return Finding(NOT_CHECKABLE, "val_bpb", f"{lacking}{taken(heads)}", claim, "bits/byte"), heads
+    for units, (words, value, lines) in product((0.5, 1.0), explanations(logs, seeds)):
+        if agree(claim, value, min(line.digits for line in lines), units):
+            detail = f"submission.json's {claim:g} is {words}{taken(lines)}"
+            verdict = CONSISTENT if lines[0].kind == "final" else SUSPICION
+            return Finding(verdict, "val_bpb", detail, value, "bits/byte", f"{lines[0].where}: {lines[0].text}"), lines
+    labelled = [line for log in logs for line in log.lines if line.kind == "illegal"]
+    if illegal := next((line for line in labelled if agree(claim, line.bpb, line.digits)), None):
+        detail = f"submission.json's {claim:g} is from a line that its log labels NOT LEGAL{taken(heads)}"
+        return Finding(FAILED, "val_bpb", detail, claim, "bits/byte", f"{illegal.where}: {illegal.text}"), heads
+    unlogged = sorted(set(seeds) - {log.seed for log in logs})
+    detail = f"submission.json's {claim:g} is no line and no mean of the logs, whose lowest is {min(bpbs):g}"
+    detail += (f"; seeds {unlogged[:5]} have no log" if unlogged else "") + taken(heads)
+    reports = [path for path in files if path.suffix != ".py" and not re.match("readme|submission", path.name, re.I)]
+    elsewhere = any(path.stat().st_size > TEXT_BYTES or f"{claim:.4f}" in read_text(path) for path in reports)
+    verdict = FAILED if claim < min(bpbs) and heads and not unlogged and not elsewhere else SUSPICION
+    return Finding(verdict, "val_bpb", detail, claim, "bits/byte"), heads
+
+
+def taken(lines: list[Line]) -> str:
+    return "".join(f"; {line.where} {line.bpb:g}" for line in lines[:6]) + "; ..." * (len(lines) > 6)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Record folder: the checks
+
+SPLIT_BYTES = 151_080_000  # UTF-8 text of the whole validation split, whatever the tokenizer
+SPLIT_TOKENS = {1024: SP1024_VAL_TOKENS, 4096: 45_508_608, 8192: 40_540_160}  # by vocabulary, of the challenge
+LIMIT_S = 600.0  # for training, and again for evaluation
+RECORD_NATS, RECORD_P = 0.005, 0.01  # what a record must beat the best by, and how surely
+PER_RUN = re.compile(r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard")
+
+
+def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
+    """Checks what a record folder holds, short of its artifact: files, submission.json, logs, seeds, significance."""
+    files = list_files(folder)
+    logs, code = read_logs(folder, files), [path for path in files if path.suffix == ".py" and path.stat().st_size]
+    script = max(code, key=lambda p: (p.name == "train_gpt.py", p.name[:5] == "train", p.stat().st_size), default=None)
+    readme = next((path for path in files if path.name.lower().startswith("readme")), None)
+    jsons = [path for path in files if re.fullmatch(r"submission.*\.json", path.name)]
+    table, parsed = read_submission(min(jsons, key=lambda path: path.name != "submission.json", default=None))
+    score, lines = check_val_bpb(table, logs, files)
+    behind = {line.where.rpartition(":")[0] for line in lines}
+    used = [log for log in logs if log.name in behind] or logs  # the logs that val_bpb rests on
+    track = f"{folder.resolve().parent.name} {table.get('track', '')}".lower()
+    found = [check_files(files, readme, logs, script), parsed, score, check_readme(claimed_bpb(table), readme)]
+    found += [check_log_size(used, script, code), check_claimed_bytes(table, logs, script)]
+    found += check_artifact_bytes(logs, files) + check_times(used, "10min" in track and "non" not in track)
+    found += [check_split(line, log) for line in lines[:1] for log in used[:1]]
+    found += [check_seeds(table, logs, used, files), check_settings(used), check_embedded(used, code)]
+    found += check_against(lines, args.against) if args.against else []
+    return found + check_patterns(used, script, code)
+
+
+def list_files(folder: Path) -> list[Path]:
+    """The folder's regular files, those nearest the top first, at most MAX_FILES."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
+        found += [path for name in names if (path := Path(parent) / name).is_file()]
+        if len(found) > MAX_FILES:
+            break
+    return sorted(found, key=lambda path: (len(path.parts), str(path)))[:MAX_FILES]
+
+
+def read_logs(folder: Path, files: list[Path]) -> list[Log]:
+    """The files that read like logs, without copies of one another."""
+    named = [path for path in files if path.suffix in LOG_SUFFIXES and path.name != "requirements.txt"]
+    logs = {}
+    for path in sorted(named, key=lambda p: ("seed" not in p.name, str(p)))[:MAX_LOGS]:
+        log = read_log(path, str(path.relative_to(folder)))
+        if log.lines or log.running or log.times:
+            logs.setdefault((log.seed, *(line.text for line in [*log.lines, *log.running])), log)
+    return list(logs.values())
+
+
+def check_files(files: list[Path], readme: Path | None, logs: list[Log], script: Path | None) -> Finding:
+    lacking = ["README.md"] * (readme is None) + ["a train log"] * (not logs) + ["a script"] * (script is None)
+    detail = f"lacks {', '.join(lacking)}" if lacking else f"README, {script.name}, {len(logs)} logs"
+    return Finding(FAILED if lacking else PROVEN, "files", detail, len(files), "files")
+
+
+def check_readme(claim: float | None, readme: Path | None) -> Finding:
+    stated = [(number, found[0]) for number, text in enumerate(read_text(readme).split("\n"), 1)
+              for found in re.finditer(r"(?<![\d.])\d\.\d{3,12}(?!\d)", text[:LINE_CHARS])]  # fmt: skip
+    if claim is None or not stated:
+        return Finding(NOT_CHECKABLE, "README", "README or submission.json states no val_bpb", claim, "bits/byte")
+    for number, text in stated:
+        if agree(claim, float(text), len(text) - 2):
+            where = f"{readme.name}:{number}: {text}"
+            return Finding(CONSISTENT, "README", "states submission.json's val_bpb", claim, "bits/byte", where)
+    return Finding(SUSPICION, "README", "none of its numbers is submission.json's val_bpb", claim, "bits/byte")
+
+
+def check_log_size(logs: list[Log], script: Path | None, code: list[Path]) -> Finding:
+    """The logs' largest total against the cap and the files; FAILED only if compressing the code cannot save it."""
+    sized = [log for log in logs if "total_bytes" in log.numbers or "model_bytes" in log.numbers]
+    if not sized or script is None or max(path.stat().st_size for path in code) > TEXT_BYTES:
+        return Finding(NOT_CHECKABLE, "size", "no log states a size, or no script of usual size is here", None, "bytes")
+    files, computed = read_code(script)
+    files = [path for path in files if os.path.isfile(path)]
+    (raw, packed), own = code_bytes(files), script.stat().st_size
+    log = max(sized, key=lambda log: log.last("total_bytes") or log.last("model_bytes"))
+    total, counted, model = log.last("total_bytes"), log.last("code_bytes"), min(log.numbers.get("model_bytes", [0]))
+    total = model + raw if total is None else total
+    detail = f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; code here {raw:,} ({packed:,} by lzma)"
+    detail += " and what it runs by a computed name" * bool(computed)
+    detail += f", counted {counted:,}" if counted is not None else ", its count is not logged"
+    uncounted = len(files) > 1 and counted == own
+    detail += f"; not counted: {', '.join(path.name for path in files[1:9])}" if uncounted else ""
+    if model:
+        detail += f"; model {model:,}, {model + raw:,} with that code, {model + packed:,} compressed"
+    least = model + min(packed * 9 // 10, packed if counted is None else counted)  # there are better compressors
+    verdict = FAILED if model and least > CAP_BYTES else SUSPICION if total > CAP_BYTES or uncounted else CONSISTENT
+    return Finding(verdict, "size", detail, total, "bytes", log.name)
+
+
+def check_artifact_bytes(logs: list[Log], files: list[Path]) -> list[Finding]:
+    """Each artifact file against the sizes of models that the logs state."""
+    stated, found = {size for log in logs for size in log.numbers.get("model_bytes", [])}, []
+    for path in [path for path in files if path.suffix in (".pcll", ".ptz")][:8]:
+        size = path.stat().st_size
+        other = FAILED if path.suffix == ".pcll" else SUSPICION
+        verdict = NOT_CHECKABLE if not stated else PROVEN if size in stated else other
+        detail = f"{path.name}, {'a' if size in stated else 'no'} model size that the logs state"
+        found.append(Finding(verdict, "artifact bytes", detail, size, "bytes"))
+    return found
+
+
+def check_claimed_bytes(table: dict, logs: list[Log], script: Path | None) -> Finding:
+    names = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
+    claim = first_number(table, *names)
+    totals = [log.last("total_bytes") for log in logs if "total_bytes" in log.numbers]
+    if claim is None or not totals:
+        verdict = FAILED if claim is not None and claim > CAP_BYTES else NOT_CHECKABLE
+        lacking = "submission.json states no size" if claim is None else f"no log states one, cap {CAP_BYTES:,}"
+        return Finding(verdict, "bytes_total", lacking, claim, "bytes")
+    detail = f"submission.json's; the logs' totals go up to {max(totals):,}, cap {CAP_BYTES:,}"
+    sizes = [size for log in logs for name in ("model_bytes", "total_bytes") for size in log.numbers.get(name, [])]
+    sizes += [size + script.stat().st_size for size in sizes if script] + [round(sum(totals) / len(totals))]
+    verdict = FAILED if claim > CAP_BYTES else CONSISTENT if claim >= max(totals) or claim in sizes else SUSPICION
+    return Finding(verdict, "bytes_total", detail, int(claim), "bytes")
+
+
+def check_times(logs: list[Log], record: bool) -> list[Finding]:
+    """Hardware, training, calibration after it and evaluation; a limit binds in the record track, on 8 GPUs."""
+    worlds, gpus = sorted({log.last("world_size") for log in logs} - {None}), sorted({log.gpu for log in logs} - {""})
+    usual = worlds == [8] and gpus in ([], ["H100"])
+    verdict = NOT_CHECKABLE if not worlds else CONSISTENT if usual or not record else SUSPICION
+    detail = f"world size {worlds or 'not logged'}, GPU {', '.join(gpus) or 'not logged'}"
+    found = [Finding(verdict, "hardware", detail, worlds[-1] if worlds else None, "processes")]
+    over = FAILED if record and usual else SUSPICION if record else NOT_CHECKABLE
+    binds = f"limit {LIMIT_S:g} s" if record else f"the limit of {LIMIT_S:g} s is the record track's"
+    train, line, log = slowest(logs, "train")
+    slack = max(1.0, log.times.get("step", (0.0, ""))[0]) if log else 1.0  # the step that crosses the limit is finished
+    verdict = NOT_CHECKABLE if not train else CONSISTENT if train <= LIMIT_S + slack else over
+    found.append(Finding(verdict, "training time", f"slowest log, its last step included; {binds}", train, "s", line))
+    if log and "calibration" in log.times:
+        extra, line = log.times["calibration"]
+        inside = train + extra <= LIMIT_S + slack * (extra > 0) or log.self_calibrated
+        verdict = CONSISTENT if inside else SUSPICION if record else NOT_CHECKABLE
+        detail = f"calibration after {train:.1f} s of training{', on text of its own' * log.self_calibrated}; {binds}"
+        found.append(Finding(verdict, "calibration", detail, extra or None, "s", line))
+    seconds, line, log = slowest(logs, "eval")
+    counts = log and log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic evaluation may take longer
+    verdict = NOT_CHECKABLE if not seconds else CONSISTENT if seconds <= LIMIT_S else over if counts else NOT_CHECKABLE
+    return [*found, Finding(verdict, "evaluation time", f"slowest single evaluation; {binds}", seconds, "s", line)]
+
+
+def slowest(logs: list[Log], name: str) -> tuple[float | None, str, Log | None]:
+    timed = [(*log.times[name], log) for log in logs if name in log.times]
+    return max(timed, key=lambda entry: entry[0], default=(None, "", None))
+
+
+def check_split(line: Line, log: Log) -> Finding:
+    """val_tokens x (val_loss / ln 2) / val_bpb is the size of the scored text: 151.08 MB under any tokenizer."""
+    tokens, vocab = log.last("val_tokens"), log.last("vocab_size")
+    if vocab is None:
+        vocab = next((v for v, count in SPLIT_TOKENS.items() if tokens and abs(tokens / count - 1) < 0.002), None)
+    whole = SPLIT_TOKENS.get(vocab)
+    if not line.loss or not line.bpb or not (tokens or whole):
+        return Finding(NOT_CHECKABLE, "split", "needs val_loss, val_bpb, and val_tokens or a known vocabulary")
+    ratio = line.loss / math.log(2) / line.bpb
+    held = round((tokens or whole) * ratio)
+    off, many = held / SPLIT_BYTES - 1, tokens / whole if tokens and whole else None
+    detail = f"{tokens or whole:,} tokens{' (not logged)' * (not tokens)} of {ratio:.4f} bytes, by val_loss / val_bpb"
+    detail += f"; the whole split has {SPLIT_BYTES:,}"
+    if abs(off) <= 0.005:
+        return Finding(CONSISTENT, "split", detail, held, "bytes")
+    others = [x.loss / math.log(2) / x.bpb for x in [*log.lines, *log.running] if x.loss and x.bpb]
+    alike = len(others) > 1 and all(abs(other / ratio - 1) < 0.005 for other in others)
+    miscounted = many and abs(many - 1) < 0.002 and abs(off) > 0.01 and alike
+    part = many and many < 0.99 and abs(ratio * whole / SPLIT_BYTES - 1) < 0.03
+    detail += "; its tokens, miscounted or not all scored" if miscounted else "; a part of it" if part else ""
+    quote = f"{line.where}: {line.text}"
+    return Finding(FAILED if miscounted or part else SUSPICION, "split", detail, held, "bytes", quote)
+
+
+def check_seeds(table: dict, logs: list[Log], used: list[Log], files: list[Path]) -> Finding:
+    claimed, seeds = claimed_seeds(table), sorted((log.seed for log in used), key=str)
+    unlogged = [seed for seed in sorted(claimed) if seed not in [log.seed for log in logs]]
+    misnamed = [log.name for log in logs if log.named_seed not in (None, log.seed)]
+    count = len(set(seeds) - {None})
+    detail = f"val_bpb rests on logs of seeds {seeds}"
+    detail += f"; submission.json also names {unlogged[:8]}" if unlogged else ""
+    if misnamed:
+        return Finding(SUSPICION, "seeds", f"{detail}; {misnamed[0]} logs another seed than its name", count, "seeds")
+    if not seeds or None in [log.seed for log in logs]:
+        return Finding(NOT_CHECKABLE, "seeds", f"{detail}; a log states none", count, "seeds")
+    elsewhere = any(re.search(rf"(?<!\d){seed}(?!\d)", path.name) for seed in unlogged for path in files)
+    missing = len(claimed) > len(logs) and not elsewhere  # with as many logs as seeds one may be mistyped
+    verdict = FAILED if unlogged and missing else SUSPICION if unlogged or count < len(seeds) else CONSISTENT
+    return Finding(verdict, "seeds", detail + "; one of them twice" * (count < len(seeds)), count, "seeds")
+
+
+def check_settings(logs: list[Log]) -> Finding:
+    shared = set.intersection(*[set(log.settings) for log in logs]) if logs else set()
+    shared = {name for name in shared if not PER_RUN.search(name)}
+    if len(logs) < 2 or not shared:
+        return Finding(NOT_CHECKABLE, "settings", "fewer than two logs to compare, or no settings in them")
+    values = {name: list(dict.fromkeys(log.settings[name] for log in logs)) for name in sorted(shared)}
+    changed = [f"{name} {' / '.join(seen)}" for name, seen in values.items() if len(seen) > 1]
+    detail = f"differ: {'; '.join(changed[:8])}" if changed else f"{len(shared)} are the same in {len(logs)} logs"
+    return Finding(SUSPICION if changed else CONSISTENT, "settings", detail, len(changed), "differences")
+
+
+def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
+    """The script that each log embeds against those in the folder, comments and layout aside."""
+    own, checked = {code_shape(read_text(path)) for path in code} if any(log.sources for log in logs) else set(), 0
+    for log in logs:
+        sources = [source for source in log.sources if len(source) > 20 and code_shape("\n".join(source))]
+        if own and sources and not own & {code_shape("\n".join(source)) for source in sources}:
+            theirs = [{text.rstrip() for text in read_text(path).split("\n")} for path in code]
+            differ = min(len(set(source) ^ text) for source in sources for text in theirs)
+            detail = f"{log.name} embeds a script that is not in the folder; lines that differ from the closest"
+            return Finding(SUSPICION, "script", detail, differ, "lines")
+        checked += bool(own and sources)
+    if not checked:
+        return Finding(NOT_CHECKABLE, "script", "no log embeds the whole of its script")
+    return Finding(PROVEN, "script", f"{checked} of {len(logs)} logs embed a script of the folder", checked, "logs")
+
+
+@cache
+def code_shape(source: str) -> str | None:
+    """A hash of a program without its comments and layout; None if it does not parse."""
+    try:
+        return hashlib.sha256(ast.dump(parse_code(source)).encode()).hexdigest()
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def check_against(lines: list[Line], against: str) -> list[Finding]:
+    """Whether our scores are lower than theirs by RECORD_NATS at p < RECORD_P, in nats per token of our tokenizer."""
+    theirs = [to_number(text) for text in against.split(",")]
+    if not all(bpb and 0 < bpb < 100 for bpb in theirs):
+        raise UnusableInput(f"--against takes bits per byte, one or several with commas, not {clean(against, 40)}")
+    finals = [line for line in lines if line.kind == "final"]
+    if not finals:
+        return [Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb", None, "nats")]
+    losses = [line.loss / line.bpb for line in finals if line.loss and line.bpb]  # nats a token per bit a byte
+    nats = sum(losses) / len(losses) if losses else math.log(2) * SPLIT_BYTES / SP1024_VAL_TOKENS
+    ours = [line.bpb for line in finals]
+    gain = (sum(theirs) / len(theirs) - sum(ours) / len(ours)) * nats
+    p = welch([bpb * nats for bpb in theirs], [bpb * nats for bpb in ours], RECORD_NATS)
+    enough = "better" if gain >= 0 else "worse"
+    detail = f"nats a token {enough}, mean of {len(ours)} against {len(theirs)} ({nats:.4f} nats a bit per byte); "
+    if p is None:
+        detail += f"a record needs {RECORD_NATS} at p < {RECORD_P}, which one score or equal scores cannot show"
+        return [Finding(FAILED if gain < RECORD_NATS else NOT_CHECKABLE, "significance", detail, gain, "nats")]
+    detail += f"one-sided p = {p:.3g} for {RECORD_NATS} nats or more, a record needs < {RECORD_P}"
+    verdict = CONSISTENT if gain >= RECORD_NATS and p < RECORD_P else FAILED
+    return [Finding(verdict, "significance", detail, gain, "nats")]
+
+
+def welch(a: list[float], b: list[float], margin: float) -> float | None:
+    """One-sided p of mean(a) - mean(b) <= margin, by Welch's t-test; a list of one value counts as exact."""
+    variance, squares = 0.0, 0.0
+    for values in (a, b):
+        if len(values) > 1:
+            mean = sum(values) / len(values)
+            part = sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
+            variance, squares = variance + part, squares + part * part / (len(values) - 1)
+    if len(b) < 2 or squares == 0:
+        return None
+    gain, freedom = sum(a) / len(a) - sum(b) / len(b) - margin, variance**2 / squares
+    tail = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + gain * gain / variance)) / 2
+    return tail if gain > 0 else 1 - tail
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b), by its power series (DLMF 8.17.8), all of positive terms."""
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - incomplete_beta(b, a, 1 - x)
+    term = total = 1 / a
+    count = 0
+    while term > 1e-17 * total:
+        term *= x * (a + b + count) / (a + 1 + count)
+        total, count = total + term, count + 1
+    return total * math.exp(a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Record folder: what has invalidated entries before
+
+CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
+    "picks by the validation score": re.compile(r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"),
+    "scores in the last of several epochs": re.compile(r"epoch\w* == .{0,40}epochs - 1"),
+    "scores tokens in a second pass": re.compile(r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\("),
+    "hash keyed on the target": re.compile(r"^(full_(key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(tgt|target)\w*"),
+    "validation tokens in calibration": re.compile(r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b"),
+    "downloads": re.compile(r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "),
+}
+VAL_TOKENS = re.compile(r"\bval_(tokens|data|seqs)\b")
+SCORED = re.compile("byte|bpb|scored")
+
+
+def check_patterns(logs: list[Log], script: Path | None, code: list[Path]) -> list[Finding]:
+    """Never FAILED: each names its line, for a person to judge."""
+    hits = {what: line for log in logs for what, line in log.patterns.items()}
+    unread = [] if script else ["no script is here"]
+    for path in [path for path in code if path == script or re.match("train|eval", path.name)][:8]:
+        try:
+            for what, number, text in code_patterns(unpack(parse_code(read_text(path)))):
+                hits.setdefault(what, f"{path.name}:{number}: {text[:160]}")
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            unread.append(f"{path.name} cannot be read as Python ({type(error).__name__})")
+    found = [Finding(SUSPICION, "pattern", what, None, "", line) for what, line in hits.items()]
+    if unread:
+        return [*found, Finding(NOT_CHECKABLE, "pattern", "; ".join(unread))]
+    return found or [Finding(CONSISTENT, "pattern", "nothing like what has invalidated entries before", 0, "hits")]
+
+
+def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
+    """(what, line number, text) for each place that looks like something that has invalidated entries."""
+    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    functions = {node.name: ast.unparse(node) for node in nodes}
+    for node in nodes:
+        for loop in outer_loops(node):
+            body = ast.unparse(loop)
+            if ".backward(" in body and ".step(" in body and VAL_TOKENS.search(body) and not SCORED.search(body):
+                callers = [name for name, text in functions.items() if name != node.name and f"{node.name}(" in text]
+                if not any("eval" in name or "score" in name for name in callers):  # those adapt on what they scored
+                    yield "trains on validation tokens without scoring them first", loop.lineno, f"loop in {node.name}"
+    for node in ast.walk(tree):
+        test, plain = getattr(node, "test", None), isinstance(node, ast.stmt) and not hasattr(node, "body")
+        if test is not None or plain and not isinstance(getattr(node, "value", None), ast.Constant):  # no docstrings
+            text = ast.unparse(test or node)[:LINE_CHARS]
+            yield from ((what, node.lineno, text) for what, pattern in CODE_PATTERNS.items() if pattern.search(text))
+
+
+def outer_loops(node: ast.AST) -> Iterator[ast.For | ast.While]:
+    """The loops of a function that lie in no other loop."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.For | ast.While):
+            yield child
+        elif not isinstance(child, ast.FunctionDef):
+            yield from outer_loops(child)
+
+
+def parse_code(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of escapes in their strings
+        return ast.parse(source)
+
+
+def unpack(tree: ast.Module) -> ast.Module:
+    """The program inside exec(lzma.decompress(b85decode("..."))), as late entries pack it; else the program itself."""
+    raw_lzma = partial(lzma.LZMADecompressor, lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}])
+    formats = (partial(lzma.LZMADecompressor, lzma.FORMAT_AUTO, 1 << 26), raw_lzma, zlib.decompressobj)
+    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
+    texts = [text for text in texts if isinstance(text, str | bytes) and len(text) > 1_000]
+    for text, decode, opened in product(texts[:3], (base64.b85decode, base64.b64decode), formats):
+        with suppress(ValueError, lzma.LZMAError, zlib.error):
+            return parse_code(opened().decompress(decode(text), TEXT_BYTES).decode())
+    return tree
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -895,9 +1506,11 @@ def check(args: argparse.Namespace) -> list[Finding]:
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UnusableInput("--max-tokens must be at least 2")
     if target.is_dir():
-        found, submitted = check_folder(target, args), submitted_scores(target)
-        for artifact in sorted(target.glob("*.pcll")):
-            found += check_artifact(artifact, args, submitted)
+        found, artifacts = check_folder(target, args), sorted(target.glob("*.pcll"))
+        for artifact in artifacts:
+            prefix = f"{artifact.stem}: " if len(artifacts) > 1 else ""
+            several = check_artifact(artifact, args, submitted_scores(target))
+            found += [replace(f, detail=prefix + f.detail) for f in several]
         return found
     with target.open("rb") as file:
         if file.read(4) != b"PCLL":
@@ -908,6 +1521,7 @@ def check(args: argparse.Namespace) -> list[Finding]:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     sys.stdout.reconfigure(errors="replace")
+    say.last = time.monotonic()
     try:
         found = check(args)
         print_json(args.target, found) if args.json else print_report(found)

@@ -466,7 +466,7 @@ def trellis_words_too_many_or_too_few() -> Files:
 
 # ---------------------------------------------------------------- files that cost as much as a file of 1 KB may
 
-MOST = 2**16 + 64 * 1000  # elements, and bytes of content, that a file of 1,000 bytes may have
+MOST = 2**16 + 64 * 1000  # elements that a file of 1,000 bytes may have
 
 
 def padded(body: bytes) -> bytes:
@@ -520,10 +520,20 @@ def slow_huffman_tables() -> Files:
 @heavy
 def slow_trellis() -> Files:
     """64 contexts to build, rows as long or as many as can be, and states that no step changes."""
-    for shape in ((16, MOST // 16), (MOST // 2, 2), (16, 4095), (4095, 16)):
+    for shape in ((16, MOST // 16), (MOST, 1), (16, 4095), (4095, 16)):
         for row in (ONE_SYMBOL, MANY_RARE):
             side = Trellis(shape, [], 1.0).side()
             yield padded(table_of(record(b"t", 3, *shape))[6:] + side + big_model(math.prod(shape), row))
+
+
+@heavy
+def slow_trellis_statistics() -> Files:
+    """Many tensors under a model of many symbols, of which each tensor uses one."""
+    for tensors, largest in ((64, 2047), (128, 1000), (192, 1000)):
+        shape = (16, MOST // 16 // tensors)
+        records = (record(b"%03d" % i, 3, *shape) for i in range(tensors))
+        model = big_model(math.prod(shape) * tensors, [2**14] + [0] * (2 * largest))
+        yield padded(table_of(*records)[6:] + Trellis(shape, [], 1.0).side() * tensors + model)
 
 
 @heavy

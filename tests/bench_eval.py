@@ -1,0 +1,135 @@
+"""Times our evaluation against a direct re-implementation of the loops that entries of the challenge use.
+
+    python tests/bench_eval.py [--tokens N] [--repeats R] [--data DIR --tokenizer FILE]
+
+Both score the same tokens with the same weights on the same device, in turn; the table shows medians and the median of
+the paired ratios. The entries' loop sends all positions of every window through the output head and then walks over
+the windows in Python. Settings are train_gpt.py's environment variables (default here: a network of 6 layers and width
+256 with windows of 512 tokens and stride 32). Without --data the tokens are random: scores mean nothing then, times do.
+"""
+
+import argparse
+import copy
+import math
+import os
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import train_gpt  # noqa: E402
+
+SHAPE = dict(NUM_LAYERS="6", MODEL_DIM="256", NUM_HEADS="4", NUM_KV_HEADS="2", MLP_HIDDEN="768", TRAIN_SEQ_LEN="512",
+             TRAIN_BATCH_TOKENS="16384", EVAL_BATCH_SEQS="16", TTT_CHUNK_TOKENS="4096")
+FULL_SPLIT = 62_021_632  # tokens of the challenge's validation split
+
+
+@torch.inference_mode()
+def score_like_entries(model, tokens: torch.Tensor, first: int, last: int, s: train_gpt.Settings) -> float:
+    """Summed nats of positions first..last-1: windows that end after every EVAL_STRIDE tokens."""
+    length, stride, nats = s.train_seq_len, s.eval_stride, 0.0
+    ends = [end for end in range(min(length, last), last + stride, stride) if end - stride < last]
+    windows = [(max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first]
+    for at in range(0, len(windows), s.eval_batch_seqs):
+        batch = windows[at : at + s.eval_batch_seqs]
+        inputs = torch.stack([F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch])
+        targets = torch.stack([F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch])
+        logits = model(inputs)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        for i, (a, b) in enumerate(batch):
+            begin = first if at + i == 0 else windows[at + i - 1][1]
+            nats += losses[i, max(begin, a) - a : b - a].double().sum().item()
+    return nats
+
+
+def evaluate_like_entries(model, tokens: torch.Tensor, s: train_gpt.Settings, learner=None) -> float:
+    """Mean nats per token; with a learner, chunk by chunk as entry 549 does it."""
+    total, count = 0.0, len(tokens) - 1
+    size = s.ttt_chunk_tokens if learner else count
+    for low in range(0, count, size):
+        high = min(low + size, count)
+        total += score_like_entries(model, tokens, low, high, s)
+        if learner and high < count:
+            learner.learn(tokens[low : high + 1], low // size / math.ceil(count / size), s.ttt_epochs)
+    return total / count
+
+
+class Quiet:
+    def progress(self, *args):
+        pass
+
+
+def evaluator(tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evaluator:
+    """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time depends on."""
+    e = train_gpt.Evaluator.__new__(train_gpt.Evaluator)
+    e.s, e.ranks, e.log, e.host_tokens = s, ranks, Quiet(), tokens
+    e.bytes_before = np.arange(len(tokens))
+    e.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
+    return e
+
+
+def timed(function) -> tuple[float, float]:
+    """Seconds, and what the function returned."""
+    began = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16385)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", help="folder of fineweb_val_*.bin")
+    args = parser.parse_args()
+    s = train_gpt.load_settings(SHAPE | dict(os.environ))
+    ranks = train_gpt.join_ranks(s)
+    if args.data:
+        tokens = train_gpt.TokenStream(args.data, "val", s.vocab_size).read(0, args.tokens)
+    else:
+        tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens).astype(np.uint16)
+    torch.manual_seed(s.seed)
+    dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
+    model = train_gpt.GPT(s, dtype).to(ranks.device)
+    e, runner = evaluator(tokens, s, ranks), train_gpt.maybe_compile(model, s)
+
+    def adapting(function):
+        adapted = copy.deepcopy(model)
+        return function(train_gpt.maybe_compile(adapted, s), train_gpt.Learner(adapted, s, ranks))
+
+    def training_passes():
+        adapting(lambda m, learner: [learner.learn(e.tokens, 0.5, s.ttt_epochs)])
+
+    cases = {
+        "sliding window": (lambda: evaluate_like_entries(runner, e.tokens, s),
+                           lambda: e.score(runner, "", s.eval_stride).val_loss),
+        "score-first adaptation": (
+            lambda: adapting(lambda m, learner: evaluate_like_entries(m, e.tokens, s, learner)),
+            lambda: adapting(lambda m, learner: e.score(m, "", s.eval_stride, learner).val_loss)),
+    }  # fmt: skip
+    print(f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride}, {ranks.device.type}, "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs")
+    print(f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12} {'62 M tokens, one device':>24}")
+    ours_seconds = {}
+    for name, (theirs, ours) in cases.items():
+        theirs(), ours()
+        pairs = [(timed(theirs), timed(ours)) for _ in range(args.repeats)]
+        a, b = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
+        ratio = statistics.median(pair[0][0] / pair[1][0] for pair in pairs)
+        differ = abs(pairs[0][0][1] - pairs[0][1][1])
+        ours_seconds[name] = b
+        hours = b / (args.tokens - 1) * FULL_SPLIT / 3600
+        print(f"{name:24} {a:10.2f} {b:10.2f} {ratio:7.2f} {differ:12.1e} {hours:22.2f} h")
+    passes = statistics.median(timed(training_passes)[0] for _ in range(args.repeats))
+    extra = ours_seconds["score-first adaptation"] - ours_seconds["sliding window"]
+    print(f"adaptation costs {extra:.2f} s beyond scoring; {s.ttt_epochs} training passes alone {passes:.2f} s")
+
+
+if __name__ == "__main__":
+    main()
