@@ -16,7 +16,6 @@ In this order: settings, ranks and log, data, model, optimizer, codec, export, e
 """
 
 import ast
-import contextlib
 import dataclasses
 import glob
 import hashlib
@@ -381,16 +380,12 @@ class ByteCounter:
 
 
 def demo_documents() -> list[str]:
-    """English text that comes with Python: its manual's topics and the docstrings of its standard library."""
+    """English text that comes with Python: its manual's topics and the docstrings of its modules."""
     from pydoc_data.topics import topics  # here, because only the demo needs it
 
     texts = set(topics.values())
-    library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted([*library.glob("*.py"), *library.glob("[a-z]*/*.py")]):
-        with contextlib.suppress(SyntaxError, ValueError):
-            nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
-            documented = [node for node in nodes if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)]
-            texts.add(" ".join(filter(None, map(ast.get_docstring, documented))))
+    for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
+        texts.add(ast.get_docstring(ast.parse(path.read_bytes())) or "")
     texts = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200]
     random.Random(0).shuffle(texts)
     return texts
@@ -691,8 +686,8 @@ def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.
     """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
     matrices, embeddings, others = [], [], []
     for name, p in model.named_parameters():
-        kind = matrices if name.endswith(MATRICES) else embeddings if name in ("tok_emb", "bigram.table") else others
-        kind.append(p)
+        embedding = name in ("tok_emb", "bigram.table")
+        (matrices if name.endswith(MATRICES) else embeddings if embedding else others).append(p)
     groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
     optimizers = []
     if s.matrix_optimizer == "normuon":
@@ -794,7 +789,7 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
 
 def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Levels in the order of their codes, and each level's code (uint32)."""
-    order = np.lexsort((np.arange(len(lengths)), lengths))
+    order = np.argsort(lengths, kind="stable")
     shift = MAX_CODE_LENGTH - lengths[order].astype(np.int64)
     widths = 1 << shift
     codes = np.empty(len(lengths), dtype=np.uint32)
@@ -1050,15 +1045,16 @@ def read_side_data(reader: Reader, codec: int, shape: tuple[int, ...]):
     size = math.prod(shape)
     if codec in (FLOAT32, FLOAT16):
         width = 4 if codec == FLOAT32 else 2
-        planes = reader.numbers("u1", width * size).reshape(width, size)
-        return np.ascontiguousarray(planes.T).view(f"<f{width}").astype(np.float32).reshape(shape)
+        planes = np.ascontiguousarray(reader.numbers("u1", width * size).reshape(width, size).T)
+        return planes.view(f"<f{width}").astype(np.float32).reshape(shape)
     if codec == HUFFMAN:
         levels = reader.number("u1")
         centroids = reader.numbers("<f2", levels).astype(np.float32)
         lengths = reader.numbers("u1", levels)
         complete = sum(2.0 ** -int(length) for length in lengths) == 1
-        in_order = (np.diff(centroids) > 0).all() and lengths.max(initial=0) <= MAX_CODE_LENGTH
-        require(complete and in_order, "a codebook is not in order, or its code is not complete")
+        finite = np.isfinite(centroids).all() and not np.signbit(centroids[centroids == 0]).any()
+        in_order = finite and (np.diff(centroids) > 0).all() and lengths.max(initial=0) <= MAX_CODE_LENGTH
+        require(complete and in_order, "a codebook is not finite and in order, or its code is not complete")
         return shape, centroids, lengths
     require(len(shape) >= 2 and shape[0] >= 16, "a trellis tensor needs 16 rows at least")
     step, offset = reader.numbers("<f4", 1)[0], reader.number("<i2")
@@ -1086,20 +1082,27 @@ def open_frame(data: bytes) -> bytes:
 def decode_pcll(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """Config and float32 weights of an artifact; raises ArtifactError."""
     reader = Reader(open_frame(data))
+    text = reader.numbers("u1", reader.number("<u4")).tobytes()
     try:
-        config = json.loads(reader.numbers("u1", reader.number("<u4")).tobytes())
-    except (ValueError, RecursionError):
-        raise ArtifactError("the config is not JSON") from None
-    table = {}
-    for _ in range(reader.number("<u2")):
+        config = json.loads(text)
+        json.dumps(config, ensure_ascii=False).encode()  # no lone surrogates
+        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+        flat = all(type(v) in (str, float, bool) or -(2**63) <= v < 2**63 for v in config.values())
+    except (ValueError, RecursionError, AttributeError, TypeError):
+        raise ArtifactError("the config is not a JSON object of strings and numbers") from None
+    require(flat and canonical == text and len(text) <= 1 << 16, "the config is not canonical and short")
+    table, count = {}, reader.number("<u2")
+    for _ in range(count):
         name = reader.numbers("u1", reader.number("u1")).tobytes().decode("latin-1")
         codec, dims = reader.number("u1"), reader.number("u1")
         shape = tuple(reader.numbers("<u4", dims).tolist())
+        plain = 1 <= len(name) <= 100 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.")
         possible = codec <= TRELLIS and 0 not in shape and dims <= 4 and name > max(table, default="")
-        require(possible, f"tensor {name!r} is out of order, of an unknown codec or of an impossible shape")
+        require(plain and possible, f"tensor {name[:40]!a}: its name, order, codec or shape is not permitted")
         table[name] = codec, shape
     elements = sum(math.prod(shape) for _, shape in table.values())
-    require(0 < elements <= (1 << 16) + 64 * len(data), "there are no tensors, or more elements than the limit")
+    within = 0 < elements <= (1 << 16) + 64 * len(data) and count <= 512 and len(data) <= 1 << 28
+    require(within, "there are no tensors, or more of them, of elements or of bytes than the limit")
     weights = {name: read_side_data(reader, codec, shape) for name, (codec, shape) in table.items()}
     for stream, decode in ((HUFFMAN, huffman_decode), (TRELLIS, trellis_decode)):
         if names := [name for name, (codec, _) in table.items() if codec == stream]:
@@ -1232,7 +1235,7 @@ class Evaluator:
 
     def score(self, model: nn.Module, name: str, stride: int, learner: "Learner | None" = None) -> Score:
         """Scores every token but the first, chunk by chunk; `learner` then learns from each chunk but the last."""
-        began, total, num_bytes = time.monotonic(), 0.0, int(self.bytes_before[-1])
+        began, total, size = time.monotonic(), 0.0, int(self.bytes_before[-1])
         ledger = Ledger(self.tokens)
         windows = sliding_windows(self.host_tokens, self.s, stride)
         chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 64))
@@ -1250,8 +1253,7 @@ class Evaluator:
             if learner and high < len(ledger.nats):
                 done = (high - 1) // self.s.ttt_chunk_tokens / (chunks[-1] + 1)
                 learner.learn(ledger.learnable(low, high), done, self.s.ttt_epochs)
-        bpb = total / math.log(2) / num_bytes
-        return Score(total / ledger.scored, bpb, ledger.scored, num_bytes, time.monotonic() - began)
+        return Score(total / ledger.scored, total / math.log(2) / size, ledger.scored, size, time.monotonic() - began)
 
     @torch.inference_mode()
     def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int, tick) -> Tensor:
@@ -1371,7 +1373,6 @@ def warm_up(model: GPT, runner: nn.Module, gradient: Tensor, stream: TokenStream
         last = s.late_qat_threshold > 0 and step == s.warmup_steps - 1
         model.set_late_qat(s.late_qat_min_elements if last else None)
         training_step(runner, optimizers, gradient, stream, step, s, ranks)
-    model.set_late_qat(None)
     model.load_state_dict(before)
 
 
@@ -1386,8 +1387,7 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
     warm_up(model, runner, gradient, stream, s, ranks)
     log(f"warm-up and compilation: {time.monotonic() - began:.1f} s, not counted as training")
     optimizers = build_optimizers(model, s, ranks)
-    average = average_weights(model, s.ema_decay)
-    seconds, step, began = 0.0, 0, time.monotonic()
+    average, seconds, step, began = average_weights(model, s.ema_decay), 0.0, 0, time.monotonic()
     while step < s.iterations and not 0 < s.max_wallclock_seconds <= seconds:
         scale = rate_scale(step, seconds, s)
         warm = min(1.0, step / max(s.muon_momentum_warmup_steps, 1))
@@ -1400,6 +1400,7 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
         if ranks.device.type == "cuda":
             torch.cuda.synchronize()
         seconds = ranks.from_first(time.monotonic() - began)
+        log.progress("training", max(step / s.iterations, seconds / (s.max_wallclock_seconds or math.inf)), seconds)
         if step <= 5 or step % s.train_log_every == 0 or step == s.iterations:
             if not math.isfinite(loss.item()):
                 raise UserError(f"The loss is {loss.item()} at step {step}: lower MATRIX_LR, EMBED_LR or SCALAR_LR.")
@@ -1433,8 +1434,7 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
     total = code_bytes + artifact_bytes
     for name, score in scores.items():
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
-    log(f"  code + artifact = {code_bytes} + {artifact_bytes} = {total} bytes, cap {s.size_cap_bytes}, "
-        f"headroom {s.size_cap_bytes - total}")
+    log(f"  {code_bytes} code + {artifact_bytes} artifact = {total} bytes, headroom {s.size_cap_bytes - total}")
     claim = ("--ttt " if "adaptation" in headline else "") + f"--claim {scores[headline].val_bpb:.6f}"
     log(f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path} {claim}")
 

@@ -51,12 +51,12 @@ def test_attack_is_refused_in_a_sentence(decoder, attack):
         assert message.isascii() and message.isprintable() and 10 < len(message) < 300, message
 
 
-@decoders
 @pytest.mark.parametrize("attack", [*ATTACKS, *HEAVY])
-def test_small_file_costs_little_time(decoder, attack):
+def test_small_file_costs_little_time(attack):
+    """Of the reader that is for others' files; train_gpt.py opens only what it has just written."""
     for number, data in enumerate((ATTACKS | HEAVY)[attack]()):
         if len(data) <= SMALL_FILE:
-            assert seconds(decoder, data) < TIME_LIMIT, f"file {number}"
+            assert seconds("decode_artifact", data) < TIME_LIMIT, f"file {number}"
 
 
 @decoders

@@ -239,6 +239,7 @@ def test_utf16_and_windows_line_ends(tmp_path):
 @pytest.mark.parametrize("model, code, verdict, number", [
     (15_990_000, None, CONSISTENT, 15_990_000 + len(SCRIPT)),
     (15_990_000, 80_000, SUSPICION, 16_070_000),  # over as logged, but the folder's code would fit
+    (15_999_400, None, SUSPICION, 15_999_400 + len(SCRIPT)),  # over, but not with the code compressed
     (15_999_900, None, FAILED, 15_999_900 + len(SCRIPT)),  # over however the code is compressed
     (16_500_000, None, FAILED, 16_500_000 + len(SCRIPT)),
 ])  # fmt: skip
@@ -363,7 +364,8 @@ def test_seeds(tmp_path):
     assert seeds("mistyped", two, seeds=[1, 3]).verdict == SUSPICION
     again = {"a.log": log_text(1, 1.121), "b.log": log_text(1, 1.119)}
     assert seeds("twice", again).verdict == SUSPICION and seeds("twice", again).number == 1
-    assert seeds("misnamed", {"train_seed1.log": log_text(1), "train_seed2.log": log_text(1, 1.1)}).verdict == SUSPICION
+    misnamed = seeds("misnamed", {"train_seed1.log": log_text(1), "train_seed_2.log": log_text(3, 1.1)})
+    assert misnamed.verdict == SUSPICION and "train_seed_2.log" in misnamed.detail
     assert seeds("none", {"a.log": log_text().replace("seed:1337", "")}).verdict == NOT_CHECKABLE
 
 
@@ -494,6 +496,7 @@ def test_patterns_of_logs(tmp_path, line, what):
 @pytest.mark.parametrize("text", [
     SCORE_FIRST, "# if val_bpb < best_bpb: rescore(tokens)\n",
     "def f():\n    if err < best_err:\n        best_err = err\n",
+    "def f():\n    for x in val_tokens:\n        byte_count += size(x)\n        model(x).backward()\n        sgd.step()\n",
     "def f(prev, tokens):\n    key = 36313 * tokens ^ 27191 * prev\n",
     "def f():\n    collect_hessians(model, train_loader)\n",
 ])  # fmt: skip
