@@ -81,6 +81,7 @@ class Settings:
     xsa_last_n: int = 4  # last layers with exclusive self-attention; 532
     bigram_buckets: int = 2048  # rows of the bigram hash table, 0: none; 532
     bigram_dim: int = 128  # width of the bigram hash table; 532
+    bigram_init_std: float = 0.02  # of the table; 0 as in 532 never learns, as the projection, too, starts at 0; ours
     ln_scale: bool = True  # normed inputs of layer i are scaled by 1/sqrt(i+1); 532
     smear_gate: bool = True  # each position mixes in the one before; 532
     value_residual: bool = True  # layers mix in the first layer's values (arXiv 2410.17897); 532
@@ -134,15 +135,15 @@ class Settings:
 PRESETS: dict[str, dict] = {
     "pcll": {},
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
-    "pcloadloveletter_v6": dict(bos_reset=False, ttt_protocol="train_then_score", ttt_epochs=10, ttt_lr=0.001),
+    "pcloadloveletter_v6": dict(
+        bos_reset=False, bigram_init_std=0.0, ttt_protocol="train_then_score", ttt_epochs=10, ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
         data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model",
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
         bigram_buckets=1024, bigram_dim=32, iterations=300, max_wallclock_seconds=0.0, train_batch_tokens=8192,
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=150, muon_momentum_warmup_steps=100,
-        late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192,
-    ),
+        late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
 # What the artifact states, so that a reader can rebuild the model and repeat the evaluation.
@@ -396,9 +397,8 @@ def make_demo_data(s: Settings) -> None:
     documents, model = demo_documents(), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents), model_writer=model, model_type="bpe", vocab_size=s.vocab_size,
-        byte_fallback=True, character_coverage=0.999, split_digits=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3,
-        max_sentence_length=1 << 20, minloglevel=2,
-    )
+        byte_fallback=True, split_digits=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3, minloglevel=2,
+        max_sentence_length=1 << 20)
     write_atomically(Path(s.tokenizer_path), model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for split, part in (("val", documents[::12]), ("train", [d for i, d in enumerate(documents) if i % 12])):
@@ -519,7 +519,7 @@ class BigramHash(nn.Module):
 
     def __init__(self, s: Settings):
         super().__init__()
-        self.table = nn.Parameter(torch.zeros(s.bigram_buckets, s.bigram_dim))
+        self.table = nn.Parameter(s.bigram_init_std * torch.randn(s.bigram_buckets, s.bigram_dim))
         self.proj = nn.Parameter(torch.zeros(s.model_dim, s.bigram_dim))
         self.scale = nn.Parameter(torch.tensor(0.05))
 
@@ -1462,7 +1462,7 @@ def run(s: Settings, ranks: Ranks) -> None:
         config = {name: getattr(s, name) for name in ARTIFACT_SETTINGS} | {"tokenizer_sha256": counter.sha256}
         weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
         write_atomically(Path(s.artifact_path), export(weights, config, s, code_bytes, log))
-    ranks.from_first(0)
+    ranks.from_first(0)  # all wait for the file
     artifact = Path(s.artifact_path).read_bytes()
     model.load_state_dict({name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()})
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")

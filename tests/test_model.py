@@ -29,7 +29,14 @@ def test_initial_weights():
             gram = w @ w.mT if len(w) <= w.size(1) else w.mT @ w
             torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
     assert model.tok_emb.std().item() == pytest.approx(0.005, rel=0.1)
-    assert not model.bigram.table.any() and not model.bigram.proj.any()
+    assert model.bigram.table.std().item() == pytest.approx(0.02, rel=0.2) and not model.bigram.proj.any()
+
+
+@pytest.mark.parametrize(("std", "learns"), [(0.02, True), (0.0, False)])
+def test_the_bigram_hash_learns_only_if_its_table_does_not_start_at_zero(std, learns):
+    model = GPT(tiny_settings(BIGRAM_INIT_STD=std))
+    model(TOKENS)[0, :, 5].sum().backward()
+    assert bool(model.bigram.proj.grad.any()) == learns
 
 
 def test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency():

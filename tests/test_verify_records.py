@@ -154,7 +154,7 @@ def test_submission_missing_or_under_another_name(tmp_path):
 
 @pytest.mark.parametrize("claim", [
     1.1217, "1.1217", "1.1217 (3 seeds)", [1.1211, 1.1223, 1.1217], {"1337": 1.1211, "42": 1.1223, "2025": 1.1217},
-    {"seed_42": 1.1223, "mean": 1.1217, "std": 0.0005}, 1.12, 1.122,
+    {"seed_42": 1.2, "mean": 1.1217, "std": 0.0005}, 1.12, 1.122,
 ])  # fmt: skip
 def test_types_of_val_bpb(tmp_path, claim):
     text = "\ufeff" + json.dumps({"val_bpb": claim})  # with a byte order mark
@@ -195,6 +195,14 @@ def test_each_seed_result_in_a_log(tmp_path):
     claim = {"val_bpb": 1.1801, "seed_results": {"1": {"val_bpb": 1.1003}, "2": {"val_bpb": "1.2599"}}}
     finding = check(make(tmp_path, logs=logs, submission=claim))["val_bpb"]
     assert finding.verdict == CONSISTENT and "seed results" in finding.detail
+
+
+def test_the_closest_explanation_is_taken(tmp_path):
+    """1.1929 is one log's score to the digit; the mean of the four, 1.1928, is one unit away."""
+    scores = (1.1935, 1.1927, 1.1921, 1.1929)
+    logs = {f"{i}.log": f"final_ttt val_loss:2.0 val_bpb:{bpb}\n" for i, bpb in enumerate(scores)}
+    finding = check(make(tmp_path, logs=logs, submission={"val_bpb": 1.1929}))["val_bpb"]
+    assert finding.line.startswith("3.log:1") and "one of 4 logs" in finding.detail
 
 
 def test_only_the_last_final_line_counts_in_other_formats(tmp_path):
@@ -264,7 +272,7 @@ def test_logs_without_sizes(tmp_path):
 
 @pytest.mark.parametrize("claim, verdict", [
     (15_800_000 + len(SCRIPT), CONSISTENT), ("15,800,000", CONSISTENT), (15_999_999, CONSISTENT),
-    (15_100_000, SUSPICION), (16_000_001, FAILED), (None, NOT_CHECKABLE),
+    (15_100_000, SUSPICION), (16_000_001, SUSPICION), (16_001_000, FAILED), (None, NOT_CHECKABLE),
 ])  # fmt: skip
 def test_claimed_bytes(tmp_path, claim, verdict):
     assert check(make(tmp_path, submission={"val_bpb": 1.1217, "bytes_total": claim}))["bytes_total"].verdict == verdict
@@ -496,7 +504,7 @@ def test_patterns_of_logs(tmp_path, line, what):
 @pytest.mark.parametrize("text", [
     SCORE_FIRST, "# if val_bpb < best_bpb: rescore(tokens)\n",
     "def f():\n    if err < best_err:\n        best_err = err\n",
-    "def f():\n    for x in val_tokens:\n        byte_count += size(x)\n        model(x).backward()\n        sgd.step()\n",
+    "def f():\n    for x in val_tokens:\n        byte_count += 1\n        nll(x).backward()\n        sgd.step()\n",
     "def f(prev, tokens):\n    key = 36313 * tokens ^ 27191 * prev\n",
     "def f():\n    collect_hessians(model, train_loader)\n",
 ])  # fmt: skip
