@@ -141,8 +141,8 @@ PRESETS: dict[str, dict] = {
     "demo": dict(
         data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model",
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
-        bigram_buckets=1024, bigram_dim=32, iterations=300, max_wallclock_seconds=0.0, train_batch_tokens=8192,
-        train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=150, muon_momentum_warmup_steps=100,
+        bigram_buckets=1024, bigram_dim=32, iterations=200, max_wallclock_seconds=0.0, train_batch_tokens=8192,
+        train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=100, muon_momentum_warmup_steps=100,
         late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
@@ -393,7 +393,7 @@ def demo_documents() -> list[str]:
 
 
 def make_demo_data(s: Settings) -> None:
-    """Writes a tokenizer and shards under DATA_PATH: one document in twelve validates, the others train."""
+    """Writes a tokenizer and shards under DATA_PATH: one document in eight validates, the others train."""
     documents, model = demo_documents(), io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents), model_writer=model, model_type="bpe", vocab_size=s.vocab_size,
@@ -401,7 +401,7 @@ def make_demo_data(s: Settings) -> None:
         max_sentence_length=1 << 20)
     write_atomically(Path(s.tokenizer_path), model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    for split, part in (("val", documents[::12]), ("train", [d for i, d in enumerate(documents) if i % 12])):
+    for split, part in (("val", documents[::8]), ("train", [d for i, d in enumerate(documents) if i % 8])):
         tokens = np.array([t for text in part for t in (BOS_ID, *tokenizer.encode(text))], dtype="<u2")
         tokens = tokens[:65536] if split == "val" else tokens
         header = np.array([SHARD_MAGIC, SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
@@ -1441,8 +1441,7 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
 
 def run(s: Settings, ranks: Ranks) -> None:
     source = Path(__file__).read_text(encoding="utf-8")
-    code_bytes = len(source.encode())
-    log = Log(s.run_id, ranks)
+    code_bytes, log = len(source.encode()), Log(s.run_id, ranks)
     if s.preset == "demo" and s.data_path == PRESETS["demo"]["data_path"] and not glob.glob(f"{s.data_path}/*.bin"):
         log("The demo makes its own text, from Python's manual and docstrings ...")
         if ranks.rank == 0:
@@ -1480,6 +1479,7 @@ def run(s: Settings, ranks: Ranks) -> None:
         scores[NOT_LEGAL] = illegal = evaluator.train_then_score(runner)
         log(f"{NOT_LEGAL} train_then_score {illegal}")
     log_end(log, scores, headline, code_bytes, len(artifact), s)
+    ranks.sum_(torch.zeros(1))  # nobody leaves before all are done
 
 
 def main() -> int:
