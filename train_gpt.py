@@ -1373,6 +1373,7 @@ def warm_up(model: GPT, runner: nn.Module, gradient: Tensor, stream: TokenStream
         last = s.late_qat_threshold > 0 and step == s.warmup_steps - 1
         model.set_late_qat(s.late_qat_min_elements if last else None)
         training_step(runner, optimizers, gradient, stream, step, s, ranks)
+    model.set_late_qat(None)
     model.load_state_dict(before)
 
 
@@ -1411,7 +1412,6 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
             began = time.monotonic() - seconds  # validation is not training time
     if step < s.iterations:
         log(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{step}/{s.iterations}")
-    model.set_late_qat(None)
     return average.module
 
 
