@@ -190,6 +190,7 @@ def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
                     found.append((file.parent if "__file__" in ast.unparse(target) else folder) / text)
         found = [path.resolve() for path in found if path.is_file()]
     except (SyntaxError, ValueError, IndexError, RecursionError, MemoryError, OSError) as error:
+        found = []
         unknown.append(f"{file.name} as a whole ({type(error).__name__})")
     return [path for path in found if path.is_relative_to(folder) and path.suffix not in NOT_CODE], unknown
 
