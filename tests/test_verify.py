@@ -754,11 +754,3 @@ def test_any_bytes_end_in_a_report_or_a_sentence(tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "any.pcll"
     path.write_bytes(b"PCLL" + data)
     assert verify.main([str(path), "--json", "--code", str(path)]) == 1
-
-
-def test_a_script_that_opens_an_impossible_name_is_reported_and_not_followed(tmp_path):
-    script = tmp_path / "train_gpt.py"
-    script.write_text(f"open({'x' * 5000!r})\n")
-    files, computed = verify.read_code(script)
-    assert files == [script.resolve()] and "as a whole" in computed[0]
-    assert verify.code_bytes(files)[0] == script.stat().st_size
