@@ -2,6 +2,7 @@
 
 import heapq
 import itertools
+import struct
 import subprocess
 import sys
 
@@ -62,9 +63,11 @@ def test_round_trip_and_both_decoders(tmp_path_factory, tensors, codec, states, 
     decoded = both_decoders(encode_pcll({"codec": codec}, coded, states), tmp_path_factory.mktemp("artifact"))
     for name, w in named.items():
         assert decoded[name].shape == w.shape
-        span = float(w.max()) - float(w.min())
-        tolerance = 2.0**-8 * np.abs(w).max() + 2.0**-22 + span * 0.6
-        assert np.abs(decoded[name] - w).max() <= max(coarseness, 1) * tolerance  # no more than a coarse step
+        if coded[name].codec == train_gpt.TRELLIS:  # a path takes the nearest of points that are two steps apart
+            tolerance = 1.001 * struct.unpack("<f", coded[name].side[:4])[0] + 2.0**-20 * np.abs(w).max()
+        else:
+            tolerance = 2.0**-10 * np.abs(w).max() + 2.0**-24 + 0.6 * (float(w.max()) - float(w.min()))
+        assert np.abs(decoded[name] - w).max() <= tolerance
 
 
 @settings(max_examples=60, deadline=None)
@@ -101,7 +104,7 @@ def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
         fibonacci.append(fibonacci[-1] + fibonacci[-2])
     lengths = huffman_lengths(np.array(fibonacci)).astype(int)
     assert lengths.max() == 16 and sum(2.0**-length for length in lengths) == 1
-    assert lengths.sum() and optimal_total(fibonacci) < (lengths * fibonacci).sum() < 1.001 * optimal_total(fibonacci)
+    assert optimal_total(fibonacci) < (lengths * fibonacci).sum() < 1.001 * optimal_total(fibonacci)
 
 
 def test_kmeans_reaches_the_centroids_of_lloyds_iteration():
