@@ -44,7 +44,7 @@ Codecs and their side data; n is the tensor's number of elements
                    of the others
 
 Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
-at once: L = 2^floor(log2(E / 2048)), at least 1 and at most 1024, where E is the number of elements that the stream
+at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is the number of elements that the stream
 codes, of all its tensors together. A tensor's elements (row-major) are taken L at a time; in each such step element i
 of the group belongs to lane i. A tensor's last group may be shorter and then uses the first lanes only; the next
 tensor starts again at lane 0.
@@ -340,7 +340,7 @@ def distinct(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lane_count(elements: int) -> int:
-    return min(MAX_LANES, 1 << max(0, (elements // 2048).bit_length() - 1))
+    return min(MAX_LANES, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
 def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:

@@ -723,15 +723,6 @@ PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10
                  128: (0o235, 0o126), 256: (0o515, 0o362)}  # states: Ungerboeck's h0, h1
 
 
-class ArtifactError(ValueError):
-    """An artifact that is not a valid PCLL file; its text says what is wrong and where."""
-
-
-def require(holds: bool, sentence: str) -> None:
-    if not holds:
-        raise ArtifactError(sentence)
-
-
 @dataclass
 class Coded:
     """A tensor on its way into the container."""
@@ -798,7 +789,7 @@ def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def lane_count(elements: int) -> int:
-    return min(1024, 1 << max(0, (elements // 2048).bit_length() - 1))
+    return min(1024, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
 def lane_groups(sizes: list[int], lanes: int) -> list[tuple[int, int]]:
@@ -846,8 +837,6 @@ def huffman_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
             p += entry & 0xFF
             levels[start:stop] = entry >> 8
         results.append(centroids[levels].reshape(shape))
-    padding = int(words[-3]) & ((1 << -int(ends[-1]) % 16) - 1) if ends[-1] else 0
-    require((at == ends).all() and padding == 0, "the Huffman stream does not end where it should")
     return results
 
 
@@ -971,14 +960,10 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
 def trellis_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
     """Weights of each tensor, given as (shape, step, offset, row scales, column scales)."""
     log_states, largest, num_contexts = reader.number("u1"), reader.number("<u2"), reader.number("u1")
-    in_range = 2 <= log_states <= 8 and largest <= MAX_INDEX and 1 <= num_contexts <= 64
-    require(in_range, "the trellis model's sizes are out of range")
     frequencies = reader.numbers("<u2", num_contexts * (2 * largest + 1)).reshape(num_contexts, -1).astype(np.uint32)
-    require(np.isin(frequencies.sum(axis=1), (0, 1 << FREQUENCY_BITS)).all(), "frequencies do not add up to 2^14")
     lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
     state = reader.numbers("<u4", lanes).astype(np.uint32)
     words = reader.numbers("<u2", reader.number("<u4")).astype(np.uint32)
-    require((state >= 1 << 16).all(), "a rANS state starts below 2^16")
     slots = np.zeros((num_contexts, 1 << FREQUENCY_BITS), dtype=np.uint16)  # the symbol that each slot stands for
     for context, row in enumerate(frequencies):
         if row.any():
@@ -988,7 +973,6 @@ def trellis_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
                for _, _, offset, rows, columns in tensors]
     sizes = [len(c) for c in context]
     context = np.concatenate(context)
-    require(frequencies.any(axis=1)[context].all(), "a context occurs that has no frequencies")
     symbols, used = np.empty(len(context), dtype=np.uint16), 0
     for start, stop in lane_groups(sizes, lanes):
         x, c = state[: stop - start], context[start:stop]
@@ -997,10 +981,8 @@ def trellis_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
         x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
         low = x < 1 << 16
         count = np.count_nonzero(low)
-        require(used + count <= len(words), "the rANS stream ends before its last symbol")
         x[low] = x[low] << 16 | words[used : used + count]
         used += count
-    require(used == len(words) and (state == 1 << 16).all(), "the rANS stream does not end where it should")
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
     return [trellis_values(part.reshape(shape[0], -1), step, 1 << log_states).reshape(shape)
             for part, (shape, step, *_) in zip(parts, tensors, strict=True)]
@@ -1021,20 +1003,21 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         streams += trellis_encode(trellis, states)
     content = struct.pack("<I", len(text)) + text + table + b"".join(t.side for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
+    if sum(math.prod(t.shape) for t in tensors.values()) > (1 << 16) + 64 * (16 + len(frame)):
+        raise UserError("The weights are all but constant: a file of so few bytes for so many would not be read.")
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
 class Reader:
-    """Takes numbers from bytes, and never more than there are."""
+    """Takes numbers from bytes, one after the other."""
 
     def __init__(self, data: bytes):
         self.data, self.at = data, 0
 
     def numbers(self, dtype: str, count: int) -> np.ndarray:
-        size = np.dtype(dtype).itemsize * count
-        require(size <= len(self.data) - self.at, f"the content ends within the field that begins at byte {self.at}")
-        self.at += size
-        return np.frombuffer(self.data, dtype, count, self.at - size)
+        numbers = np.frombuffer(self.data, dtype, count, self.at)
+        self.at += numbers.nbytes
+        return numbers
 
     def number(self, dtype: str):
         return self.numbers(dtype, 1)[0].item()
@@ -1049,66 +1032,25 @@ def read_side_data(reader: Reader, codec: int, shape: tuple[int, ...]):
         return planes.view(f"<f{width}").astype(np.float32).reshape(shape)
     if codec == HUFFMAN:
         levels = reader.number("u1")
-        centroids = reader.numbers("<f2", levels).astype(np.float32)
-        lengths = reader.numbers("u1", levels)
-        complete = sum(2.0 ** -int(length) for length in lengths) == 1
-        finite = np.isfinite(centroids).all() and not np.signbit(centroids[centroids == 0]).any()
-        in_order = finite and (np.diff(centroids) > 0).all() and lengths.max(initial=0) <= MAX_CODE_LENGTH
-        require(complete and in_order, "a codebook is not finite and in order, or its code is not complete")
-        return shape, centroids, lengths
-    require(len(shape) >= 2 and shape[0] >= 16, "a trellis tensor needs 16 rows at least")
+        return shape, reader.numbers("<f2", levels).astype(np.float32), reader.numbers("u1", levels)
     step, offset = reader.numbers("<f4", 1)[0], reader.number("<i2")
-    require(2.0**-100 <= step <= 2.0**100, "a trellis step is out of range")
     rows, columns = reader.numbers("i1", shape[0]), reader.numbers("i1", size // shape[0])
     return shape, step, offset, rows.astype(np.int64), columns.astype(np.int64)
 
 
-def open_frame(data: bytes) -> bytes:
-    """The content of an artifact, no longer than its header and its size allow."""
-    magic = b"PCLL" + struct.pack("<HH", 1, 0)
-    require(len(data) >= 16 and data[:8] == magic, "the file does not start as a PCLL artifact of version 1")
-    content_length, frame_length = struct.unpack_from("<II", data, 8)
-    require(frame_length == len(data) - 16, "the frame length in the header does not fit the file")
-    require(content_length <= (1 << 20) + 64 * len(data), "the content length in the header is above the limit")
-    try:
-        frame = zstandard.get_frame_parameters(data[16:])
-        whole = frame.content_size == content_length and frame.has_checksum and not frame.dict_id
-        require(whole, "the zstd frame lacks its checksum or states another size")
-        return zstandard.ZstdDecompressor().decompress(data[16:], read_across_frames=False, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise ArtifactError(f"the zstd frame is damaged: {error}") from None
-
-
-def decode_pcll(data: bytes) -> tuple[dict, dict[str, np.ndarray]]:
-    """Config and float32 weights of an artifact; raises ArtifactError."""
-    reader = Reader(open_frame(data))
-    text = reader.numbers("u1", reader.number("<u4")).tobytes()
-    try:
-        config = json.loads(text)
-        json.dumps(config, ensure_ascii=False).encode()  # no lone surrogates
-        canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-        flat = all(type(v) in (str, float, bool) or -(2**63) <= v < 2**63 for v in config.values())
-    except (ValueError, RecursionError, AttributeError, TypeError):
-        raise ArtifactError("the config is not a JSON object of strings and numbers") from None
-    require(flat and canonical == text and len(text) <= 1 << 16, "the config is not canonical and short")
-    table, count = {}, reader.number("<u2")
-    for _ in range(count):
-        name = reader.numbers("u1", reader.number("u1")).tobytes().decode("latin-1")
+def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
+    """Config and float32 weights of an artifact that this script wrote; decode_artifact.py reads those of strangers."""
+    reader = Reader(zstandard.ZstdDecompressor().decompress(artifact[16:]))
+    config = json.loads(reader.numbers("u1", reader.number("<u4")).tobytes())
+    table = {}
+    for _ in range(reader.number("<u2")):
+        name = reader.numbers("u1", reader.number("u1")).tobytes().decode()
         codec, dims = reader.number("u1"), reader.number("u1")
-        shape = tuple(reader.numbers("<u4", dims).tolist())
-        plain = 1 <= len(name) <= 100 and set(name) <= set("abcdefghijklmnopqrstuvwxyz0123456789_.")
-        possible = codec <= TRELLIS and 0 not in shape and dims <= 4 and name > max(table, default="")
-        require(plain and possible, f"tensor {name[:40]!a}: its name, order, codec or shape is not permitted")
-        table[name] = codec, shape
-    elements = sum(math.prod(shape) for _, shape in table.values())
-    within = 0 < elements <= (1 << 16) + 64 * len(data) and count <= 512 and len(data) <= 1 << 28
-    require(within, "there are no tensors, or more of them, of elements or of bytes than the limit")
+        table[name] = codec, tuple(reader.numbers("<u4", dims).tolist())
     weights = {name: read_side_data(reader, codec, shape) for name, (codec, shape) in table.items()}
     for stream, decode in ((HUFFMAN, huffman_decode), (TRELLIS, trellis_decode)):
         if names := [name for name, (codec, _) in table.items() if codec == stream]:
             weights.update(zip(names, decode(reader, [weights[name] for name in names]), strict=True))
-    require(reader.at == len(reader.data), "the content goes on after its last part")
-    require(all(np.isfinite(w).all() for w in weights.values()), "a weight is NaN or infinite")
     return config, weights
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from attacks.build import Codebook, Container, Floats, Model, Trellis, build, canonical_codes, values
 from attacks.forge import ONE_SYMBOL, big_model, long_codes, record, sample, sign, table_of
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import decode_artifact
@@ -104,7 +104,7 @@ def test_file_of_constants():
     assert_round_trip(build({}, {"a": Codebook((70, 70), [0] * 4900, [1.0]), "b": Floats((2,), [1, 2])}))
 
 
-@pytest.mark.parametrize("elements", [1, 2047, 2048, 4095, 4096, 4097, 8192, 12287, 16385])
+@pytest.mark.parametrize("elements", [1, 255, 256, 257, 1023, 1024, 1025, 4096, 16385])
 def test_lanes(elements):
     """Both streams around the sizes at which the lanes double, cut into tensors that do not fill their last group."""
     rng = random.Random(elements)
@@ -124,6 +124,7 @@ def test_lanes(elements):
 @given(codebooks(fewest=2))
 def test_huffman_against_a_loop_over_bits(tensor):
     """In a single lane the words are the codes one after another, then zeros."""
+    assume(math.prod(tensor.shape) < 256)
     container = build({}, {"w": tensor})
     bits = "".join(format(word, "016b") for word in container.huffman.words)
     levels = {code: level for level, code in enumerate(canonical_codes(tensor.lengths))}

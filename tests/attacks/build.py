@@ -158,7 +158,7 @@ def build(config: dict, tensors: dict[str, Floats | Codebook | Trellis], model: 
 
 def lane_count(elements: int) -> int:
     lanes = 1
-    while lanes < 1024 and lanes * 2 * 2048 <= elements:
+    while lanes < 1024 and 64 * (2 * lanes) ** 2 <= elements:
         lanes *= 2
     return lanes
 

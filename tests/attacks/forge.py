@@ -341,8 +341,8 @@ def codes_that_are_over_or_under_full() -> Files:
 
 @functools.cache
 def _two_lanes() -> Container:
-    levels = [0, 1, 2, 1, 0, 2, 3] * 600
-    return build({}, {"c": Codebook((4200,), levels, [-1.0, 0.0, 0.5, 2.0], [2, 1, 3, 3])})
+    levels = [0, 1, 2, 1, 0, 2, 3] * 100
+    return build({}, {"c": Codebook((700,), levels, [-1.0, 0.0, 0.5, 2.0], [2, 1, 3, 3])})
 
 
 @attack
@@ -351,7 +351,7 @@ def huffman_lanes_that_end_elsewhere() -> Files:
     most = 2**32 - 1
     for lane_bits in ([first + 1, second - 1], [first - 1, second + 1], [first + 16, second - 16], [0, first + second],
                       [first + second, 0], [first, second + 1], [first, second - 1], [first, second + 16],
-                      [first, 16 * 4200], [first, 16 * 4200 + 1], [first, most], [most, most], [most, 1],
+                      [first, 16 * 700], [first, 16 * 700 + 1], [first, most], [most, most], [most, 1],
                       [0, 0], [first], [first, second, 0], []):
         container = copy.deepcopy(_two_lanes())
         container.huffman.lane_bits = lane_bits
@@ -481,7 +481,7 @@ def padded(body: bytes) -> bytes:
 
 
 def lanes(elements: int) -> int:
-    return 1 << max(0, (elements // 2048).bit_length() - 1)
+    return 1 << max(0, (elements // 64).bit_length() - 1) // 2
 
 
 def long_codes(*sizes: int) -> tuple[bytes, bytes]:

@@ -1,0 +1,216 @@
+"""Draws the pictures of a record folder that records/pack.py wrote, and shows them in its README.
+
+    python records/plot.py records/track_TRACK/DATE_NAME
+
+    loss.png     training loss against tokens, a line a run
+    bpb.png      bits per byte before export, after it, and with each step of the evaluation: means over the runs
+    bytes.png    what the bytes are spent on, if an artifact.pcll lies there
+    rate.png     bits per byte against rate, if a rate.csv lies there, with the columns
+                 codec,allocation,feedback,multiplier,bytes,bits_per_weight,val_bpb
+
+Made for grey print and half size: black and greys, line styles, markers and hatches, labels at what they name. The
+same folder gives the same bytes (with one version of matplotlib). An error leaves everything as it was.
+"""
+
+import argparse
+import csv
+import io
+import math
+import os
+import re
+import sys
+import textwrap
+from itertools import cycle
+from pathlib import Path
+from statistics import mean
+
+import matplotlib
+import zstandard
+from pack import Run, UserError, read_run
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from decode_artifact import CODECS, FLOAT32, HUFFMAN, ArtifactError, parse_pcll, read_bytes  # noqa: E402
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+
+STYLE = {"font.size": 20, "figure.figsize": (12, 7.5), "figure.dpi": 100, "lines.linewidth": 4, "lines.markersize": 12,
+         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 2, "hatch.linewidth": 2}  # fmt: skip
+LINES = (("black", "-", "o"), ("0.5", "--", "s"), ("0.35", ":", "^"), ("0.65", "-.", "D"))  # grey, line style, marker
+PARTS = {"MLP": (".up", ".down"), "query, key, value": (".q", ".k", ".v"), "attention output": (".out",),
+         "bigram hash": ("bigram.table", "bigram.proj"), "token embedding": ("tok_emb",), "vectors": ("",)}  # by ending
+CAPTIONS = {
+    "loss.png": "Training loss against tokens seen.",
+    "bpb.png": "Bits per byte from training to score, means over the runs. The axis does not start at zero.",
+    "bytes.png": "Bytes by part. A quantised tensor counts with its codes and tables, which zstd cannot shrink; what "
+                 "is stored as floats counts as zstd-22 shrinks that part alone; the rest of the file is the last bar.",
+    "rate.png": "Bits per byte against the rate of the weights. The axes do not start at zero.",
+}
+
+
+def picture(ax: plt.Axes, x: str, y: str) -> bytes:
+    """The PNG of a finished figure."""
+    ax.set(xlabel=x, ylabel=y)
+    file = io.BytesIO()
+    ax.figure.savefig(file, format="png", metadata={"Software": None}, bbox_inches="tight")
+    plt.close(ax.figure)
+    return file.getvalue()
+
+
+def label_ends(ax: plt.Axes, ends: list[tuple[float, float, str]]) -> None:
+    """Writes each line's name to the right of its end (x, y), the names apart from one another."""
+    ax.figure.canvas.draw()  # fixes the axes' limits
+    to_axes, gap, height = ax.transData + ax.transAxes.inverted(), 0.08, -1.0
+    for x, y, text in sorted(ends, key=lambda end: end[1]):
+        height = max(to_axes.transform((x, y))[1], height + gap)
+        ax.annotate(text, (x, y), (1.04, height), textcoords="axes fraction", va="center", annotation_clip=False,
+                    arrowprops=dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6))
+
+
+def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], markers: bool) -> None:
+    ends = []
+    for (name, points), (grey, style, marker) in zip(curves.items(), cycle(LINES), strict=False):
+        ax.plot(*zip(*points, strict=True), color=grey, linestyle=style, marker=marker if markers else None)
+        ends.append((*points[-1], name))
+    label_ends(ax, ends)
+
+
+def draw_loss(runs: list[Run]) -> bytes | None:
+    """None for runs without a step."""
+    curves = {}
+    for run in runs:
+        batch = int(run.settings["train_batch_tokens"]) / 1e6
+        steps = re.findall(r"^step:(\d+)/\d+ train_loss:(\d+\.\d+)", run.lines, re.M)
+        curves[f"seed {run.seed}"] = [(int(step) * batch, float(loss)) for step, loss in steps]
+    if not all(curves.values()):
+        return None
+    ax = plt.subplots()[1]
+    ax.set_xscale("log")
+    draw_lines(ax, curves, markers=False)
+    return picture(ax, "million tokens", "training loss, nats per token")
+
+
+def draw_bpb(runs: list[Run]) -> bytes | None:
+    """The table at the logs' end as a waterfall; None where the logs have no such table."""
+    tables = [dict(re.findall(r"^  ((?:before|after) .+?) +(\d+\.\d+) bpb ", run.lines, re.M)) for run in runs]
+    stages = [(name, mean(float(table[name]) for table in tables)) for name in tables[0]
+              if all(name in table for table in tables)]
+    if len(stages) < 2:
+        return None
+    ax = plt.subplots(figsize=(14, 7.5))[1]
+    low, high = min(bpb for _, bpb in stages), max(bpb for _, bpb in stages)
+    span = high - low or 0.001
+    for i, (_, bpb) in enumerate(stages):
+        ax.plot([i - 0.4, i + 0.4], [bpb, bpb], color="black", linewidth=8, solid_capstyle="butt")
+        ax.text(i, bpb + 0.03 * span, f"{bpb:.4f}", ha="center", va="bottom", weight="bold")
+        if i:
+            before = stages[i - 1][1]
+            ax.bar(i - 0.5, bpb - before, 0.2, before, color="0.85", edgecolor="black", linewidth=2,
+                   hatch="//" if bpb > before else None)
+            ax.text(i - 0.5, min(bpb, before) - 0.03 * span, f"{bpb - before:+.4f}", ha="center", va="top")
+    ax.set_xticks(range(len(stages)), [textwrap.fill(name, 16) for name, _ in stages])
+    ax.set_ylim(low - 0.15 * span, high + 0.15 * span)
+    return picture(ax, "", "validation, bits per byte")
+
+
+def attribute(data: bytes, code: int) -> dict[str, float]:
+    """Bytes of each part of code and artifact, as the caption of bytes.png says; they add up to the size of both."""
+    _, tensors, weights = parse_pcll(data)
+    shares = {"code": float(code)}
+    for part in PARTS:
+        own = [t for t in tensors if part == next(p for p, ends in PARTS.items() if t.name.endswith(ends))]
+        floats = [weights[t.name].astype("<f4" if t.codec == FLOAT32 else "<f2") for t in own if t.codec < HUFFMAN]
+        planes = b"".join(array.reshape(-1, 1).view("u1").T.tobytes() for array in floats)
+        codecs = ", ".join(dict.fromkeys(CODECS[t.codec] for t in own))
+        shares[f"{part}\n{codecs}"] = (sum(t.bits / 8 for t in own if t.codec >= HUFFMAN)
+                                       + len(zstandard.compress(planes, 22)) * bool(planes))
+    return shares | {"header, tables": len(data) + code - sum(shares.values())}
+
+
+def draw_bytes(data: bytes, code: int) -> bytes:
+    shares, total = attribute(data, code), len(data) + code
+    ax = plt.subplots(figsize=(12, 9))[1]
+    for row, (part, share) in enumerate(shares.items()):
+        hatch = "" if part == "code" else "//" if re.search("huffman|trellis", part) else ".."
+        ax.barh(-row, share, 0.7, color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
+        ax.text(max(share, 0) + 0.01 * total, -row, f"{share:,.0f}  ({share / total:.1%})", va="center")
+    ax.set_yticks(range(0, -len(shares), -1), shares)
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    return picture(ax, f"bytes, together {total:,}", "")
+
+
+def read_rates(path: Path) -> dict[str, list[tuple[float, float]]]:
+    """(bits per weight, bpb) by rising rate, by the columns that tell the rows' kinds apart."""
+    try:
+        with open(path, encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        points = [(float(row["bits_per_weight"]), float(row["val_bpb"])) for row in rows]
+        kinds = [(row["codec"], row["allocation"], row["feedback"]) for row in rows]
+        if not points or not all(map(math.isfinite, sum(points, ()))):
+            raise ValueError
+    except (KeyError, TypeError, ValueError, csv.Error):
+        raise UserError(f"{path} is no table of rates: plot.py --help names its columns.") from None
+    varied = [i for i in range(3) if i == 0 or len({kind[i] for kind in kinds}) > 1]
+    curves = {}
+    for kind, point in sorted(zip(kinds, points, strict=True)):
+        curves.setdefault(", ".join(kind[i] for i in varied), []).append(point)
+    return curves
+
+
+def draw_rates(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+    ax = plt.subplots()[1]
+    draw_lines(ax, curves, markers=True)
+    return picture(ax, "bits per weight", "validation, bits per byte")
+
+
+def show(readme: str, names: list[str]) -> str:
+    """The README with a section of the pictures; those that it shows already stay where they are."""
+    new = [f"![{CAPTIONS[name]}]({name})\n\n{CAPTIONS[name]}\n" for name in names if f"]({name})" not in readme]
+    heading = [] if "\n## Pictures\n" in readme or not new else ["## Pictures\n"]
+    return "\n".join([readme, *heading, *new])
+
+
+def plot(folder: Path) -> list[str]:
+    """Draws all pictures, then writes them; their names."""
+    logs = sorted(folder.glob("train_seed*.log"))
+    if not logs:
+        raise UserError(f"{folder} is no record folder: it has no train_seed*.log.")
+    runs = sorted(map(read_run, logs), key=lambda run: run.seed)
+    artifact, rates = folder / "artifact.pcll", folder / "rate.csv"
+    pictures = {"loss.png": draw_loss(runs), "bpb.png": draw_bpb(runs)}
+    if artifact.exists():
+        pictures["bytes.png"] = draw_bytes(read_bytes(artifact), runs[0].code_bytes)
+    if rates.exists():
+        pictures["rate.png"] = draw_rates(read_rates(rates))
+    pictures = {name: data for name, data in pictures.items() if data}
+    text = show((folder / "README.md").read_text(encoding="utf-8"), list(pictures))
+    for name, data in (pictures | {"README.md": text.encode()}).items():
+        draft = folder / f".{name}.{os.getpid()}.tmp"
+        draft.write_bytes(data)
+        draft.replace(folder / name)
+    return list(pictures)
+
+
+def main(argv: list[str] | None = None) -> int:
+    about, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser("plot.py", description=about, epilog=rest,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the record folder")
+    args = parser.parse_args(argv)
+    try:
+        with plt.rc_context(STYLE):
+            print(f"{args.folder}: {', '.join(plot(args.folder))}")
+        return 0
+    except UserError as error:
+        problem = str(error)
+    except ArtifactError as error:
+        problem = f"{args.folder / 'artifact.pcll'}: {error}."
+    except (OSError, UnicodeDecodeError) as error:
+        problem = f"{getattr(error, 'filename', None) or args.folder}: {getattr(error, 'strerror', None) or error}."
+    print(f"plot.py: {problem}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
