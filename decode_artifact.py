@@ -37,11 +37,13 @@ Content, the C bytes inside the frame; the parts follow one another without gaps
 Codecs and their side data; n is the tensor's number of elements
     0 float32      4n bytes as four byte planes: all least significant bytes first, then the next, ...
     1 float16      2n bytes as two byte planes
-    2 huffman      u8 number of levels K >= 1; K float16 centroids, finite, strictly increasing, no -0; K code
-                   lengths, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1)
+    2 huffman      u8 number of levels K >= 1; K float16 centroids as two byte planes, finite, strictly increasing,
+                   no -0; u8 class of each column, 0..M-1 for M of 1..4 classes, each of which occurs; for each class
+                   K code lengths, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1).
+                   The lists of lengths, seen as strings of K bytes, are strictly increasing from class to class
     3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column.
-                   The tensor has two or more dimensions: rows = the first, at least 16; columns = the product
-                   of the others
+                   The tensor has two or more dimensions, of which the first is at least 16
+    Rows = the first dimension, columns = the product of the others (1 if there are none).
 
 Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
 at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is the number of elements that the stream
@@ -51,10 +53,10 @@ tensor starts again at lane 0.
 
 Decoding huffman tensors. One stream of bits serves them all, in table order. The words hold the bits of lane 0, then
 those of lane 1, and so on, each word from its most significant bit on, without gaps between lanes.
-    1. Canonical codes: sort levels by (length, level); the first code is 0, each next one is the previous
-       plus 1, shifted left by the growth in length. A code is sent most significant bit first.
-    2. In each step each lane in use decodes one code and moves on by its length. Lanes go on from where they are in
-       the next tensor.
+    1. Canonical codes, for each class: sort levels by (length, level); the first code is 0, each next one is the
+       previous plus 1, shifted left by the growth in length. A code is sent most significant bit first.
+    2. In each step each lane in use decodes one code, of the class of the element's column, and moves on by its
+       length. Lanes go on from where they are in the next tensor.
     3. A decoded level k becomes the value float32(centroid[k]).
     4. At the end each lane stands where its bits end, and the bits that fill up the last word are zeros.
 
@@ -90,6 +92,7 @@ Disallowed, and why
     two tensors of one name, or names out of order                    which one counts would depend on the reader
     centroids, steps, floats that are NaN or infinite                 a poisoned weight is not a model
     codes that are over- or under-full, levels that are equal         one encoding for one model, no undefined code
+    classes of columns that do not occur, are equal or out of order   the same; no lengths that nothing uses
     frequencies that do not add up, states that do not end at 2^16    every bit of the stream is accounted for
     pickles, code, references to other files                          opening an artifact never runs anything
 
@@ -109,6 +112,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +131,7 @@ FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_LANES = 1024
 MIN_ROWS = 16  # of a trellis tensor
 LONGEST_CODE = 16  # bits
+MAX_CLASSES = 4  # of a huffman tensor's columns
 SLOT_BITS = 14
 SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
 STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
@@ -153,17 +158,22 @@ class Tensor:
     codec: int
     shape: tuple[int, ...]
     centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
-    lengths: np.ndarray = field(default=None, repr=False)  # huffman: (K,) code lengths in bits
+    classes: np.ndarray = field(default=None, repr=False)  # huffman: (columns,) uint8, which code a column has
+    lengths: np.ndarray = field(default=None, repr=False)  # huffman: (classes, K) code lengths in bits
     step: float = 0.0  # trellis
     row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) int32, offset included
     column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) int32
     bits: float = 0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
-    entropy: float | None = None  # bits of all symbols together, given their contexts; None for floats
+    entropy: float | None = None  # bits of all symbols together, given their contexts or classes; None for floats
     levels: int | None = None  # different symbols that occur; None for floats
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
+
+    @property
+    def columns(self) -> int:
+        return math.prod(self.shape[1:])
 
 
 # ---------------------------------------------------------------- the file and its parts
@@ -288,37 +298,42 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
 # ---------------------------------------------------------------- side data
 
 
-def read_floats(cursor: Cursor, tensor: Tensor) -> np.ndarray:
-    """Weights of a float32 or float16 tensor, in its shape, from their byte planes."""
-    dtype = np.dtype("<f4" if tensor.codec == FLOAT32 else "<f2")
-    planes = cursor.array("u1", dtype.itemsize * tensor.size, f"the data of tensor {tensor.name}")
-    values = np.ascontiguousarray(planes.reshape(dtype.itemsize, -1).T).view(dtype).astype(np.float32, copy=False)
-    require(bool(np.isfinite(values).all()), f"tensor {tensor.name} has a weight that is not finite")
-    return values.reshape(tensor.shape)
+def read_floats(cursor: Cursor, width: int, count: int, what: str) -> np.ndarray:
+    """(count,) float32 from the byte planes of floats of `width` bytes."""
+    planes = cursor.array("u1", width * count, what).reshape(width, count)
+    values = np.ascontiguousarray(planes.T).view(f"<f{width}").astype(np.float32, copy=False).ravel()
+    require(bool(np.isfinite(values).all()), f"{what} has a value that is not finite")
+    return values
 
 
 def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the codebook of tensor {tensor.name}"
     (levels,) = cursor.unpack("B", what)
     require(levels >= 1, f"{what} is empty")
-    tensor.centroids = centroids = cursor.array("<f2", levels, what).astype(np.float32)
-    require(bool(np.isfinite(centroids).all()), f"{what} has a centroid that is not finite")
+    tensor.centroids = centroids = read_floats(cursor, 2, levels, what)
     require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
-    tensor.lengths = lengths = cursor.array("u1", levels, f"the code lengths of tensor {tensor.name}")
+    tensor.classes = cursor.array("u1", tensor.columns, f"the classes of the columns of tensor {tensor.name}")
+    last = int(tensor.classes.max())
+    require(last < MAX_CLASSES, f"tensor {tensor.name} has a column of class {last}, above {MAX_CLASSES - 1}")
+    require(len(np.unique(tensor.classes)) == last + 1,
+            f"one of the classes 0 to {last} of tensor {tensor.name} has no column")
+    what = f"the code lengths of tensor {tensor.name}"
+    tensor.lengths = lengths = cursor.array("u1", (last + 1) * levels, what).reshape(-1, levels)
     require(bool((lengths <= LONGEST_CODE).all()), f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits")
-    kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
-    require(kraft == 1 << LONGEST_CODE,
-            f"the code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
+    for number, kraft in enumerate((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum(axis=1).tolist()):
+        require(kraft == 1 << LONGEST_CODE, f"the code of class {number} of tensor {tensor.name} is "
+                f"{'over' if kraft >> LONGEST_CODE else 'under'}-full")
+    lists = [row.tobytes() for row in lengths]
+    require(all(a < b for a, b in pairwise(lists)), f"{what} are not increasing from class to class")
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the scales of tensor {tensor.name}"
-    rows, columns = tensor.shape[0], tensor.size // tensor.shape[0]
     tensor.step, offset = cursor.unpack("fh", what)
     require(2.0**-100 <= tensor.step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
-    tensor.row_scales = cursor.array("i1", rows, what).astype(np.int32) + offset
-    tensor.column_scales = cursor.array("i1", columns, what).astype(np.int32)
+    tensor.row_scales = cursor.array("i1", tensor.shape[0], what).astype(np.int32) + offset
+    tensor.column_scales = cursor.array("i1", tensor.columns, what).astype(np.int32)
 
 
 # ---------------------------------------------------------------- streams
@@ -367,23 +382,27 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     windows[:-2] |= words[1:]
     positions = ends - lane_bits
     for tensor in tensors:
-        # In canonical order the codes tile the range 0..2^width of what the next `width` bits can be.
-        order = np.argsort(tensor.lengths, kind="stable")
-        lengths = tensor.lengths[order].astype(np.int64)
-        width = int(lengths[-1])
+        # In canonical order a class's codes tile the range 0..2^width of what the next `width` bits can be.
+        numbers, levels = tensor.lengths.shape
+        order = np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(numbers)[:, None]
+        lengths = np.take(tensor.lengths, order.ravel()).astype(np.int64)
+        width = int(lengths.max())
         spans = 1 << (width - lengths)
-        level_at, length_at, value_at = (np.repeat(x, spans) for x in (order, lengths, tensor.centroids[order]))
-        counts = np.zeros(len(order), np.int64)
+        symbol_at, length_at = np.repeat(order.ravel().astype(np.uint16), spans), np.repeat(lengths, spans)
+        values = np.tile(tensor.centroids, numbers)
+        counts = np.zeros(len(values), np.int64)
         weights = np.empty(tensor.size, np.float32)
-        for block in groups(weights, len(positions)):
-            peeks = np.empty(block.shape, np.intp)
-            read_codes(positions[: block.shape[1]], windows, width, length_at, peeks)
-            block[...] = value_at[peeks]
-            counts += np.bincount(level_at[peeks].ravel(), minlength=len(order))
-        seen = counts[counts > 0]
-        tensor.bits += float(counts @ tensor.lengths)
-        tensor.entropy = entropy_bits(seen, np.zeros(len(seen), np.intp))
-        tensor.levels = len(seen)
+        classes = np.resize(tensor.classes, tensor.size)
+        for block, block_classes in zip(*(groups(x, len(positions)) for x in (weights, classes)), strict=True):
+            cells = block_classes.astype(np.intp) << width
+            read_codes(positions[: block.shape[1]], windows, width, length_at, cells)
+            symbols = symbol_at[cells]  # class * levels + level
+            block[...] = values[symbols]
+            counts += np.bincount(symbols.ravel(), minlength=len(counts))
+        seen = np.flatnonzero(counts)
+        tensor.bits += float(counts @ tensor.lengths.ravel())
+        tensor.entropy = entropy_bits(counts[seen], seen // levels)
+        tensor.levels = len(np.unique(seen % levels))
         yield tensor.name, weights.reshape(tensor.shape)
     require(np.array_equal(positions, ends), "a lane of the huffman stream does not end where its bits do")
     require(not (windows[-2:-1] << (total % 16 or 16)).any(), "the huffman stream is not filled up with zeros")
@@ -393,13 +412,13 @@ def read_codes(
     positions: np.ndarray,  # (lanes,) int64, in bits, updated
     windows: np.ndarray,  # (words + 1,) uint32; a position beyond them reads the last one
     width: int,
-    length_at: np.ndarray,  # (2^width,) int64: length in bits of the code that `width` bits start with
-    peeks: np.ndarray,  # (groups, lanes) intp, filled with the `width` bits from each code's start
+    length_at: np.ndarray,  # (classes * 2^width,) int64: length in bits of the code that `width` bits start with
+    cells: np.ndarray,  # (groups, lanes) intp: class * 2^width, to which `width` bits from each code's start are added
 ) -> None:
-    for peek in peeks:
+    for cell in cells:
         window = windows.take(positions >> 4, mode="clip")
-        np.bitwise_and(window >> (32 - width - (positions & 15)), (1 << width) - 1, out=peek)
-        positions += length_at[peek]
+        cell += window >> (32 - width - (positions & 15)) & (1 << width) - 1
+        positions += length_at[cell]
 
 
 @dataclass
@@ -551,7 +570,8 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
     for tensor in tensors:
         start = cursor.position
         if tensor.codec in (FLOAT32, FLOAT16):
-            weights[tensor.name] = read_floats(cursor, tensor)
+            width, what = (4 if tensor.codec == FLOAT32 else 2), f"the data of tensor {tensor.name}"
+            weights[tensor.name] = read_floats(cursor, width, tensor.size, what).reshape(tensor.shape)
         elif tensor.codec == HUFFMAN:
             read_codebook(cursor, tensor)
         else:

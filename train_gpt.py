@@ -5,12 +5,7 @@
 
 The entry "pcloadloveletter v6" (number 532) of the Parameter Golf challenge, rebuilt: code plus artifact stay under
 16,000,000 bytes, the score is bits per byte (bpb) on the FineWeb validation split. Every setting is an environment
-variable; the table of them stands below. What is notable:
-
-- value residual, gated attention, XSA, U-Net skips; the smear gate and the bigram hash stop at document boundaries
-- NorMuon for matrices, orthogonalised in batches and shared out over the ranks; AdamW for the rest; EMA weights
-- two weight codecs, k-means + Huffman or trellis + rANS, both specified in `decode_artifact.py`
-- sliding-window and score-first test-time-training evaluation through a ledger: only what is scored is learned from
+variable; the table of them stands below. The artifact's format is specified in `decode_artifact.py`.
 
 In this order: settings, ranks and log, data, model, optimizer, codec, export, evaluation, training, main.
 """
@@ -25,6 +20,7 @@ import math
 import os
 import platform
 import random
+import signal
 import struct
 import sys
 import sysconfig
@@ -54,20 +50,25 @@ class UserError(Exception):
 @dataclass(frozen=True)
 class Settings:
     """Each field is set by the environment variable of its upper-case name. A line ends with the source of the default:
-    an entry's number (532 is the one rebuilt here), "base" for the challenge's baseline script, or "ours"."""
+    an entry's number (532 is the one rebuilt here), "base" for the challenge's baseline script, or "ours". The artifact
+    states all settings from the model's on; a checkpoint can be resumed only with the same ones for model and training.
+    """
 
+    # Run
     preset: str = "pcll"  # a named set of settings: pcll, pcloadloveletter_v6, demo; ours
     run_id: str = ""  # name of the log file logs/RUN_ID.txt; empty: date and time; base
-    seed: int = 1337  # seeds the initial weights; base
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: the GPU if there is one; ours
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of activations; auto: bfloat16 on a GPU; 532
     compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU; 532
     artifact_path: str = "artifact.pcll"  # where the artifact is written; ours
-    # Data
     data_path: str = "data/datasets/fineweb10B_sp1024"  # folder of fineweb_train_*.bin and fineweb_val_*.bin; base
     tokenizer_path: str = "data/tokenizers/fineweb_1024_bpe.model"  # SentencePiece model; base
-    vocab_size: int = 1024  # pieces; base
+    micro_batch_seqs: int = 48  # sequences per forward pass of one rank at most: lower it if memory runs out; base
+    train_log_every: int = 50  # steps between lines of the log; base
+    val_loss_every: int = 0  # steps between plain validations, 0: at the end only; base
+    checkpoint_every: float = -1.0  # seconds between checkpoints; 0: none; -1: 60, none if the cap is 600 or less; ours
+    resume: str = ""  # path of a checkpoint to go on from, or "latest" (of RUN_ID, if that is set); ours
     # Model
+    vocab_size: int = 1024  # pieces; base
     num_layers: int = 11  # blocks; 532
     model_dim: int = 512  # width of the residual stream; 532
     num_heads: int = 8  # query heads; 532
@@ -89,11 +90,12 @@ class Settings:
     unet_skips: bool = True  # the first half's outputs are added in the second half; base
     bos_reset: bool = True  # smear gate and bigram hash do not look across a BOS (532 looked across); ours
     # Training
+    seed: int = 1337  # seeds the initial weights; base
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of activations; auto: bfloat16 on a GPU; 532
     iterations: int = 20000  # optimizer steps at most; base
     max_wallclock_seconds: float = 600.0  # training time at most, 0: no limit; base
     train_batch_tokens: int = 786432  # tokens per step over all ranks; 532
     train_seq_len: int = 2048  # tokens per sequence, also the window of the evaluation; 532
-    micro_batch_seqs: int = 48  # sequences per forward pass of one rank at most: lower it if memory runs out; base
     warmup_steps: int = 20  # steps that prime the compiler and are then undone; base
     warmdown_iters: int = 3000  # last steps, over which the learning rates fall linearly to 0; 532
     matrix_optimizer: Literal["normuon", "adamw"] = "normuon"  # of the blocks' matrices; 532
@@ -108,10 +110,8 @@ class Settings:
     ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 532
     late_qat_threshold: float = 0.1  # int6 fake quantisation once the rate's scale is below this, 0: never; 532
     late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
-    train_log_every: int = 50  # steps between lines of the log; base
-    val_loss_every: int = 0  # steps between plain validations, 0: at the end only; base
     # Export
-    codec: Literal["huffman", "trellis"] = "huffman"  # of the matrices; 532
+    codec: Literal["huffman", "trellis"] = "trellis"  # of the matrices (huffman: 532); ours
     embed_codec: Literal["float16", "float32", "huffman", "trellis"] = "float16"  # of tok_emb; 532
     mlp_levels: int = 48  # codebook levels of the MLP matrices; 532
     qkv_levels: int = 80  # codebook levels of the query, key and value matrices; 532
@@ -136,7 +136,8 @@ PRESETS: dict[str, dict] = {
     "pcll": {},
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
     "pcloadloveletter_v6": dict(
-        bos_reset=False, bigram_init_std=0.0, ttt_protocol="train_then_score", ttt_epochs=10, ttt_lr=0.001),
+        bos_reset=False, bigram_init_std=0.0, codec="huffman", ttt_protocol="train_then_score", ttt_epochs=10,
+        ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
         data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model",
@@ -146,15 +147,8 @@ PRESETS: dict[str, dict] = {
         late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
-# What the artifact states, so that a reader can rebuild the model and repeat the evaluation.
-ARTIFACT_SETTINGS = (
-    "preset", "vocab_size", "num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden", "mlp_negative_slope",
-    "rope_dims", "rope_base", "logit_softcap", "xsa_last_n", "bigram_buckets", "bigram_dim", "ln_scale", "smear_gate",
-    "value_residual", "gated_attention", "unet_skips", "bos_reset", "train_seq_len", "eval_stride", "eval_doc_reset",
-    "ttt_protocol", "ttt_chunk_tokens", "ttt_epochs", "ttt_optimizer", "ttt_lr", "ttt_batch_seqs", "ttt_grad_clip",
-)
-
 MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")  # ends of the names of what NorMuon trains
+ALL = tuple(field.name for field in dataclasses.fields(Settings))
 QUANTISED = (*MATRICES, "bigram.table")  # ends of the names of what CODEC quantises
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
@@ -193,8 +187,9 @@ def check_settings(s: Settings) -> None:
     """Raises UserError for a value out of range or for settings that exclude each other."""
     for name, value in dataclasses.asdict(s).items():
         size = name.startswith(("num_", "model_", "mlp_h", "rope_", "logit_", "bigram_d", "micro_", "train_", "eval_"))
-        if type(value) in (int, float) and (value < 0 or (value == 0 and size)):
-            raise UserError(f"{name.upper()} must be {'above' if size else 'at least'} 0, not {value}.")
+        lowest = -1 if name == "checkpoint_every" else 0
+        if type(value) in (int, float) and (value < lowest or (value == 0 and size)):
+            raise UserError(f"{name.upper()} must be {'above' if size else 'at least'} {lowest}, not {value}.")
     divisors = (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"), ("train_seq_len", "train_batch_tokens"),
                 ("train_seq_len", "ttt_chunk_tokens"))
     for small, large in divisors:
@@ -226,13 +221,17 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, value: float) -> float:
-        """Rank 0's value, on every rank; goes over the CPU, so that no GPU has to wait."""
-        if self.world == 1:
-            return value
-        shared = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(shared, src=0)
-        return shared.item()
+    def from_first(self, *values: float) -> list[float]:
+        """Rank 0's values, on every rank; they go over the CPU, so that no GPU has to wait."""
+        shared = torch.tensor(values, dtype=torch.float64)
+        if self.world > 1:
+            dist.broadcast(shared, src=0)
+        return shared.tolist()
+
+    def wait_for_all(self) -> None:
+        """Returns once every rank has come here."""
+        if self.world > 1:
+            dist.barrier()
 
     def share(self, count: int) -> range:
         """This rank's part of `count` items; the parts of all ranks differ by one item at most."""
@@ -257,13 +256,14 @@ def join_ranks(s: Settings) -> Ranks:
 class Log:
     """Lines to the console and to logs/RUN_ID.txt; on ranks above 0 it says nothing."""
 
-    def __init__(self, run_id: str, ranks: Ranks):
+    def __init__(self, run_id: str, ranks: Ranks, append: bool):
         self.active = ranks.rank == 0
         self.console_time = 0.0
         if self.active:
-            path = Path("logs") / f"{run_id or datetime.now().strftime('%Y%m%d_%H%M%S')}.txt"
+            path = Path("logs") / f"{run_id}.txt"
             path.parent.mkdir(exist_ok=True)
-            self.file = open(path, "w", encoding="utf-8", buffering=1)
+            self.file = open(path, "a" if append else "w", encoding="utf-8", buffering=1)
+            self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
         if self.active:
@@ -288,6 +288,8 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"{path} could not be written: {error.strerror}.") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -298,15 +300,15 @@ SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 BOS_ID = 1  # every document starts with it
 
 
-def open_shard(path: str) -> np.memmap:
-    """The uint16 tokens of a shard: 256 int32 (magic, version, token count, zeros), then the tokens."""
+def count_tokens(path: str) -> int:
+    """How many tokens a shard holds: 256 int32 (magic, version, token count, zeros), then the tokens as uint16."""
     size = os.path.getsize(path)
     header = np.fromfile(path, dtype="<i4", count=256)
     if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
         raise UserError(f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}.")
     if header[2] < 1 or size != 1024 + 2 * int(header[2]):
         raise UserError(f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that.")
-    return np.memmap(path, dtype="<u2", mode="r", offset=1024)
+    return int(header[2])
 
 
 class TokenStream:
@@ -316,8 +318,8 @@ class TokenStream:
         self.paths = sorted(glob.glob(f"{glob.escape(folder)}/fineweb_{split}_*.bin"))
         if not self.paths:
             raise UserError(f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own data.")
-        self.shards = [open_shard(path) for path in self.paths]
-        self.starts = np.cumsum([0] + [len(shard) for shard in self.shards])
+        self.changed = [os.stat(path).st_mtime_ns for path in self.paths]
+        self.starts = np.cumsum([0] + [count_tokens(path) for path in self.paths])
         self.total = int(self.starts[-1])
         self.vocab_size = vocab_size
 
@@ -327,9 +329,13 @@ class TokenStream:
         while count > 0:
             start %= self.total
             index = int(np.searchsorted(self.starts, start, side="right")) - 1
-            piece = self.shards[index][start - self.starts[index] :][:count]
+            offset, path = start - int(self.starts[index]), self.paths[index]
+            wanted = min(count, int(self.starts[index + 1]) - start)
+            piece = np.fromfile(path, dtype="<u2", count=wanted, offset=1024 + 2 * offset)
+            if len(piece) < wanted or os.stat(path).st_mtime_ns != self.changed[index]:
+                raise UserError(f"{path} was changed while the run was reading it.")
             if piece.max() >= self.vocab_size:
-                raise UserError(f"{self.paths[index]} holds token {piece.max()}, but VOCAB_SIZE is {self.vocab_size}.")
+                raise UserError(f"{path} holds token {piece.max()}, but VOCAB_SIZE is {self.vocab_size}.")
             pieces.append(piece)
             start, count = start + len(piece), count - len(piece)
         return np.concatenate(pieces)
@@ -338,11 +344,12 @@ class TokenStream:
 def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks):
     """Yields this rank's (inputs, targets) of a step, int64 [sequences, train_seq_len] each, as micro-batches. All
     ranks together see the next train_batch_tokens tokens of the stream, however many they are."""
-    share = ranks.share(s.train_batch_tokens // s.train_seq_len)
+    share, cuda = ranks.share(s.train_batch_tokens // s.train_seq_len), ranks.device.type == "cuda"
     for first in range(share.start, share.stop, s.micro_batch_seqs):
         count = min(s.micro_batch_seqs, share.stop - first)
         tokens = stream.read(step * s.train_batch_tokens + first * s.train_seq_len, count * s.train_seq_len + 1)
-        tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device, non_blocking=True)
+        tokens = torch.from_numpy(tokens.astype(np.int64))
+        tokens = tokens.pin_memory().to(ranks.device, non_blocking=True) if cuda else tokens
         yield tokens[:-1].view(count, -1), tokens[1:].view(count, -1)
 
 
@@ -616,8 +623,8 @@ class NorMuon(torch.optim.Optimizer):
     """Muon whose update is scaled per row by a second moment, with its norm kept (arXiv 2510.05491).
 
     For matrices inside a network, not for embeddings, heads or vectors. Matrices of one shape are worked on as one
-    stack. With several ranks only the orthogonalisation, the expensive part, is shared out (by operations) and its
-    results gathered; everything else is done on every rank, so that each holds the whole state of the optimizer.
+    stack. Only the orthogonalisation, the expensive part, is shared out over the ranks (by operations); everything
+    else is done on every rank, so that each holds the whole state of the optimizer.
     Gradients must already be the same on all ranks. A group's "lr", in units of the update's spectral norm, must be
     set before each step.
     """
@@ -643,19 +650,14 @@ class NorMuon(torch.optim.Optimizer):
         return owned
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
-        """newton_schulz of every stack, each rank its part, and the parts put together on every rank."""
-        if self.ranks.world == 1:
-            return [newton_schulz(u) for u in updates]
-        results = [torch.empty_like(u, dtype=torch.bfloat16 if u.is_cuda else u.dtype) for u in updates]
-        sizes = [[len(js) * u[0].numel() for js, u in zip(own, updates, strict=True)] for own in self.owned]
-        parts = results[0].new_zeros(self.ranks.world, max(map(sum, sizes)))
-        mine = [newton_schulz(u[js]) for js, u in zip(self.owned[self.ranks.rank], updates, strict=True) if js]
-        if mine:
-            parts[self.ranks.rank, : sum(m.numel() for m in mine)] = torch.cat([m.flatten() for m in mine])
-        dist.all_gather(list(parts), parts[self.ranks.rank].clone())
-        for own, part, size in zip(self.owned, parts, sizes, strict=True):
-            for js, result, flat in zip(own, results, part[: sum(size)].split(size), strict=True):
-                result[js] = flat.view(len(js), *result.shape[1:])
+        """newton_schulz of every stack: each rank its matrices, zeros for the others, and the sum over the ranks."""
+        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
+        flat = torch.zeros(sum(u.numel() for u in updates), dtype=dtype, device=updates[0].device)
+        results = [part.view_as(u) for part, u in zip(flat.split([u.numel() for u in updates]), updates, strict=True)]
+        for mine, update, result in zip(self.owned[self.ranks.rank], updates, results, strict=True):
+            if mine:
+                result[mine] = newton_schulz(update[mine])
+        self.ranks.sum_(flat)
         return results
 
     @torch.no_grad()
@@ -705,10 +707,7 @@ def average_weights(model: GPT, decay: float) -> AveragedModel:
 
     @torch.no_grad()
     def update(averaged, current, num_averaged):
-        weight = 1 - torch.clamp((1 + num_averaged) / (10 + num_averaged), max=decay)
-        difference = torch._foreach_sub(current, averaged)
-        torch._foreach_mul_(difference, weight.to(averaged[0].dtype))
-        torch._foreach_add_(averaged, difference)
+        torch._foreach_lerp_(averaged, current, 1 - min((1 + num_averaged.item()) / (10 + num_averaged.item()), decay))
 
     return AveragedModel(model, multi_avg_fn=update)
 
@@ -730,8 +729,8 @@ class Coded:
     codec: int
     shape: tuple[int, ...]
     side: bytes = b""  # its side data (of trellis tensors: without the scales)
-    symbols: np.ndarray | None = None  # flat: uint8 levels (huffman) or int32 indices (trellis)
-    lengths: np.ndarray | None = None  # Huffman code length of each level
+    symbols: np.ndarray | None = None  # flat: uint16 class * K + level (huffman) or int32 indices (trellis)
+    lengths: np.ndarray | None = None  # Huffman code lengths, uint8 [classes,K]
     scales: tuple[int, np.ndarray, np.ndarray] | None = None  # trellis: offset, of rows, of columns, in quarter octaves
 
 
@@ -761,15 +760,33 @@ def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> tuple[np.ndarray
 
 
 def code_huffman(w: np.ndarray, levels: int) -> Coded:
+    """K-means levels, with a Huffman code for each of 1, 2 or 4 classes of columns, whichever takes fewest bits."""
     centroids, indices = kmeans(w, levels)
-    lengths = huffman_lengths(np.bincount(indices))
-    side = struct.pack("<B", len(lengths)) + centroids.astype("<f2").tobytes() + lengths.tobytes()
-    return Coded(HUFFMAN, w.shape, side, indices, lengths)
+    rows, k = indices.reshape(-1, math.prod(w.shape[1:])), len(centroids)
+    counts = np.bincount((rows + np.arange(rows.shape[1]) * k).ravel(), minlength=rows.shape[1] * k).reshape(-1, k)
+    _, classes, lengths = min((column_classes(counts, number) for number in (1, 2, 4)), key=lambda choice: choice[0])
+    side = struct.pack("<B", k) + code_floats(centroids, "float16").side + classes.tobytes() + lengths.tobytes()
+    return Coded(HUFFMAN, w.shape, side, (rows + classes.astype(np.uint16) * k).ravel(), lengths)
+
+
+def column_classes(counts: np.ndarray, number: int) -> tuple[int, np.ndarray, np.ndarray]:
+    """At most `number` classes of columns, from how often each level occurs in each column [C,K]: the bits they take,
+    each column's class (uint8) and each class's code lengths [classes,K], in ascending order. As in k-means, by turns a
+    class takes the code that suits its columns best, and a column the class whose code suits it best."""
+    classes = (counts @ huffman_lengths(counts.sum(axis=0))).argsort(kind="stable").argsort() * number // len(counts)
+    for _ in range(3):
+        lengths = np.unique([huffman_lengths(counts[classes == c].sum(axis=0)) for c in range(number)], axis=0)
+        bits = counts @ lengths.T
+        classes = bits.argmin(axis=1)
+    used, classes = np.unique(classes, return_inverse=True)
+    cost = bits.min(axis=1).sum() + 8 * lengths[used].size + (number - 1) * len(counts)
+    return cost, classes.astype(np.uint8), lengths[used]
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
-    """Optimal code lengths up to MAX_CODE_LENGTH, uint8, by package-merge (Larmore and Hirschberg, 1990)."""
-    leaves = sorted((int(count), (symbol,)) for symbol, count in enumerate(counts))
+    """Optimal code lengths up to MAX_CODE_LENGTH, uint8, by package-merge (Larmore and Hirschberg, 1990). What never
+    occurs counts as one: no package may be as light as what it holds."""
+    leaves = sorted((max(1, int(count)), (symbol,)) for symbol, count in enumerate(counts))
     packages = []
     for _ in range(MAX_CODE_LENGTH):
         merged = sorted(leaves + packages)
@@ -779,12 +796,12 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
 
 
 def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Levels in the order of their codes, and each level's code (uint32)."""
-    order = np.argsort(lengths, kind="stable")
-    shift = MAX_CODE_LENGTH - lengths[order].astype(np.int64)
+    """Symbols (class * K + level) in the order of their codes, class by class, and each symbol's code (uint32)."""
+    order = np.argsort(lengths + 32 * np.arange(len(lengths))[:, None], axis=None, kind="stable")
+    shift = MAX_CODE_LENGTH - lengths.ravel()[order].astype(np.int64)
     widths = 1 << shift
-    codes = np.empty(len(lengths), dtype=np.uint32)
-    codes[order] = np.cumsum(widths) - widths >> shift
+    codes = np.empty(lengths.size, dtype=np.uint32)
+    codes[order] = (np.cumsum(widths) - widths) % (1 << MAX_CODE_LENGTH) >> shift
     return order, codes
 
 
@@ -806,7 +823,7 @@ def huffman_encode(tensors: list[Coded]) -> bytes:
     length = np.zeros((rows[-1], lanes), dtype=np.uint8)
     code = np.zeros((rows[-1], lanes), dtype=np.uint32)
     for t, size, row in zip(tensors, sizes, rows, strict=False):
-        length[row:].reshape(-1)[:size] = t.lengths[t.symbols]
+        length[row:].reshape(-1)[:size] = t.lengths.ravel()[t.symbols]
         code[row:].reshape(-1)[:size] = canonical_codes(t.lengths)[1][t.symbols]
     bits = length.sum(axis=0, dtype=np.int64)
     at = np.cumsum(length, axis=0, dtype=np.int64) - length + np.cumsum(bits) - bits
@@ -817,23 +834,24 @@ def huffman_encode(tensors: list[Coded]) -> bytes:
     return bits.astype("<u4").tobytes() + words[:num_words].astype("<u2").tobytes()
 
 
-def huffman_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
-    """Weights of each tensor, given as (shape, centroids, code lengths)."""
-    lanes = lane_count(sum(math.prod(shape) for shape, _, _ in tensors))
-    ends = np.cumsum(reader.numbers("<u4", lanes), dtype=np.int64)
+def huffman_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray]:
+    """Weights of each tensor, given as (shape, centroids, class of each column, code lengths [classes,K])."""
+    lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
+    ends = np.cumsum(take(content, "<u4", lanes), dtype=np.int64)
     at = np.concatenate(([0], ends[:-1]))
-    words = np.append(reader.numbers("<u2", -(-int(ends[-1]) // 16)), [0, 0]).astype(np.uint32)
+    words = np.append(take(content, "<u2", -(-int(ends[-1]) // 16)), [0, 0]).astype(np.uint32)
     pairs = words[:-1] << 16 | words[1:]
     results = []
-    for shape, centroids, lengths in tensors:
+    for shape, centroids, classes, lengths in tensors:
         order, _ = canonical_codes(lengths)
-        longest = int(lengths.max())
-        entries = np.repeat(order.astype(np.uint16) << 8 | lengths[order], 1 << (longest - lengths[order].astype(int)))
+        length, longest = lengths.ravel()[order], int(lengths.max())
+        entries = np.repeat((order % len(centroids)).astype(np.uint16) << 8 | length, 1 << longest - length.astype(int))
         levels = np.empty(math.prod(shape), dtype=np.uint8)
+        table = np.resize(classes.astype(np.int64) << longest, len(levels))  # where each element's class begins
         for start, stop in lane_groups([len(levels)], lanes):
             p = at[: stop - start]
             window = pairs.take(p >> 4, mode="clip") >> (32 - longest - (p & 15))
-            entry = entries[window & ((1 << longest) - 1)]
+            entry = entries[table[start:stop] + (window & ((1 << longest) - 1))]
             p += entry & 0xFF
             levels[start:stop] = entry >> 8
         results.append(centroids[levels].reshape(shape))
@@ -957,13 +975,13 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     return model + state.astype("<u4").tobytes() + struct.pack("<I", len(words)) + words.tobytes()
 
 
-def trellis_decode(reader: "Reader", tensors: list[tuple]) -> list[np.ndarray]:
+def trellis_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray]:
     """Weights of each tensor, given as (shape, step, offset, row scales, column scales)."""
-    log_states, largest, num_contexts = reader.number("u1"), reader.number("<u2"), reader.number("u1")
-    frequencies = reader.numbers("<u2", num_contexts * (2 * largest + 1)).reshape(num_contexts, -1).astype(np.uint32)
+    log_states, largest, num_contexts = (take(content, dtype).item() for dtype in ("u1", "<u2", "u1"))
+    frequencies = take(content, "<u2", num_contexts * (2 * largest + 1)).reshape(num_contexts, -1).astype(np.uint32)
     lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
-    state = reader.numbers("<u4", lanes).astype(np.uint32)
-    words = reader.numbers("<u2", reader.number("<u4")).astype(np.uint32)
+    state = take(content, "<u4", lanes).astype(np.uint32)
+    words = take(content, "<u2", take(content, "<u4").item()).astype(np.uint32)
     slots = np.zeros((num_contexts, 1 << FREQUENCY_BITS), dtype=np.uint16)  # the symbol that each slot stands for
     for context, row in enumerate(frequencies):
         if row.any():
@@ -1003,54 +1021,46 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         streams += trellis_encode(trellis, states)
     content = struct.pack("<I", len(text)) + text + table + b"".join(t.side for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
-    if sum(math.prod(t.shape) for t in tensors.values()) > (1 << 16) + 64 * (16 + len(frame)):
-        raise UserError("The weights are all but constant: a file of so few bytes for so many would not be read.")
+    if (size := sum(math.prod(t.shape) for t in tensors.values())) > (1 << 16) + 64 * (16 + len(frame)):
+        raise UserError(f"The {size} weights are all but constant: no reader takes so many from {len(frame)} bytes.")
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
-class Reader:
-    """Takes numbers from bytes, one after the other."""
-
-    def __init__(self, data: bytes):
-        self.data, self.at = data, 0
-
-    def numbers(self, dtype: str, count: int) -> np.ndarray:
-        numbers = np.frombuffer(self.data, dtype, count, self.at)
-        self.at += numbers.nbytes
-        return numbers
-
-    def number(self, dtype: str):
-        return self.numbers(dtype, 1)[0].item()
+def take(content: io.BytesIO, dtype: str, count: int = 1) -> np.ndarray:
+    """The next numbers of the content."""
+    return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
 
-def read_side_data(reader: Reader, codec: int, shape: tuple[int, ...]):
+def read_side_data(content: io.BytesIO, codec: int, shape: tuple[int, ...]):
     """The weights of a float tensor; of others what huffman_decode or trellis_decode needs."""
     size = math.prod(shape)
     if codec in (FLOAT32, FLOAT16):
         width = 4 if codec == FLOAT32 else 2
-        planes = np.ascontiguousarray(reader.numbers("u1", width * size).reshape(width, size).T)
+        planes = np.ascontiguousarray(take(content, "u1", width * size).reshape(width, size).T)
         return planes.view(f"<f{width}").astype(np.float32).reshape(shape)
     if codec == HUFFMAN:
-        levels = reader.number("u1")
-        return shape, reader.numbers("<f2", levels).astype(np.float32), reader.numbers("u1", levels)
-    step, offset = reader.numbers("<f4", 1)[0], reader.number("<i2")
-    rows, columns = reader.numbers("i1", shape[0]), reader.numbers("i1", size // shape[0])
+        centroids = read_side_data(content, FLOAT16, (take(content, "u1").item(),))
+        classes = take(content, "u1", math.prod(shape[1:]))
+        lengths = take(content, "u1", (int(classes.max()) + 1) * len(centroids)).reshape(-1, len(centroids))
+        return shape, centroids, classes, lengths
+    step, offset = take(content, "<f4")[0], take(content, "<i2").item()
+    rows, columns = take(content, "i1", shape[0]), take(content, "i1", size // shape[0])
     return shape, step, offset, rows.astype(np.int64), columns.astype(np.int64)
 
 
 def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     """Config and float32 weights of an artifact that this script wrote; decode_artifact.py reads those of strangers."""
-    reader = Reader(zstandard.ZstdDecompressor().decompress(artifact[16:]))
-    config = json.loads(reader.numbers("u1", reader.number("<u4")).tobytes())
+    content = io.BytesIO(zstandard.ZstdDecompressor().decompress(artifact[16:]))
+    config = json.loads(take(content, "u1", take(content, "<u4").item()).tobytes())
     table = {}
-    for _ in range(reader.number("<u2")):
-        name = reader.numbers("u1", reader.number("u1")).tobytes().decode()
-        codec, dims = reader.number("u1"), reader.number("u1")
-        table[name] = codec, tuple(reader.numbers("<u4", dims).tolist())
-    weights = {name: read_side_data(reader, codec, shape) for name, (codec, shape) in table.items()}
+    for _ in range(take(content, "<u2").item()):
+        name = take(content, "u1", take(content, "u1").item()).tobytes().decode()
+        codec, dims = take(content, "u1").item(), take(content, "u1").item()
+        table[name] = codec, tuple(take(content, "<u4", dims).tolist())
+    weights = {name: read_side_data(content, codec, shape) for name, (codec, shape) in table.items()}
     for stream, decode in ((HUFFMAN, huffman_decode), (TRELLIS, trellis_decode)):
         if names := [name for name, (codec, _) in table.items() if codec == stream]:
-            weights.update(zip(names, decode(reader, [weights[name] for name in names]), strict=True))
+            weights.update(zip(names, decode(content, [weights[name] for name in names]), strict=True))
     return config, weights
 
 
@@ -1144,7 +1154,7 @@ class Score:
     seconds: float
 
     def __str__(self) -> str:
-        return (f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f} tokens:{self.tokens} bytes:{self.bytes} "
+        return (f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f} val_tokens:{self.tokens} bytes:{self.bytes} "
                 f"eval_time:{1000 * self.seconds:.0f}ms")
 
 
@@ -1290,71 +1300,170 @@ def rate_scale(step: int, seconds: float, s: Settings) -> float:
     return max(0.0, min(1.0, left / max(s.warmdown_iters, 1)))
 
 
-def training_step(model: nn.Module, optimizers: list, gradient: Tensor, stream: TokenStream, step: int, s: Settings,
-                  ranks: Ranks) -> Tensor:
-    """One update of all parameters; returns the mean loss in nats over all ranks' tokens, still on the device."""
-    gradient.zero_()
-    for inputs, targets in train_batches(stream, step, s, ranks):
-        loss = next_token_loss(model, inputs, targets) * (inputs.numel() / s.train_batch_tokens)
-        loss.backward()
-        gradient[-1] += loss.detach()
-    ranks.sum_(gradient)
-    if s.grad_clip_norm > 0:
-        nn.utils.clip_grad_norm_([p for o in optimizers for g in o.param_groups for p in g["params"]], s.grad_clip_norm)
-    for optimizer in optimizers:
-        optimizer.step()
-    return gradient[-1]
+class Trainer:
+    """All that changes while a model trains, and that a checkpoint therefore holds."""
+
+    def __init__(self, model: GPT, s: Settings, ranks: Ranks):
+        self.model, self.s, self.ranks = model, s, ranks
+        self.stream = TokenStream(s.data_path, "train", s.vocab_size)
+        if s.train_batch_tokens // s.train_seq_len < ranks.world:
+            raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
+        self.runner = maybe_compile(model, s)
+        self.gradient = flat_gradient(list(model.parameters()), extra=1)
+        self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
+        self.start()
+
+    def start(self) -> None:
+        self.optimizers = build_optimizers(self.model, self.s, self.ranks)
+        self.average = average_weights(self.model, self.s.ema_decay)
+        self.step, self.seconds = 0, 0.0
+        self.report = torch.zeros(2 + len(list(self.model.parameters())), device=self.gradient.device)
+
+    def update(self) -> None:
+        """One update of all parameters. On a GPU it returns when the step before has finished, so that there is always
+        work in the queue, and never more than a step of it."""
+        self.gradient.zero_()
+        for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
+            loss = next_token_loss(self.runner, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
+            loss.backward()
+            self.gradient[-1] += loss.detach()
+        self.ranks.sum_(self.gradient)
+        norms = torch.stack(torch._foreach_norm([p.grad for p in self.model.parameters()]))
+        self.step += 1
+        report = torch.cat((norms.new_tensor([self.step]), self.gradient[-1:], norms))
+        self.report = torch.where(self.report.isfinite().all(), report, self.report)  # the first bad one stays
+        if self.s.grad_clip_norm > 0:
+            self.gradient *= (self.s.grad_clip_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        self.average.update_parameters(self.model)
+        if self.finished:
+            self.finished.synchronize()
+            self.finished.record()
+
+    def loss(self) -> float:
+        """The last step's mean loss in nats over all ranks' tokens; UserError if a loss or gradient was not finite."""
+        step, loss, *norms = self.report.tolist()
+        names = [name for name, _ in self.model.named_parameters()]
+        bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
+        if bad or not math.isfinite(loss):
+            raise UserError(f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not finite, first "
+                            f"{bad[:1]}. Lower the learning rates; RESUME=latest goes back to the last checkpoint.")
+        return loss
+
+    def speed(self) -> str:
+        """Tokens a second so far; and the model-flops utilisation where the GPU's peak (dense bfloat16) is known: 6
+        operations for each weight of a matrix and token, and 6 T D a layer for causal attention, forward and back."""
+        rate = self.step * self.s.train_batch_tokens / self.seconds
+        gpu = torch.cuda.get_device_name() if self.finished else ""
+        peak = next((peak for name, peak in (("H100", 989e12), ("H200", 989e12), ("A100", 312e12)) if name in gpu), 0)
+        weights = sum(p.numel() for name, p in self.model.named_parameters() if name.endswith((*MATRICES, "tok_emb")))
+        flops = 6 * weights + 6 * self.s.num_layers * self.s.train_seq_len * self.s.model_dim
+        return f"tok_s:{rate:.0f}" + (f" mfu:{rate * flops / (peak * self.ranks.world):.3f}" if peak else "")
+
+    def warm_up(self) -> None:
+        """Steps that make the compiler see every form of the model; what they did is undone."""
+        before = {name: p.clone() for name, p in self.model.state_dict().items()}
+        set_rates(self.optimizers, 1.0)
+        for step in range(self.s.warmup_steps):
+            last = self.s.late_qat_threshold > 0 and step == self.s.warmup_steps - 1
+            self.model.set_late_qat(self.s.late_qat_min_elements if last else None)
+            self.update()
+        self.model.set_late_qat(None)
+        self.model.load_state_dict(before)
+        self.start()
+
+    def set_schedule(self) -> None:
+        """Learning rates, momentum and late quantisation-aware training, as the step and the clock have it."""
+        scale = rate_scale(self.step, self.seconds, self.s)
+        warm = min(1.0, self.step / max(self.s.muon_momentum_warmup_steps, 1))
+        start = self.s.muon_momentum_warmup_start
+        set_rates(self.optimizers, scale, start + warm * (self.s.muon_momentum - start))
+        self.model.set_late_qat(self.s.late_qat_min_elements if scale < self.s.late_qat_threshold else None)
+
+    def save(self, folder: Path) -> Path:
+        """Writes STEP.pt, unless something is not finite, and keeps the newest two."""
+        self.loss()
+        buffer, path = io.BytesIO(), folder / f"{self.step:08d}.pt"
+        torch.save(dict(settings=dataclasses.asdict(self.s), step=self.step, seconds=self.seconds,
+                        model=self.model.state_dict(), average=self.average.state_dict(),
+                        optimizers=[o.state_dict() for o in self.optimizers], random=torch.get_rng_state()), buffer)
+        write_atomically(path, buffer.getbuffer())
+        for old in sorted(folder.glob("*.pt"), key=os.path.getmtime)[:-2]:
+            old.unlink()
+        return path
+
+    def load(self, path: Path) -> None:
+        """Goes on where the checkpoint was written; UserError if it is damaged or of another configuration."""
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            theirs = state["settings"]
+        except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
+            raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
+        for name in ALL[ALL.index("vocab_size") : ALL.index("codec")]:
+            if theirs.get(name) != getattr(self.s, name):
+                raise UserError(f"{name.upper()}={getattr(self.s, name)}, but RESUME={path} has {theirs.get(name)}.")
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        torch.set_rng_state(state["random"])
+        self.step, self.seconds = state["step"], state["seconds"]
 
 
-def warm_up(model: GPT, runner: nn.Module, gradient: Tensor, stream: TokenStream, s: Settings, ranks: Ranks) -> None:
-    """Steps that make the compiler see every form of the model; what they did to the weights is undone."""
-    before = {name: p.clone() for name, p in model.state_dict().items()}
-    optimizers = build_optimizers(model, s, ranks)
-    set_rates(optimizers, 1.0)
-    for step in range(s.warmup_steps):
-        last = s.late_qat_threshold > 0 and step == s.warmup_steps - 1
-        model.set_late_qat(s.late_qat_min_elements if last else None)
-        training_step(runner, optimizers, gradient, stream, step, s, ranks)
-    model.set_late_qat(None)
-    model.load_state_dict(before)
+def find_checkpoint(s: Settings) -> Path:
+    """The file that RESUME means; UserError if there is none."""
+    paths = [Path(s.resume)]
+    if s.resume == "latest":
+        paths = sorted(Path("checkpoints").glob(f"{glob.escape(s.run_id) or '*'}/*.pt"), key=os.path.getmtime)
+    if not (paths and paths[-1].is_file()):
+        raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
+    return paths[-1]
 
 
-def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
-    """Trains the model in place and returns the averaged one that is exported; validate(model) gives a Score."""
-    stream = TokenStream(s.data_path, "train", s.vocab_size)
-    if s.train_batch_tokens // s.train_seq_len < ranks.world:
-        raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
-    runner = maybe_compile(model, s)
-    gradient = flat_gradient(list(model.parameters()), extra=1)
-    began = time.monotonic()
-    warm_up(model, runner, gradient, stream, s, ranks)
-    log(f"warm-up and compilation: {time.monotonic() - began:.1f} s, not counted as training")
-    optimizers = build_optimizers(model, s, ranks)
-    average, seconds, step, began = average_weights(model, s.ema_decay), 0.0, 0, time.monotonic()
-    while step < s.iterations and not 0 < s.max_wallclock_seconds <= seconds:
-        scale = rate_scale(step, seconds, s)
-        warm = min(1.0, step / max(s.muon_momentum_warmup_steps, 1))
-        momentum = s.muon_momentum_warmup_start + warm * (s.muon_momentum - s.muon_momentum_warmup_start)
-        set_rates(optimizers, scale, momentum)
-        model.set_late_qat(s.late_qat_min_elements if scale < s.late_qat_threshold else None)
-        loss = training_step(runner, optimizers, gradient, stream, step, s, ranks)
-        average.update_parameters(model)
-        step += 1
-        if ranks.device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds = ranks.from_first(time.monotonic() - began)
+def heed_signals() -> list[float]:
+    """The times of all Ctrl-C and SIGTERM from now on: the first asks the training to stop after its step, one that
+    comes a second later (torchrun passes each on twice) stops at once."""
+    times = []
+
+    def receive(number, frame):
+        times.append(time.monotonic())
+        if times[-1] > times[0] + 1:
+            raise KeyboardInterrupt
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, receive)
+    return times
+
+
+def train(trainer: Trainer, log: Log, folder: Path, validate) -> None:
+    """Trains until the last step or the wall-clock cap; validate(model) gives a Score."""
+    s, ranks = trainer.s, trainer.ranks
+    every = s.checkpoint_every if s.checkpoint_every >= 0 else 0 if 0 < s.max_wallclock_seconds <= 600 else 60
+    signals, saved, began = heed_signals(), time.monotonic(), time.monotonic() - trainer.seconds
+    while trainer.step < s.iterations and not 0 < s.max_wallclock_seconds <= trainer.seconds:
+        trainer.set_schedule()
+        trainer.update()
+        trainer.seconds, stop = ranks.from_first(time.monotonic() - began, len(signals))
+        step, seconds = trainer.step, trainer.seconds
         log.progress("training", max(step / s.iterations, seconds / (s.max_wallclock_seconds or math.inf)), seconds)
         if step <= 5 or step % s.train_log_every == 0 or step == s.iterations:
-            if not math.isfinite(loss.item()):
-                raise UserError(f"The loss is {loss.item()} at step {step}: lower MATRIX_LR, EMBED_LR or SCALAR_LR.")
-            log(f"step:{step}/{s.iterations} train_loss:{loss.item():.4f} train_time:{1000 * seconds:.0f}ms "
-                f"step_avg:{1000 * seconds / step:.2f}ms")
+            log(f"step:{step}/{s.iterations} train_loss:{trainer.loss():.4f} train_time:{1000 * seconds:.0f}ms "
+                f"step_avg:{1000 * seconds / step:.2f}ms {trainer.speed()}")
         if s.val_loss_every and step % s.val_loss_every == 0:
-            log(f"step:{step}/{s.iterations} {validate(model)} train_time:{1000 * seconds:.0f}ms")
+            log(f"step:{step}/{s.iterations} {validate(trainer.model)} train_time:{1000 * seconds:.0f}ms")
             began = time.monotonic() - seconds  # validation is not training time
-    if step < s.iterations:
-        log(f"stopping_early: wallclock_cap train_time:{1000 * seconds:.0f}ms step:{step}/{s.iterations}")
-    return average.module
+        if ranks.rank == 0 and (stop or (every and (time.monotonic() - saved >= every or step == s.iterations))):
+            log(f"checkpoint: {trainer.save(folder)}", console=False)
+            saved = time.monotonic()
+        if stop:
+            raise UserError(f"Stopped at step {step}; to go on: RESUME={folder}/{step:08d}.pt, all else the same.")
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    trainer.loss()
+    if trainer.step < s.iterations:
+        log(f"stopping_early: wallclock_cap train_time:{1000 * trainer.seconds:.0f}ms "
+            f"step:{trainer.step}/{s.iterations}")
 
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
@@ -1362,7 +1471,8 @@ def train(model: GPT, s: Settings, ranks: Ranks, log: Log, validate) -> GPT:
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
-    log(f"{source}\n{'=' * 80}", console=False)
+    if log.active and log.empty:
+        log(f"{source}\n{'=' * 80}", console=False)
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
     log(f"python {platform.python_version()} torch {torch.__version__} numpy {np.__version__} "
         f"zstandard {zstandard.__version__} GPU {gpu}")
@@ -1383,27 +1493,38 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
 
 def run(s: Settings, ranks: Ranks) -> None:
     source = Path(__file__).read_text(encoding="utf-8")
-    code_bytes, log = len(source.encode()), Log(s.run_id, ranks)
+    code_bytes, checkpoint = len(source.encode()), find_checkpoint(s) if s.resume else None
+    run_id = s.run_id or (checkpoint.parent.name if checkpoint else datetime.now().strftime("%Y%m%d_%H%M%S"))
+    log = Log(run_id, ranks, append=checkpoint is not None)
     if s.preset == "demo" and s.data_path == PRESETS["demo"]["data_path"] and not glob.glob(f"{s.data_path}/*.bin"):
         log("The demo makes its own text, from Python's manual and docstrings ...")
         if ranks.rank == 0:
             make_demo_data(s)
-        ranks.from_first(0)
+        ranks.wait_for_all()
     counter = ByteCounter(s.tokenizer_path, s.vocab_size)
     evaluator = Evaluator(counter, s, ranks, log)
     torch.manual_seed(s.seed)
     automatic = "bfloat16" if ranks.device.type == "cuda" else "float32"
     model = GPT(s, getattr(torch, automatic if s.dtype == "auto" else s.dtype)).to(ranks.device)
     log_start(log, source, s, ranks, model)
-    model = train(model, s, ranks, log, lambda model: evaluator.score(model, "validation", s.train_seq_len))
+    trainer, began = Trainer(model, s, ranks), time.monotonic()
+    trainer.warm_up()
+    log(f"warm-up and compilation: {time.monotonic() - began:.1f} s, not counted as training")
+    if checkpoint:
+        trainer.load(checkpoint)
+        log(f"resumed from {checkpoint} at step {trainer.step}")
+    train(trainer, log, Path("checkpoints") / run_id, lambda m: evaluator.score(m, "validation", s.train_seq_len))
+    model = trainer.average.module
+    del trainer  # frees the memory of its optimizers
     runner = maybe_compile(model, s)
     scores = {"before export, plain": evaluator.score(runner, "before export", s.train_seq_len)}
     began = time.monotonic()
     if ranks.rank == 0:
-        config = {name: getattr(s, name) for name in ARTIFACT_SETTINGS} | {"tokenizer_sha256": counter.sha256}
+        config = {name: getattr(s, name) for name in ALL[ALL.index("vocab_size") :]}
+        config["tokenizer_sha256"] = counter.sha256
         weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
         write_atomically(Path(s.artifact_path), export(weights, config, s, code_bytes, log))
-    ranks.from_first(0)  # all wait for the file
+    ranks.wait_for_all()
     artifact = Path(s.artifact_path).read_bytes()
     model.load_state_dict({name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()})
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
@@ -1421,7 +1542,7 @@ def run(s: Settings, ranks: Ranks) -> None:
         scores[NOT_LEGAL] = illegal = evaluator.train_then_score(runner)
         log(f"{NOT_LEGAL} train_then_score {illegal}")
     log_end(log, scores, headline, code_bytes, len(artifact), s)
-    ranks.sum_(torch.zeros(1))  # nobody leaves before all are done
+    ranks.wait_for_all()
 
 
 def main() -> int:
@@ -1429,12 +1550,23 @@ def main() -> int:
         s = load_settings(dict(os.environ))
         run(s, join_ranks(s))
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
-    finally:
+        sentence = str(error)
+    except torch.OutOfMemoryError:
+        sentence = "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
+    except OSError as error:
+        sentence = f"{error.filename or 'A file could not be written'}: {error.strerror}."
+    except KeyboardInterrupt:
+        sentence = "Stopped."
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "Connection closed" not in str(error):
+            raise
+        sentence = "Another rank has ended; its own output says why."
+    else:
         if dist.is_initialized():
             dist.destroy_process_group()
-    return 0
+        return 0
+    print(sentence, file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

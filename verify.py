@@ -11,8 +11,8 @@ Every check ends in a finding with the number behind it:
     SUSPICION       a pattern that has invalidated entries before, with its line; never fails a run
 Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input (one sentence on stderr).
 
-In this order: findings and report, code size, data and byte count, model, scoring, adaptation replay, probes,
-artifact, record folder, main.
+--json prints one object: schema (1), input (the path), exit_code, findings: a list of
+{verdict, check, detail, number (or null), unit, line (the evidence quoted, or "")}.
 """
 
 import argparse
@@ -31,15 +31,15 @@ import sys
 import textwrap
 import time
 import warnings
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
-from functools import cache, partial
+from dataclasses import fields, is_dataclass
 from itertools import groupby, islice, product
 from pathlib import Path
+from statistics import fmean, variance
 from typing import NamedTuple, get_type_hints
+from unittest import mock
 
 import numpy as np
 import sentencepiece
@@ -55,18 +55,18 @@ BOS = 1  # the id that starts every document
 SP1024_SHA256 = "4f5e8adb"  # how the sha256 of the challenge's 1,024-piece tokenizer begins
 SP1024_VAL_TOKENS = 62_021_632  # its scored validation tokens, in whole sequences of 1,024
 DEFAULT_DATA = ("data/datasets/fineweb10B_sp1024", "data/demo")  # the challenge's folder of shards, the demo's
+NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
+UNREADABLE = (SyntaxError, ValueError, IndexError, RecursionError, MemoryError, OSError)  # of a program in any state
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Findings and report
+# ---- Findings and report
 
 PROVEN, CONSISTENT, NOT_CHECKABLE, FAILED = "PROVEN", "CONSISTENT", "NOT CHECKABLE", "FAILED"
-SUSPICION = "SUSPICION"  # never fails a run
+SUSPICION = "SUSPICION"
 COLOURS = {PROVEN: 32, CONSISTENT: 36, NOT_CHECKABLE: 33, SUSPICION: 35, FAILED: 31}  # in the report's order
 
 
-@dataclass
-class Finding:
+class Finding(NamedTuple):
     """One check's outcome. `number` is what the verdict rests on, in `unit`; `line` quotes evidence that is text."""
 
     verdict: str
@@ -87,38 +87,22 @@ def clean(text: str, limit: int = 500) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-def show_number(number: float | int | None, unit: str) -> str:
-    if number is None:
-        return ""
-    if isinstance(number, int):
-        return f"{number:,} {unit}"
-    return f"{number:.6f} {unit}" if abs(number) >= 1e-3 else f"{number:.1e} {unit}" if number else f"0 {unit}"
-
-
 def print_report(findings: list[Finding]) -> None:
     """One screen: the findings grouped by verdict, failures last, then the count of each."""
     width = min(120, max(60, shutil.get_terminal_size((110, 24)).columns))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for verdict, code in COLOURS.items():
-        group = [f for f in findings if f.verdict == verdict]
-        if group:
-            print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
-        for f in group:
-            text = f"  {f.check:<15} {show_number(f.number, f.unit):<22} {clean(f.detail)}"
-            print(textwrap.fill(text, width, subsequent_indent=" " * 41))
-            if f.line:
-                print(f"{'':18}> {clean(f.line, width - 20)}")
     counts = Counter(f.verdict for f in findings)
+    for verdict, code in COLOURS.items():
+        if counts[verdict]:
+            print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
+        for f in findings:
+            if f.verdict == verdict:
+                form = "," if isinstance(f.number, int) else ".6f" if not f.number or abs(f.number) >= 1e-3 else ".1e"
+                number = "" if f.number is None else f"{f.number:{form}} {f.unit}"
+                text = f"  {f.check:<15} {number:<22} {clean(f.detail)}"
+                print(textwrap.fill(text, width, subsequent_indent=" " * 41))
+                print(f"{'':18}> {clean(f.line, width - 20)}\n" if f.line else "", end="")
     print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict] or verdict == FAILED))
-
-
-def print_json(target: str, findings: list[Finding]) -> None:
-    """The schema that --help states; a number that JSON cannot hold (NaN, infinity) becomes null."""
-    rows = [asdict(f) for f in findings]
-    for row in rows:
-        if row["number"] is not None and not math.isfinite(row["number"]):
-            row["number"] = None
-    print(json.dumps({"schema": 1, "input": target, "exit_code": exit_code(findings), "findings": rows}, indent=1))
 
 
 def say(text: str) -> None:
@@ -131,34 +115,28 @@ def say(text: str) -> None:
 say.last = 0.0
 
 
-def exit_code(findings: list[Finding]) -> int:
-    return int(any(f.verdict == FAILED for f in findings))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Code size
+# ---- Code size
 # What a script pulls in from its own folder counts as code. It is found in the syntax tree, so nothing is run; a call
 # whose target is only computed at run time is listed as not checkable.
 
+TEXT_BYTES = 1_000_000  # a larger script, README or submission.json is not read
 NOT_CODE = {".bin", ".model", ".vocab", ".pcll"}  # shards, tokenizer, artifact
-FILE_CALLS = {"open", "exec", "eval", "run_path", "CDLL", "load_library", "spec_from_file_location"}
+FILE_CALLS = {"open", "read_text", "read_bytes", "exec", "eval", "run_path", "CDLL", "spec_from_file_location"}
 MODULE_CALLS = {"import_module", "__import__", "run_module"}
-PATH_WORDS = {  # names and attributes that a path may contain and still be constant
-    "__file__", "Path", "pathlib", "os", "path", "str", "open", "compile", "read", "read_text", "read_bytes", "parent",
-    "join", "joinpath", "dirname", "abspath", "resolve", "with_name",
+PATH_WORDS = FILE_CALLS | MODULE_CALLS | {  # names that a path may contain and still be constant
+    "__file__", "Path", "pathlib", "os", "path", "str", "compile", "read", "parent", "join", "joinpath", "dirname",
+    "abspath", "resolve", "with_name", "io", "runpy", "importlib", "util", "ctypes",
 }  # fmt: skip
 
 
 def read_code(script: Path) -> tuple[list[Path], list[str]]:
     """(a script and the files it pulls in from beside it, its calls that may read or run more: "x.py:12 open")."""
-    folder, files, computed, queue = script.resolve().parent, [], [], [script.resolve()]
-    while queue:
-        file = queue.pop()
-        if file not in files:
-            files.append(file)
-            used, unknown = references(file, folder) if file.suffix == ".py" else ([], [])
-            queue += used
-            computed += unknown
+    folder, files, computed = script.resolve().parent, [script.resolve()], []
+    for file in files:  # grows on the way
+        used, unknown = references(file, folder) if file.suffix == ".py" else ([], [])
+        computed += unknown
+        used = [path.resolve() for path in used if os.path.isfile(path) and path.suffix not in NOT_CODE]
+        files += [path for path in dict.fromkeys(used) if path.is_relative_to(folder) and path not in files]
     return files, computed
 
 
@@ -169,8 +147,10 @@ def code_bytes(files: list[Path]) -> tuple[int, int]:
 
 
 def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """(the files below `folder` that a Python file imports, opens or runs; its calls whose target is computed)."""
+    """(paths that a Python file imports, opens or runs, which need not exist; its calls whose target is computed)."""
     found, unknown, names = [], [], dict.fromkeys(PATH_WORDS, "")
+    if file.stat().st_size > TEXT_BYTES:
+        return [], [f"{file.name} as a whole (over {TEXT_BYTES:,} bytes)"]
     try:
         for node in ast.walk(ast.parse(file.read_bytes())):
             if isinstance(node, ast.Import | ast.ImportFrom):
@@ -182,109 +162,79 @@ def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
                 names[name] = text if name not in names else None  # a name that changes is computed
             elif isinstance(node, ast.Call) and (target := call_target(node)):
                 text, call = constant_path(target, names), ast.unparse(node.func).split(".")[-1]
-                if text is None:
-                    unknown.append(f"{file.name}:{node.lineno} {call}")
-                elif call in MODULE_CALLS:
-                    found += module_files(text, folder)
-                else:
-                    found.append((file.parent if "__file__" in ast.unparse(target) else folder) / text)
-        found = [path.resolve() for path in found if path.is_file()]
-    except (SyntaxError, ValueError, IndexError, RecursionError, MemoryError, OSError) as error:
-        found = []
+                beside = [(file.parent if "__file__" in ast.unparse(target) else folder) / (text or "")]
+                found += module_files(text or "", folder) if call in MODULE_CALLS else beside
+                unknown += [f"{file.name}:{node.lineno} {call}"] * (text is None)
+    except UNREADABLE as error:
         unknown.append(f"{file.name} as a whole ({type(error).__name__})")
-    return [path for path in found if path.is_relative_to(folder) and path.suffix not in NOT_CODE], unknown
+    return found, unknown
+
+
+def read_text(path: Path | None) -> str:
+    """A text file; empty where there is none or it is over TEXT_BYTES."""
+    return path.read_bytes().decode("utf-8-sig", "replace") if path and path.stat().st_size <= TEXT_BYTES else ""
 
 
 def call_target(call: ast.Call) -> ast.expr | None:
     """The expression that names what a call reads, runs or imports; None for a call that does nothing of the kind."""
-    func, args, dotted = call.func, call.args, isinstance(call.func, ast.Attribute)
-    name = func.attr if dotted else getattr(func, "id", "")
-    texts = [a.value for a in [*args, *(k.value for k in call.keywords)] if isinstance(a, ast.Constant)]
-    modes = [text for text in texts if isinstance(text, str) and set(text) <= set("rwaxbt+")]
-    if name == "open" and modes and not set(modes[0]) & set("r+"):
-        return None  # only written
+    args, dotted = call.args, isinstance(call.func, ast.Attribute)
+    name = call.func.attr if dotted else getattr(call.func, "id", "")
+    others = [*args[not dotted :], *(keyword.value for keyword in call.keywords)]
+    modes = [a.value for a in others if isinstance(a, ast.Constant) and set(str(a.value)) <= set("rwaxbt+")]
+    if name == "open" and modes and not set(modes[0]) & set("r+") or name in ("exec", "eval") and dotted:
+        return None  # it only writes, or is no exec
     if dotted and (name in ("read_text", "read_bytes") or name == "open" and len(modes) == len(args)):
-        return func.value
-    if not args or name in ("exec", "eval") and (dotted or texts):
-        return None
-    return args[-1 if name == "spec_from_file_location" else 0] if name in FILE_CALLS | MODULE_CALLS else None
+        return call.func.value
+    return args[-(name == "spec_from_file_location")] if args and name in FILE_CALLS | MODULE_CALLS else None
 
 
-def constant_path(node: ast.AST, names: dict[str, str | None]) -> str | None:
+def constant_path(node: ast.expr, names: dict[str, str | None]) -> str | None:
     """The path lib/x.py for Path(__file__).parent / "lib" / NAME and the like; None for what is computed."""
-    if isinstance(node, ast.Constant):
-        return node.value if isinstance(node.value, str) and "\0" not in node.value else None
-    if isinstance(node, ast.Name):
-        return names.get(node.id)
-    division = isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div)
-    if not (division or isinstance(node, ast.Call) or isinstance(node, ast.Attribute) and node.attr in PATH_WORDS):
-        return None
-    parts = [constant_path(child, names) for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+    tokens = re.findall(r"'([^'\\]*)'|(\w+)|([^\s./,()])", ast.unparse(node))
+    parts = [names.get(word) if word else None if other else text for text, word, other in tokens]
     return None if None in parts else os.path.join("", *parts)
 
 
 def module_files(name: str, base: Path) -> list[Path]:
-    """Where an imported module could lie: a.b as a/__init__.py, a/b.py, a/b/__init__.py, a/b.*.so, ..."""
-    files, path = [], base
-    for part in filter(str.isidentifier, name.split(".")):
-        files += [path / part / "__init__.py", path / f"{part}.py", path / f"{part}.pyc", *path.glob(f"{part}.*so")]
-        path = path / part
-    return files
+    """Where an imported module could lie: a.b as a/__init__.py, a.py, a/b/__init__.py, a/b.py, a/b.*.so, ..."""
+    parts = [part for part in name.split(".") if part.isidentifier()]
+    stems = [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
+    names = [stem.parent / f"{stem.name}{end}" for stem in stems for end in ("/__init__.py", ".py", ".pyc")]
+    return names + [file for stem in stems for file in stem.parent.glob(f"{stem.name}.*so")]
 
 
 def check_size(artifact: Path, script: Path | None) -> list[Finding]:
     """Code plus artifact against the cap, and the calls whose target is computed."""
     held = artifact.stat().st_size
-    if script is None:
-        verdict = FAILED if held > CAP_BYTES else NOT_CHECKABLE
-        return [Finding(verdict, "size", "the artifact alone: no train_gpt.py here (--code)", held, "bytes")]
-    files, computed = read_code(script)
+    files, computed = read_code(script) if script else ([], [])
     raw, compressed = code_bytes(files)
-    detail = (
-        f"code {raw:,} ({' + '.join(file.name for file in files)}; {compressed:,} by lzma) + artifact {held:,}: "
-        f"{CAP_BYTES - raw - held:,} below the cap of {CAP_BYTES:,}"
-    )
-    found = [Finding(FAILED if raw + held > CAP_BYTES else PROVEN, "size", detail, raw + held, "bytes")]
-    if computed:
-        detail = f"what these read or run is known only when they run: {', '.join(computed[:12])}"
-        found.append(Finding(NOT_CHECKABLE, "code", detail + ", ..." * (len(computed) > 12), len(computed), "call(s)"))
-    return found
+    verdict = FAILED if raw + held > CAP_BYTES else PROVEN if script else NOT_CHECKABLE
+    names = " + ".join(file.name for file in files) or "no train_gpt.py here, see --code"
+    detail = f"code {raw:,} ({names}; {compressed:,} by lzma) + artifact {held:,}: {CAP_BYTES - raw - held:,} below cap"
+    found = [Finding(verdict, "size", f"{detail} of {CAP_BYTES:,}", raw + held, "bytes")]
+    detail = f"what these read or run is known only when they run: {', '.join(computed[:12])}"
+    return found + [Finding(NOT_CHECKABLE, "code", detail, len(computed), "call(s)")] * bool(computed)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Data and byte count
-
-SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER = 20240520, 1, 256  # header: int32 words
-
-
-def read_shard(path: Path) -> np.ndarray:
-    """The tokens of a shard, uint16 [n], mapped from the file; UnusableInput if it is not a whole shard."""
-    size = path.stat().st_size
-    header = np.fromfile(path, "<i4", SHARD_HEADER)
-    if len(header) < SHARD_HEADER or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-        raise UnusableInput(f"{path} is not a token shard (magic {SHARD_MAGIC}, version {SHARD_VERSION})")
-    if header[2] <= 0 or size != 4 * SHARD_HEADER + 2 * int(header[2]):
-        raise UnusableInput(f"{path} states {header[2]} tokens and has {size} bytes")
-    return np.memmap(path, "<u2", "r", 4 * SHARD_HEADER)
-
+# ---- Data and byte count
 
 def read_tokens(folder: Path, vocab_size: int) -> np.ndarray:
     """The validation split, uint16 [n >= 2]: all shards fineweb_val_*.bin of a folder in the order of their names."""
-    shards = sorted(folder.glob("fineweb_val_*.bin"))
-    if not shards:
-        raise UnusableInput(f"no fineweb_val_*.bin in {folder}")
-    tokens = np.concatenate([read_shard(shard) for shard in shards])
-    if len(tokens) < 2:
-        raise UnusableInput(f"{folder} holds a single token")
-    if int(tokens.max()) >= vocab_size:
-        raise UnusableInput(f"{folder} holds ids up to {tokens.max()}, the artifact's vocabulary is {vocab_size}")
+    parts = []
+    for shard in sorted(folder.glob("fineweb_val_*.bin")):
+        header, size = np.fromfile(shard, "<i4", 256), shard.stat().st_size  # magic, version, tokens, zeros
+        if len(header) < 256 or header[:2].tolist() != [20240520, 1] or size != 1024 + 2 * int(header[2]):
+            raise UnusableInput(f"{shard} is not a whole token shard (magic 20240520, version 1)")
+        parts.append(np.fromfile(shard, "<u2", offset=1024))
+    tokens = np.concatenate(parts or [np.zeros(0, "<u2")])
+    if len(tokens) < 2 or int(tokens.max()) >= vocab_size:
+        raise UnusableInput(f"the fineweb_val_*.bin in {folder} hold no tokens, or ids of {vocab_size} and above")
     return tokens
 
 
 def documents(tokens: np.ndarray) -> list[tuple[int, int]]:
     """[a, b) of each document: from one BOS to the next."""
-    starts = np.flatnonzero(tokens == BOS)
-    edges = sorted({0, *starts.tolist(), len(tokens)})
+    edges = sorted({0, *np.flatnonzero(tokens == BOS).tolist(), len(tokens)})
     return list(zip(edges, edges[1:], strict=False))
 
 
@@ -295,34 +245,17 @@ def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProces
     space at a document's start belongs to SentencePiece, not to the text, and its decoder leaves it out.
     """
     ids = range(tokenizer.vocab_size())
-    letter = next((i for i in ids if tokenizer.id_to_piece(i) in set("etaoinsrhldu0123456789")), None)
-    if letter is None:
-        raise UnusableInput("the tokenizer has no one-letter piece, so its byte pieces cannot be counted")
+    letter = next(i for i in ids if tokenizer.id_to_piece(i) in set("etaoinsrhldu0123456789"))
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
     return sum(len(tokenizer.decode(stand_in[tokens[a:b]].tolist()).encode()) for a, b in documents(tokens))
 
 
-def count_bytes_by_table(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProcessor) -> int:
-    """The challenge's rule: a piece's bytes and its leading space, unless a control, unknown or unused id precedes."""
-    ids = range(tokenizer.vocab_size())
-    outside = np.array([tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids])
-    pieces = ["" if outside[i] else "x" if tokenizer.is_byte(i) else tokenizer.id_to_piece(i) for i in ids]
-    sizes = np.array([len(piece.removeprefix("▁").encode()) for piece in pieces])
-    spaces, after = np.array([piece.startswith("▁") for piece in pieces]), tokens[1:]
-    inside = after[~outside[tokens[:-1]]]
-    return int(np.bincount(after, minlength=len(ids)) @ sizes + np.bincount(inside, minlength=len(ids)) @ spaces)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Model
-# The network written a second time: functions of named tensors in float32, attention spelled out.
-
-EPSILON = torch.finfo(torch.float32).eps
-QUERY_BLOCK = 256  # queries that attend at a time; bounds the memory of the scores
+# ---- Model
+# The network written a second time: functions of named tensors in float32.
 
 
 def rms_norm(x: Tensor) -> Tensor:
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPSILON)
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + torch.finfo(torch.float32).eps)
 
 
 def rotate(x: Tensor, dims: int, base: float) -> Tensor:
@@ -336,15 +269,7 @@ def rotate(x: Tensor, dims: int, base: float) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal softmax attention; q [B, H, T, d], k and v [B, KV, T, d], query head h uses key head h // (H / KV)."""
-    B, H, T, d = q.shape
-    q = q.view(B, k.shape[1], -1, T, d) / math.sqrt(d)
-    outputs = []
-    for lo in range(0, T, QUERY_BLOCK):
-        hi = min(lo + QUERY_BLOCK, T)
-        scores = q[..., lo:hi, :] @ k[:, :, None, :hi].mT
-        later = torch.arange(hi, device=q.device) > torch.arange(lo, hi, device=q.device)[:, None]
-        outputs.append(scores.masked_fill(later, -math.inf).softmax(-1) @ v[:, :, None, :hi])
-    return torch.cat(outputs, -2).view(B, H, T, d)
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
 
 
 class Model:
@@ -417,16 +342,35 @@ class Model:
         return cap * torch.tanh(F.linear(rms_norm(x[:, first:]), p["tok_emb"]) / cap)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Scoring
+class TheirModel:
+    """GPT of a competitor's file, filled with the artifact's tensors: this runs their code.
+
+    GPT takes a dataclass of settings or plain arguments, filled by name from the artifact's configuration. Its
+    forward_logits or forward maps token ids [B, T] to logits [B, T, vocabulary].
+    """
+
+    def __init__(self, file: Path, config: dict, weights: dict[str, np.ndarray], device: str):
+        spec = importlib.util.spec_from_file_location("their_model", file)
+        module = sys.modules["their_model"] = importlib.util.module_from_spec(spec)
+        sys.path.insert(0, str(file.parent))
+        spec.loader.exec_module(module)
+        names = list(inspect.signature(module.GPT).parameters)
+        settings = get_type_hints(module.GPT.__init__).get(names[0])
+        names = [field.name for field in fields(settings)] if is_dataclass(settings) else names
+        known = {name: config[name] for name in names if name in config}
+        net = module.GPT(settings(**known)) if is_dataclass(settings) else module.GPT(**known)
+        net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+        self.net = net.float().eval().to(device)
+        self.params = dict(net.named_parameters())
+
+    def __call__(self, tokens: Tensor, first: int = 0) -> Tensor:
+        return getattr(self.net, "forward_logits", self.net)(tokens)[:, first:]
+
+
+# ---- Scoring
 # verify.py keeps the loop: a model maps token ids to logits and never holds the target of the position it is asked for.
 
 BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}  # tokens that go through the network at a time; an eighth to learn
-
-
-class Score(NamedTuple):
-    bpb: float  # bits a byte
-    loss: float  # nats a token
 
 
 def windows(tokens: np.ndarray, config: dict) -> Iterator[tuple[int, int, int]]:
@@ -441,23 +385,22 @@ def windows(tokens: np.ndarray, config: dict) -> Iterator[tuple[int, int, int]]:
 
 def batches(tokens: np.ndarray, config: dict, device: str) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
     """(chunk, neighbouring windows of one shape that lie in this chunk)."""
-    chunk = config["ttt_chunk_tokens"]
-    alike = groupby(windows(tokens, config), lambda w: ((w[1] - 1) // chunk, w[1] - w[0], w[1] - w[2]))
-    for (number, length, _), group in alike:
-        while batch := list(islice(group, max(1, BATCH_TOKENS[device] // length))):
-            yield number, batch
+    chunk, most = config["ttt_chunk_tokens"], max(1, BATCH_TOKENS[device] // config["train_seq_len"])
+    for key, group in groupby(windows(tokens, config), lambda w: ((w[1] - 1) // chunk, w[1] - w[0], w[1] - w[2])):
+        while batch := list(islice(group, most)):
+            yield key[0], batch
 
 
 def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, held: int,
-          learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> Score:  # fmt: skip
-    """Scores tokens[1:], `held` bytes of text; learn(chunk, lo, hi) comes after a chunk's scores are final."""
-    n, began, nats, done, chunk, learned = len(tokens) - 1, time.monotonic(), 0.0, 0, None, 0
-    for number, batch in batches(tokens, config, args.device):
-        start, end, first = batch[0]
-        if learn and chunk not in (None, number):
-            learn(chunk, learned, first)
+          learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> tuple[float, float]:  # fmt: skip
+    """(bits a byte, nats a token) of tokens[1:], `held` bytes; learn(chunk, lo, hi) when a chunk's scores are final."""
+    n, began, nats, done, last, learned = len(tokens) - 1, time.monotonic(), 0.0, 0, 0, 0
+    for chunk, batch in batches(tokens, config, args.device):
+        start, _, first = batch[0]
+        if learn and chunk != last:
+            learn(last, learned, first)
             learned = first
-        chunk = number
+        last = chunk
         inputs = np.stack([tokens[a:b] for a, b, _ in batch]).astype(np.int64)
         targets = np.concatenate([tokens[c + 1 : b + 1] for _, b, c in batch]).astype(np.int64)
         with torch.no_grad(), torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
@@ -466,52 +409,43 @@ def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Name
         done += len(targets)
         left = (time.monotonic() - began) * (n / done - 1)
         say(f"{done / n:6.1%} scored, bpb {nats / done / math.log(2) * n / held:.4f}, {left:,.0f} s left")
-    return Score(nats / math.log(2) / held, nats / done)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Adaptation replay
-# Score-first test-time training: a chunk's weights are frozen while it is scored, then learn from it.
+    return nats / math.log(2) / held, nats / done
 
 
 def learner(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, total: int) -> Callable:
-    """learn(chunk, lo, hi): trains model.params on inputs [lo, hi); `total` tokens are in the whole split."""
-    length, chunks = config["train_seq_len"], math.ceil((total - 1) / config["ttt_chunk_tokens"])
-    groups = [{"params": [p.requires_grad_()], "factor": lr_factor(name)} for name, p in model.params.items()]
-    params = list(model.params.values())
-    rows = max(1, BATCH_TOKENS[args.device] // (8 * length))
-    adamw = config["ttt_optimizer"] == "adamw"
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if adamw else torch.optim.SGD(groups, 1e-3, momentum=0.9)
+    """Score-first test-time training: learn(chunk, lo, hi) trains model.params on inputs [lo, hi), already scored.
 
-    def step(starts: list[int], where: str) -> None:
-        optimizer.zero_grad()
-        for i in range(0, len(starts), rows):
-            say(f"learning from {where}")
-            block = np.stack([tokens[s : s + length + 1] for s in starts[i : i + rows]]).astype(np.int64)
-            block = torch.from_numpy(block).to(args.device)
-            logits = model(block[:, :-1].contiguous())
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), block[:, 1:].flatten(), reduction="sum")
-            (loss / (len(starts) * length)).backward()
-        torch.nn.utils.clip_grad_norm_(params, config["ttt_grad_clip"])
-        optimizer.step()
+    `total` tokens are in the whole split, by which the learning rate follows a cosine over the chunks.
+    """
+    length, size = config["train_seq_len"], config["ttt_batch_seqs"]
+    chunks = math.ceil((total - 1) / config["ttt_chunk_tokens"])
+    factors = {"attn.out": 3.0, "mlp.down": 3.0, "mlp.up": 0.5}  # of the learning rate, by the end of the name
+    groups = [{"params": [p.requires_grad_()], "factor": factors.get(".".join(name.split(".")[-2:]), 1.0)}
+              for name, p in model.params.items()]  # fmt: skip
+    adamw, rows = config["ttt_optimizer"] == "adamw", max(1, BATCH_TOKENS[args.device] // (8 * length))
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if adamw else torch.optim.SGD(groups, 1e-3, momentum=0.9)
 
     def learn(chunk: int, lo: int, hi: int) -> None:
         for group in optimizer.param_groups:
             group["lr"] = config["ttt_lr"] * group["factor"] * 0.5 * (1 + math.cos(math.pi * chunk / chunks))
-        starts = list(range(lo, hi - length + 1, length))
-        for epoch in range(config["ttt_epochs"]):
-            for i in range(0, len(starts), config["ttt_batch_seqs"]):
-                step(starts[i : i + config["ttt_batch_seqs"]], f"chunk {chunk + 1} of {chunks}, epoch {epoch + 1}")
+        starts = range(lo, hi - length + 1, length)
+        for epoch, i in product(range(config["ttt_epochs"]), range(0, len(starts), size)):
+            batch = starts[i : i + size]
+            optimizer.zero_grad()
+            for part in (batch[j : j + rows] for j in range(0, len(batch), rows)):
+                say(f"learning from chunk {chunk + 1} of {chunks}, epoch {epoch + 1}")
+                block = np.stack([tokens[s : s + length + 1] for s in part]).astype(np.int64)
+                block = torch.from_numpy(block).to(args.device)
+                logits = model(block[:, :-1].contiguous()).flatten(0, 1).float()
+                loss = F.cross_entropy(logits, block[:, 1:].flatten(), reduction="sum")
+                (loss / (len(batch) * length)).backward()
+            torch.nn.utils.clip_grad_norm_(list(model.params.values()), config["ttt_grad_clip"])
+            optimizer.step()
 
     return learn
 
 
-def lr_factor(name: str) -> float:
-    return 3.0 if name.endswith(("attn.out", "mlp.down")) else 0.5 if name.endswith("mlp.up") else 1.0
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Probes
+# ---- Probes
 # Of whatever computes the logits, ours or theirs, on a window of the data.
 
 PROBE_TOKENS = 1024  # length of the probed window, at most
@@ -519,30 +453,41 @@ PROBE_SUFFIXES = 8
 PROBE_LIMIT = 1e-6  # of a probability, or of a value that enters the first layer
 
 
-def probe(model: Callable, window: Tensor, vocab: int) -> list[Finding]:
-    """Causality, normalisation and determinism on a window of token ids [T >= 2]."""
-    T, draw = len(window), torch.Generator().manual_seed(0)
-    other = (window + torch.randint(1, vocab, (T,), generator=draw).to(window.device)) % vocab  # differs everywhere
+def check_probes(model: Callable, tokens: np.ndarray | None, config: dict, args: argparse.Namespace) -> list[Finding]:
+    """Causality, normalisation, determinism, isolation, on the data's first window; random tokens without data."""
+    T, vocab, random = min(PROBE_TOKENS, config["train_seq_len"]), config["vocab_size"], np.random.default_rng(0)
+    if T < 2:
+        return [Finding(NOT_CHECKABLE, "causality", "windows of one token cannot be probed")]
+    held = tokens is not None and len(tokens) >= T
+    window = torch.from_numpy(tokens[:T].astype(np.int64) if held else random.integers(0, vocab, T)).to(args.device)
+    other = (window + torch.from_numpy(random.integers(1, vocab, T)).to(args.device)) % vocab  # differs everywhere
 
     def probabilities(*rows: Tensor) -> Tensor:
         say("probing the network")
         with torch.no_grad():
             return model(torch.stack(rows)).double().softmax(-1)[0]
 
-    base, seen = probabilities(window), 0.0
-    for p in [1, T // 2, T - 1, *torch.randint(1, T, (PROBE_SUFFIXES - 3,), generator=draw).tolist()]:
-        seen = max(seen, change(base[:p], probabilities(torch.cat([window[:p], other[p:]]))[:p]))
+    base = probabilities(window)
+    cuts = [1, T // 2, T - 1, *random.integers(1, T, PROBE_SUFFIXES - 3).tolist()]
+    seen = max(change(base[:p], probabilities(torch.cat([window[:p], other[p:]]))[:p]) for p in cuts)
     again = change(base, probabilities(window))
     beside = change(probabilities(window, other), probabilities(window, other.flip(0)))
-    off = (base.sum(-1) - 1).abs().max().item() if base.shape[-1] == vocab else math.inf
-    return [
-        within(seen, "causality", f"change before {PROBE_SUFFIXES} changed suffixes of {T} tokens"),
-        within(off, "normalised", f"largest |sum - 1| of {base.shape[-1]} probabilities"),
-        within(max(again, beside), "determinism", "change in a second run and beside other rows"),
-    ]
+    off = change(base.sum(-1), torch.ones_like(base.sum(-1))) if base.shape[-1] == vocab else math.inf
+    reset = config["eval_doc_reset"]  # then no window reaches across a document's start
+    leak = 0.0 if reset else isolation_leak(model, window, vocab)
+    theirs = not isinstance(model, Model)  # may attend without F.scaled_dot_product_attention
+    probes = {
+        "causality": (seen, FAILED, f"change before {PROBE_SUFFIXES} changed suffixes of {T} tokens"),
+        "normalised": (off, FAILED, f"largest |sum - 1| of {base.shape[-1]} probabilities"),
+        "determinism": (max(again, beside), FAILED, "change in a second run and beside other rows"),
+        "isolation": (leak, NOT_CHECKABLE if theirs else FAILED, "no window crosses a document's start" if reset else
+                      "change after a BOS by the token before it, apart from F.scaled_dot_product_attention"),
+    }  # fmt: skip
+    return [Finding(PROVEN if number <= PROBE_LIMIT else worse, name, f"{detail}, limit {PROBE_LIMIT}", number)
+            for name, (number, worse, detail) in probes.items()]  # fmt: skip
 
 
-def probe_isolation(model: Callable, window: Tensor, vocab: int) -> Finding:
+def isolation_leak(model: Callable, window: Tensor, vocab: int) -> float:
     """Does anything but attention look across a BOS? Changes the token before the one at T // 2, of token ids [T].
 
     In our network that shows in what enters the first layer. In theirs F.scaled_dot_product_attention is replaced by
@@ -551,23 +496,13 @@ def probe_isolation(model: Callable, window: Tensor, vocab: int) -> Finding:
     changed, begin = window.clone(), len(window) // 2
     window[begin] = changed[begin] = BOS
     changed[begin - 1] = (window[begin - 1] + 1) % vocab
-    ours, attention_calls, original = isinstance(model, Model), [], F.scaled_dot_product_attention
 
-    def own_value(query: Tensor, key: Tensor, value: Tensor, *_: object, **__: object) -> Tensor:
-        attention_calls.append(query.shape)
-        return value.repeat_interleave(query.shape[1] // value.shape[1], 1)
+    def own_value(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
+        return v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
-    try:
-        F.scaled_dot_product_attention = own_value
-        with torch.no_grad():
-            before, after = ((model.embed if ours else model)(row[None])[0, begin:] for row in (window, changed))
-    finally:
-        F.scaled_dot_product_attention = original
-    leak, detail = change(before, after), "change after a BOS by the token before it, attention apart"
-    if leak <= PROBE_LIMIT or ours:
-        return within(leak, "isolation", detail)
-    verdict = SUSPICION if attention_calls else NOT_CHECKABLE
-    return Finding(verdict, "isolation", f"{detail}, unless they attend without F.scaled_dot_product_attention", leak)
+    with torch.no_grad(), mock.patch.object(F, "scaled_dot_product_attention", own_value):
+        entered = model.embed if isinstance(model, Model) else model
+        return change(entered(window[None])[0, begin:], entered(changed[None])[0, begin:])
 
 
 def change(a: Tensor, b: Tensor) -> float:
@@ -575,146 +510,82 @@ def change(a: Tensor, b: Tensor) -> float:
     return (a - b).abs().nan_to_num(math.inf).max().item()
 
 
-def within(number: float, check: str, detail: str) -> Finding:
-    return Finding(PROVEN if number <= PROBE_LIMIT else FAILED, check, f"{detail}, limit {PROBE_LIMIT}", number)
+# ---- Artifact
 
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Artifact
-
-CONFIG = {  # name: (type, lowest, highest)
-    "vocab_size": (int, 2, 65536), "num_layers": (int, 1, 256), "model_dim": (int, 2, 16384),
-    "num_heads": (int, 1, 1024), "num_kv_heads": (int, 1, 1024), "mlp_hidden": (int, 1, 65536),
-    "rope_dims": (int, 0, 16384), "rope_base": (float, 1, 1e9), "logit_softcap": (float, 1e-3, 1e6),
-    "xsa_last_n": (int, 0, 256), "bigram_buckets": (int, 0, 2**24), "bigram_dim": (int, 0, 16384),
-    "mlp_negative_slope": (float, -10, 10), "ln_scale": (bool, 0, 1), "smear_gate": (bool, 0, 1),
-    "value_residual": (bool, 0, 1), "gated_attention": (bool, 0, 1), "unet_skips": (bool, 0, 1),
-    "bos_reset": (bool, 0, 1),
+FLAG, SIZE, COUNT = (bool, 0, 1), (int, 1, 65536), (int, 0, 2**24)  # (type, lowest, highest)
+SCORING = {  # what the loop needs, also of a changed architecture
+    "vocab_size": SIZE, "train_seq_len": SIZE, "eval_stride": SIZE, "eval_doc_reset": FLAG, "ttt_batch_seqs": SIZE,
+    "ttt_chunk_tokens": (int, 1, 2**31), "ttt_epochs": COUNT, "ttt_lr": (float, 0, 1000),
+    "ttt_grad_clip": (float, 1e-9, 1e9), "tokenizer_sha256": (str, "", "~"),
+    "ttt_protocol": (str, "", "~"), "ttt_optimizer": (str, "", "~"),
 }  # fmt: skip
-SCORING = {
-    "vocab_size": (int, 2, 65536), "train_seq_len": (int, 1, 65536), "eval_stride": (int, 1, 65536),
-    "eval_doc_reset": (bool, 0, 1), "ttt_protocol": (str, "", "~"), "ttt_optimizer": (str, "", "~"),
-    "ttt_chunk_tokens": (int, 1, 2**31), "ttt_epochs": (int, 0, 1000), "ttt_lr": (float, 0, 1000),
-    "ttt_batch_seqs": (int, 1, 65536), "ttt_grad_clip": (float, 1e-9, 1e9), "tokenizer_sha256": (str, "", "~"),
+CONFIG = SCORING | {  # what the network needs
+    "num_layers": (int, 1, 256), "model_dim": SIZE, "num_heads": SIZE, "num_kv_heads": SIZE, "mlp_hidden": SIZE,
+    "rope_dims": COUNT, "rope_base": (float, 1, 1e9), "logit_softcap": (float, 1e-3, 1e6), "xsa_last_n": COUNT,
+    "bigram_buckets": COUNT, "bigram_dim": COUNT, "mlp_negative_slope": (float, -10, 10), "ln_scale": FLAG,
+    "smear_gate": FLAG, "value_residual": FLAG, "gated_attention": FLAG, "unet_skips": FLAG, "bos_reset": FLAG,
 }  # fmt: skip
-NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
 def config_problems(c: dict, weights: dict[str, np.ndarray], theirs: bool) -> list[str]:
     """Why a configuration is impossible or does not fit the tensors; of a changed architecture, what scoring needs."""
     found = []
-    for name, (kind, low, high) in (SCORING if theirs else CONFIG | SCORING).items():
-        kinds = (int, float) if kind is float else (kind,)
-        if name not in c:
-            found.append(f"{name} is missing")
-        elif type(c[name]) not in kinds or not low <= c[name] <= high:
-            found.append(f"{name} = {c[name]!r} is no {kind.__name__} from {low} to {high}")
+    for name, (kind, low, high) in (SCORING if theirs else CONFIG).items():
+        if type(c.get(name)) not in (kind, int if kind is float else kind) or not low <= c[name] <= high:
+            found.append(f"{name} = {c.get(name, 'missing')!r} is no {kind.__name__} from {low} to {high}")
     if found:
         return found
     rules = {
         "eval_stride is above train_seq_len": c["eval_stride"] <= c["train_seq_len"],
         "ttt_protocol is unknown": c["ttt_protocol"] in ("off", "score_first", "train_then_score"),
         "ttt_optimizer is unknown": c["ttt_optimizer"] in ("adamw", "sgd"),
-    }
-    if not theirs:
-        head = c["model_dim"] // c["num_heads"]
-        rules |= {
-            "num_heads does not divide model_dim": c["model_dim"] % c["num_heads"] == 0,
-            "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
-            "rope_dims is odd or above the head size": c["rope_dims"] in range(0, head + 1, 2),
-            "bigram_buckets is 1": c["bigram_buckets"] != 1,
-        }
+    } | ({} if theirs else {
+        "num_heads does not divide model_dim": c["model_dim"] % c["num_heads"] == 0,
+        "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
+        "rope_dims is odd or above the head size": c["rope_dims"] in range(0, c["model_dim"] // c["num_heads"] + 1, 2),
+        "bigram_buckets is 1": c["bigram_buckets"] != 1,
+    })  # fmt: skip
     found = [text for text, holds in rules.items() if not holds]
-    if theirs or found:
-        return found
-    shapes, wanted = {name: array.shape for name, array in weights.items()}, expected_shapes(c)
-    found = [f"tensor {name} is not asked for" for name in shapes if name not in wanted]
+    shapes = {name: array.shape for name, array in weights.items()}
+    wanted = shapes if theirs or found else expected_shapes(c)
+    found += [f"tensor {name} is not asked for" for name in shapes if name not in wanted]
     return found + [f"{n} is {shapes.get(n, 'absent')}, not {s}" for n, s in wanted.items() if shapes.get(n) != s]
 
 
 def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor that a configuration asks for."""
-    D, H, hidden = c["model_dim"], c["num_heads"], c["mlp_hidden"]
-    kv = D // H * c["num_kv_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"tok_emb": (c["vocab_size"], D)}
-    if c["bigram_buckets"]:
-        wide = c["bigram_dim"]
-        shapes |= {"bigram.table": (c["bigram_buckets"], wide), "bigram.proj": (D, wide), "bigram.scale": ()}
-    if c["smear_gate"]:
-        shapes["smear_gate"] = (D,)
-    if c["unet_skips"] and c["num_layers"] > 1:
-        shapes["skip_weights"] = (c["num_layers"] // 2, D)
-    for i in range(c["num_layers"]):
-        block = {"resid_mix": (2, D), "attn_scale": (D,), "mlp_scale": (D,)}
-        block |= {"attn.q": (D, D), "attn.k": (kv, D), "attn.v": (kv, D), "attn.out": (D, D), "attn.q_gain": (H,)}
-        block |= {"mlp.up": (hidden, D), "mlp.down": (D, hidden)}
-        if c["gated_attention"]:
-            block |= {"attn.gate_weight": (H, D), "attn.gate_bias": (H,)}
-        if c["value_residual"] and i:
-            block["attn.value_mix"] = (2,)
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
-    return shapes
+    D, H, hidden, layers = c["model_dim"], c["num_heads"], c["mlp_hidden"], c["num_layers"]
+    kv, buckets, wide = D // H * c["num_kv_heads"], c["bigram_buckets"], c["bigram_dim"]
+    block = {
+        "resid_mix": (2, D), "attn_scale": (D,), "mlp_scale": (D,), "mlp.up": (hidden, D), "mlp.down": (D, hidden),
+        "attn.q": (D, D), "attn.k": (kv, D), "attn.v": (kv, D), "attn.out": (D, D), "attn.q_gain": (H,),
+    }  # fmt: skip
+    block |= {"attn.gate_weight": (H, D), "attn.gate_bias": (H,)} if c["gated_attention"] else {}
+    block |= {"attn.value_mix": (2,)} if c["value_residual"] else {}
+    shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
+    shapes.pop("blocks.0.attn.value_mix", None)
+    shapes |= {"bigram.table": (buckets, wide), "bigram.proj": (D, wide), "bigram.scale": ()} if buckets else {}
+    shapes |= {"smear_gate": (D,)} if c["smear_gate"] else {}
+    shapes |= {"skip_weights": (layers // 2, D)} if c["unet_skips"] and layers > 1 else {}
+    return shapes | {"tok_emb": (c["vocab_size"], D)}
 
 
-class TheirModel:
-    """GPT of a competitor's file, filled with the artifact's tensors. Making and calling it runs their code.
-
-    GPT takes a dataclass of settings first or plain arguments; either is filled by name from the artifact's
-    configuration. Its forward_logits or forward maps token ids [B, T] to logits [B, T, vocabulary].
-    """
-
-    def __init__(self, file: Path, config: dict, weights: dict[str, np.ndarray], device: str):
-        spec = importlib.util.spec_from_file_location("their_model", file)
-        module = sys.modules["their_model"] = importlib.util.module_from_spec(spec)
-        sys.path.insert(0, str(file.parent))
-        spec.loader.exec_module(module)
-        names = list(inspect.signature(module.GPT).parameters)
-        settings = get_type_hints(module.GPT.__init__).get(names[0])
-        if is_dataclass(settings):
-            net = module.GPT(settings(**{f.name: config[f.name] for f in fields(settings) if f.name in config}))
-        else:
-            net = module.GPT(**{name: config[name] for name in names if name in config})
-        net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-        self.net = net.float().eval().to(device)
-        self.params = dict(net.named_parameters())
-
-    def __call__(self, tokens: Tensor, first: int = 0) -> Tensor:
-        logits = getattr(self.net, "forward_logits", self.net)(tokens)
-        if logits.dim() != 3 or logits.shape[:2] != tokens.shape:
-            raise ValueError(f"logits of shape {tuple(logits.shape)} for tokens of shape {tuple(tokens.shape)}")
-        return logits[:, first:]
-
-
-def find_data(config: dict, args: argparse.Namespace) -> tuple[Path | None, Path | None]:
-    """(folder of shards, tokenizer): as named, or else a default with the right sha256; None where there is none."""
-
-    def near(folder: Path) -> Path | None:
-        models = [*folder.glob("*.model"), *folder.parent.parent.glob("tokenizers/*.model")]
-        return next((model for model in models if sha256(model) == config["tokenizer_sha256"]), None)
-
-    defaults = [Path(folder) for folder in DEFAULT_DATA]
-    data = Path(args.data) if args.data else next(filter(near, defaults), None)
-    found = filter(None, map(near, [data, *defaults] if data else defaults))
-    return data, Path(args.tokenizer) if args.tokenizer else next(found, None)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def check_tokenizer(tokenizer: Path | None, config: dict) -> Finding:
-    wanted = config["tokenizer_sha256"]
-    if tokenizer is None:
-        return Finding(NOT_CHECKABLE, "tokenizer", f"none here has sha256 {wanted[:16]}; see --tokenizer")
-    same = sha256(tokenizer) == wanted
-    detail = f"{tokenizer} {'has' if same else 'does not have'} the artifact's sha256 {wanted[:16]}"
-    return Finding(PROVEN if same else FAILED, "tokenizer", detail)
+def find_data(config: dict, args: argparse.Namespace) -> tuple[Path | None, Path | None, bool]:
+    """(folder of shards, tokenizer, whether that has the artifact's sha256): as named, or else a default that has."""
+    folders = [Path(folder) for folder in (args.data, *DEFAULT_DATA) if folder]
+    pairs = [(f, m) for f in folders for m in [*f.glob("*.model"), *f.parent.parent.glob("tokenizers/*.model")]]
+    pairs += [(None, Path(args.tokenizer))] if args.tokenizer else []
+    fitting = [pair for pair in pairs if hashlib.sha256(pair[1].read_bytes()).hexdigest() == config["tokenizer_sha256"]]
+    folder, model = next(iter(fitting), (None, None))
+    model = Path(args.tokenizer) if args.tokenizer else model
+    return Path(args.data) if args.data else folder, model, model in [pair[1] for pair in fitting]
 
 
 def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float]) -> list[Finding]:
     """Every check of one artifact; `submitted` holds the bits per byte that a submission.json claims for it, if any."""
     beside = [p for p in (path.with_name("train_gpt.py"), Path("train_gpt.py")) if p.is_file()]
-    found = check_size(path, Path(args.code or args.model or beside[0]) if args.code or args.model or beside else None)
+    script = args.code or args.model or next(iter(beside), None)
+    found = check_size(path, Path(script) if script else None)
     try:
         config, weights = read_pcll(path)
     except ArtifactError as error:
@@ -728,53 +599,34 @@ def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float])
         found.append(Finding(CONSISTENT, "model", f"the logits come from their code in {args.model}, the loop is ours"))
     else:
         model = Model(config, weights, args.device)
-        unknown = [name for name in config if name not in {"preset": ()} | CONFIG | SCORING]
-        detail = f"every tensor has the shape it asks for; settings not used here: {', '.join(unknown) or 'none'}"
+        unknown = ", ".join(name for name in config if name not in CONFIG and name != "preset") or "none"
+        detail = f"every tensor has the shape it asks for; settings not used here: {unknown}"
         found.append(Finding(PROVEN, "config", detail, len(weights), "tensors"))
-    data, tokenizer = find_data(config, args)
-    found.append(check_tokenizer(tokenizer, config))
+    data, tokenizer, same = find_data(config, args)
+    detail = f"{tokenizer or 'none here'} {'has' if same else 'has not'} sha256 {config['tokenizer_sha256'][:16]}"
+    verdict = PROVEN if same else FAILED if tokenizer else NOT_CHECKABLE
+    found.append(Finding(verdict, "tokenizer", f"{detail}, the artifact's; see --tokenizer"))
     tokens = read_tokens(data, config["vocab_size"]) if data else None
-    usable = tokens is not None and found[-1].verdict == PROVEN
     found += check_probes(model, tokens, config, args)
-    if not usable:
+    if tokens is None or not same:
         return [*found, Finding(NOT_CHECKABLE, "val_bpb", "no validation shards for this tokenizer here; see --data")]
     return found + check_score(model, tokens, tokenizer, config, args, submitted)
-
-
-def check_probes(model: Callable, tokens: np.ndarray | None, config: dict, args: argparse.Namespace) -> list[Finding]:
-    """The probes, on the data's first window, or on random tokens where there is no data."""
-    length, vocab = min(PROBE_TOKENS, config["train_seq_len"]), config["vocab_size"]
-    if length < 2:
-        return [Finding(NOT_CHECKABLE, "causality", "windows of one token cannot be probed")]
-    random = np.random.default_rng(0).integers(0, vocab, length)
-    window = random if tokens is None or len(tokens) < length else tokens[:length].astype(np.int64)
-    window = torch.from_numpy(window).to(args.device)
-    found = probe(model, window, vocab)
-    if config["eval_doc_reset"]:
-        return [*found, Finding(PROVEN, "isolation", "no window reaches across a document's start")]
-    return [*found, probe_isolation(model, window, vocab)]
 
 
 def check_score(model: Callable, tokens: np.ndarray, tokenizer: Path, config: dict, args: argparse.Namespace,
                 submitted: list[float]) -> list[Finding]:  # fmt: skip
     """Bytes, bits per byte with frozen weights, with --ttt adapted ones, and the claim."""
-    part = tokens[: args.max_tokens]
-    found, held = check_bytes(part, tokenizer)
-    doubt = "the challenge's table rule counts other bytes" if len(found) > 1 else ""
-    whole = len(part) == len(tokens)
-    official = config["tokenizer_sha256"].startswith(SP1024_SHA256)
-    full = whole and (not official or (len(part) - 1) // 1024 * 1024 == SP1024_VAL_TOKENS)
-    extent = f"{len(part) - 1:,} tokens, each scored once"
-    if not whole:
-        extent += f"; PARTIAL: the first {len(part) / len(tokens):.1%} of the split here"
-    elif not full:
-        extent += f"; the challenge's whole split has {SP1024_VAL_TOKENS:,}"
-    verdict, protocol = PROVEN if isinstance(model, Model) else CONSISTENT, config["ttt_protocol"]
+    part, protocol = tokens[: args.max_tokens], config["ttt_protocol"]
+    held = count_bytes(part, sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)))
+    found = [Finding(PROVEN, "bytes", f"of decoded text, {held / (len(part) - 1):.4f} a token", held, "bytes")]
+    verdict, whole = PROVEN if isinstance(model, Model) else CONSISTENT, len(part) == len(tokens)
+    extent = "" if whole else f"; PARTIAL: the first {len(part) / len(tokens):.1%} of the split here"
 
-    def measure(check: str, how: str, learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> Score:
-        result = score(model, part, config, args, held, learn, dtype)
-        found.append(Finding(verdict, check, f"{how}, val_loss {result.loss:.6f}; {extent}", result.bpb, "bits/byte"))
-        return result
+    def measure(check: str, how: str, learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> float:
+        bpb, loss = score(model, part, config, args, held, learn, dtype)
+        detail = f"{how}, val_loss {loss:.6f}; {len(part) - 1:,} tokens, each scored once{extent}"
+        found.append(Finding(verdict, check, detail, bpb, "bits/byte"))
+        return bpb
 
     scores = [measure("val_bpb", "sliding window, float32")]
     if args.device == "cuda":
@@ -788,94 +640,70 @@ def check_score(model: Callable, tokens: np.ndarray, tokenizer: Path, config: di
     elif args.ttt or protocol == "score_first":
         detail = "the artifact stores none" if args.ttt else "score-first, not replayed: add --ttt"
         found.append(Finding(NOT_CHECKABLE, "adaptation", detail))
-    if args.claim is not None:
-        partial = "" if whole else "the claim is of the whole split"
-        found.append(check_claim([args.claim], scores[-1:], partial, doubt, verdict, args.tolerance))
-    elif submitted:
-        partial = "" if full else "the claim is of the challenge's whole split"
-        if protocol != "off" and len(scores) == 1:
-            doubt = "it may be the score after test-time training, " + ("--ttt" if "first" in protocol else NOT_LEGAL)
-        found.append(check_claim(submitted, scores, partial, doubt, verdict, args.tolerance))
-    return found
+    official = config["tokenizer_sha256"].startswith(SP1024_SHA256)
+    partial = "" if whole else "the claim is of the whole split"
+    if args.claim is None and official and (len(part) - 1) // 1024 * 1024 != SP1024_VAL_TOKENS:
+        partial = f"the claim is of the challenge's whole split of {SP1024_VAL_TOKENS:,} tokens"
+    doubt = "it may be the score after test-time training"
+    doubt = doubt if args.claim is None and protocol != "off" and len(scores) == 1 else ""
+    claims, scores = (submitted, scores) if args.claim is None else ([args.claim], scores[-1:])
+    return found + check_claim(claims, scores, partial, doubt, verdict, args.tolerance)
 
 
-def check_bytes(tokens: np.ndarray, tokenizer: Path) -> tuple[list[Finding], int]:
-    """(findings, bytes of the text); a second finding where the challenge's table rule counts differently."""
-    try:
-        pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    except (RuntimeError, OSError) as error:
-        raise UnusableInput(f"{tokenizer} is no SentencePiece model") from error
-    if pieces.vocab_size() <= int(tokens.max()):
-        raise UnusableInput(f"{tokenizer} has {pieces.vocab_size()} pieces, the shards hold id {tokens.max()}")
-    held, table = count_bytes(tokens, pieces), count_bytes_by_table(tokens, pieces)
-    if held == 0:
-        raise UnusableInput("the validation tokens decode to no text")
-    found = [Finding(PROVEN, "bytes", f"of decoded text, {held / (len(tokens) - 1):.4f} a token", held, "bytes")]
-    if table != held:
-        detail = f"more by the challenge's table rule: a bits/byte made with it is {held / table - 1:+.1e} off"
-        found.append(Finding(NOT_CHECKABLE, "bytes by table", detail, table - held, "bytes"))
-    return found, held
-
-
-def check_claim(claims: list[float], scores: list[Score], partial: str, doubt: str, verdict: str,
-                tolerance: float) -> Finding:  # fmt: skip
+def check_claim(claims: list[float], scores: list[float], partial: str, doubt: str, verdict: str,
+                tolerance: float) -> list[Finding]:  # fmt: skip
     """The closest pair of claim and score; `partial` says why no verdict is possible, `doubt` why FAILED is not."""
-    claim, bpb = min(((claim, s.bpb) for claim in claims for s in scores), key=lambda pair: abs(pair[0] - pair[1]))
-    detail = f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}"
-    if abs(claim - bpb) <= tolerance and not partial:
-        return Finding(verdict, "claim", detail, claim, "bits/byte")
-    if partial or doubt:
-        return Finding(NOT_CHECKABLE, "claim", f"{detail}; {partial or doubt}", claim, "bits/byte")
-    return Finding(FAILED, "claim", detail, claim, "bits/byte")
+    if not claims:
+        return []
+    claim, bpb = min(product(claims, scores), key=lambda pair: abs(pair[0] - pair[1]))
+    same = abs(claim - bpb) <= tolerance
+    unsure = partial or ("" if same else doubt)
+    detail = f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}" + f"; {unsure}" * bool(unsure)
+    return [Finding(NOT_CHECKABLE if unsure else verdict if same else FAILED, "claim", detail, claim, "bits/byte")]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Record folder: logs
+# ---- Record folder: logs
 # A log is read once, line by line. Many open with the script's whole source, which is set aside: it begins at a line
 # that only a program has and ends at a rule of '=' or where log lines begin. Nothing of the folder is run or imported.
 
 LINE_CHARS = 4_000  # of a longer line the rest is skipped
 LOG_BYTES = 4_000_000  # of a longer log only the start and the end, of this size each, are read
-TEXT_BYTES = 1_000_000  # a larger submission.json, README or script is not read
 LOG_SUFFIXES = (".log", ".txt", ".out", ".tsv", ".jsonl")
-MAX_FILES, MAX_LOGS, MAX_LINES = 2_000, 64, 200  # files of a folder, logs among them, lines kept of a log
+MAX_FILES, MAX_LOGS, MAX_LINES = 2_000, 64, 200  # files of a folder, logs among them, lines kept of a log and a kind
 
-NUM, COUNT = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)", r"([\d,]{1,15})"
+NUM, BYTES = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)", r"([0-9][0-9,]{0,14})"
 SOURCE_BEGINS = re.compile(r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!')
 SOURCE_ENDS = re.compile(r"={20,}$|logs/|Running Python|Python \d|Hyperparameters|val_bpb:enabled|train_loader:|seed:\d"
                          r"|world_size:\d|model_params:\d|warmup_step:|step:\d|\d+/\d+ (train|val)_loss")  # fmt: skip
-WORTH_READING = re.compile(r"bpb|seed|tokens|vocab|fineweb|bytes|budget:|time|elapsed|NVIDIA|hessian|calib|ttt|pass"
-                           r"|stop|={20}|^[ \w]{1,40}[:=]|^(?:" + SOURCE_BEGINS.pattern + ")", re.I)  # fmt: skip
 BPB = re.compile(r"(?:val_loss[\"']?[:=] ?" + NUM + r".{0,100}?)?bpb[\"']? ?[:=]\W{0,20}" + NUM, re.I)
 RUNNING = re.compile(r"step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
                      r"|pre[-_ ]?quant|post[-_ ]?ema", re.I)  # fmt: skip
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
-TIMES = {
+FACTS = {  # what lines of a log state: a number, with a unit where it is a time
+    "stop": re.compile("stopping_early: "),
     "train": re.compile(r"train(?:ing)?_time[:=] ?" + NUM + r" ?(ms|s|min|m)\b"),
     "step": re.compile(r"step_avg[:=] ?" + NUM + r" ?(ms|s)\b"),
     "eval": re.compile(r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?" + NUM + r" ?(ms|s)\b"),
-    "calibration": re.compile(r"(?:gptq|hessian|calib).{0,200}?\bin " + NUM + r" ?(s)\b", re.I),
-}
-FIELDS = {  # what a log states as a whole number
-    "seed": re.compile(r"(?<![\w.])seed[:=] ?(\d{1,12})\b"),
-    "world_size": re.compile(r"\bworld_size[:=] ?(\d{1,6})"),
-    "val_tokens": re.compile(r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)" + COUNT),
-    "vocab_size": re.compile(r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)(\d{3,6})(?![\dB])"),
-    "model_bytes": re.compile(r"(?:Serialized model [^:]{1,60}|Artifact): ?" + COUNT + " bytes"),
-    "code_bytes": re.compile(r"Code size[^:]{0,60}: ?" + COUNT + " bytes"),
-    "total_bytes": re.compile(r"(?:Total submission size[^:]{0,60}: ?|budget: ?)" + COUNT + "(?: bytes|/)"),
-}
-LOG_PATTERNS = {
+    "calibration": re.compile(r"(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w*_time[:=] ?)" + NUM + r" ?(ms|s)\b"
+                              r"|calibrat|hessian", re.I),
+    "seed": re.compile(r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b"),
+    "world_size": re.compile(r"\bworld_size[:=] ?([0-9]{1,6})"),
+    "val_tokens": re.compile(r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)" + BYTES),
+    "vocab_size": re.compile(r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])"),
+    "model_bytes": re.compile(r"(?:Serialized model [^:]{1,60}|Artifact): ?" + BYTES + " bytes"),
+    "code_bytes": re.compile(r"Code size[^:]{0,60}: ?" + BYTES + " bytes"),
+    "total_bytes": re.compile(r"(?:Total submission size[^:]{0,60}: ?|budget: ?)" + BYTES + "(?: bytes|/)"),
     "epochs over the tokens that are scored": re.compile(r"ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+", re.I),
     "a second pass over scored tokens": re.compile(r"\bpass[ _:=]*[2-9]\b|two[-_ ]pass", re.I),
-}
+}  # fmt: skip
+LOG_PATTERNS = list(FACTS)[-2:]  # what has invalidated entries before
 
 
 class Line(NamedTuple):
     """One line of a log that states bits per byte."""
 
-    where: str  # "train_seed1337.log:275"
-    text: str
+    log: str  # the log's name
+    quote: str  # "train_seed1337.log:275: final_exact val_loss:1.9 val_bpb:1.12"
     kind: str  # final, running (of a step, chunk or epoch, or before quantisation), illegal (by its own label)
     loss: float | None  # nats per token
     bpb: float
@@ -886,138 +714,94 @@ class Log:
     """What one log says."""
 
     def __init__(self, name: str):
-        self.name, self.gpu = name, ""
+        self.name, self.gpu, self.stepped = name, "", False
         self.lines, self.running = deque(maxlen=MAX_LINES), deque(maxlen=MAX_LINES)  # kind running apart
-        self.numbers = {}  # name of FIELDS -> its values, in order
-        self.times = {}  # name of TIMES -> (the longest in seconds, its line)
+        self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # (value, its line)
         self.settings = {}  # name -> value, as printed before the first step
         self.sources = []  # the scripts that it embeds, each a list of lines
-        self.patterns = {}  # name of LOG_PATTERNS -> its first line
-        self.stepped = self.stopped = self.self_calibrated = False
+        found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
+        self.named_seed = int(found[1]) if found else None
 
-    def last(self, name: str) -> int | None:
-        return self.numbers[name][-1] if name in self.numbers else None
-
-    @property
-    def named_seed(self) -> int | None:
-        found = re.search(r"seed[-_]?(\d{1,12})", Path(self.name).name)
-        return int(found[1]) if found else None
+    def last(self, fact: str, default: int | None = None) -> int | None:
+        return self.facts[fact][-1][0] if self.facts[fact] else default
 
     @property
     def seed(self) -> int | None:
-        return self.last("seed") if "seed" in self.numbers else self.named_seed
+        return self.last("seed", self.named_seed)
 
     @property
     def headline(self) -> Line | None:
         """The last final line; one with both loss and bpb goes before one that only mentions bpb."""
         finals = [line for line in self.lines if line.kind == "final"]
-        return next((line for line in reversed(finals) if line.loss is not None), finals[-1] if finals else None)
+        return max(reversed(finals), key=lambda line: line.loss is not None, default=None)
+
+    def read(self, text: str, number: int) -> None:
+        """Takes in what one line says."""
+        quote, legal = f"{self.name}:{number}: {text[:160]}", "NOT LEGAL" not in text
+        for found in BPB.finditer(text):
+            kind = "illegal" if not legal else "running" if RUNNING.search(text) else "final"
+            loss, digits = float(found[1]) if found[1] else None, len(found[2].partition(".")[2])
+            kept = self.running if kind == "running" else self.lines
+            kept.append(Line(self.name, quote, kind, loss, float(found[2]), digits))
+            self.stepped = True
+        for fact, pattern in FACTS.items():
+            if (found := pattern.search(text)) and (legal or fact not in LOG_PATTERNS):
+                count, unit = (*found.groups(), None, None)[:2]
+                value = round(float(count) * SECONDS[unit], 6) if unit else int((count or "0").replace(",", ""))
+                if fact != "calibration" or self.facts["stop"]:  # before the stop it is part of the training
+                    self.facts[fact].append((value, quote))
+        if found := re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text):
+            self.gpu = found[1]
+        self.stepped = self.stepped or "train_loss" in text
+        if not self.stepped and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text) and len(self.settings) < 1_000:
+            self.settings.update(re.findall(r"([a-z_]\w*)[:=] ?([\w.+-]+)", text))
 
 
 def bounded_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of each line, cut at LINE_CHARS, of the first and the last LOG_BYTES: bounded for any content."""
+    """(number, text) of each line, cut at LINE_CHARS; of a long file, its first and its last LOG_BYTES."""
     with path.open("rb") as file:
-        count, whole, last = 0, True, path.stat().st_size - LOG_BYTES
-        while raw := file.readline(LINE_CHARS):
-            if whole:
-                yield count + 1, raw.replace(b"\0", b"").decode("utf-8", "replace").rstrip()  # the zeros are UTF-16's
-            whole = raw.endswith(b"\n")
-            count += whole
-            while LOG_BYTES <= file.tell() < last:
-                skipped = file.read(min(1 << 20, last - file.tell()))
-                count, whole = count + skipped.count(b"\n"), skipped.endswith(b"\n")
+        size, count = path.stat().st_size, 0
+        while block := file.read(LOG_BYTES):
+            block += file.readline(LINE_CHARS)  # up to a line's end
+            if file.tell() <= LOG_BYTES + LINE_CHARS or file.tell() > size - LOG_BYTES:
+                for number, line in enumerate(block.split(b"\n"), count + 1):
+                    text = line[:LINE_CHARS].replace(b"\0", b"")  # the zeros are UTF-16's
+                    yield number, text.decode("utf-8", "replace").rstrip()
+            count += block.count(b"\n")
 
 
 def read_log(path: Path, name: str) -> Log:
     log, in_source = Log(name), False
-    for count, text in bounded_lines(path):
+    for number, text in bounded_lines(path):
         if in_source and SOURCE_ENDS.match(text):
             in_source = False
-        elif not in_source and not WORTH_READING.search(text):
-            continue
         elif not in_source and SOURCE_BEGINS.match(text):
             in_source, log.sources = True, log.sources[-9:] + [[]]
         if not in_source:
-            read_log_line(log, text.strip(), f"{name}:{count}")
+            log.read(text.strip(), number)
         elif len(log.sources[-1]) < 10_000:
             log.sources[-1].append(text)
     return log
 
 
-def read_log_line(log: Log, text: str, where: str) -> None:
-    """Adds to `log` what one line says."""
-    kind = "illegal" if "NOT LEGAL" in text else "running" if RUNNING.search(text) else "final"
-    quote = f"{where}: {text[:160]}"
-    for found in BPB.finditer(text):
-        loss, digits = float(found[1]) if found[1] else None, len(found[2].partition(".")[2])
-        kept = log.running if kind == "running" else log.lines
-        kept.append(Line(where, text[:160], kind, loss, float(found[2]), digits))
-        log.stepped = True
-    for name, pattern in FIELDS.items():
-        if (found := pattern.search(text)) and (digits := found[1].replace(",", "")):
-            log.numbers.setdefault(name, deque(maxlen=MAX_LINES)).append(int(digits))
-    for name, pattern in TIMES.items():
-        if found := pattern.search(text):
-            seconds = round(float(found[1]) * SECONDS[found[2]], 6)
-            log.times[name] = max(log.times.get(name, (0.0, "")), (seconds, quote))
-    for what, pattern in LOG_PATTERNS.items():
-        if kind != "illegal" and pattern.search(text):
-            log.patterns.setdefault(what, quote)
-    log.stepped, log.stopped = log.stepped or "train_loss" in text, log.stopped or text.startswith("stopping_early")
-    if log.stopped and re.search("calibrat|hessian", text, re.I):
-        log.times.setdefault("calibration", (0.0, quote))
-        log.self_calibrated |= bool(re.search("self|autoreg|generat", text))
-    if found := re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text):
-        log.gpu = found[1]
-    if not log.stepped and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text) and len(log.settings) < 1_000:
-        log.settings.update(re.findall(r"([a-z_]\w*)[:=] ?([\w.+-]+)", text))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Record folder: submission.json
-
-
-def read_text(path: Path | None) -> str:
-    """A text file; empty where there is none or it is over TEXT_BYTES."""
-    return path.read_bytes().decode("utf-8-sig", "replace") if path and path.stat().st_size <= TEXT_BYTES else ""
-
-
-def read_submission(path: Path | None) -> tuple[dict, Finding]:
-    try:
-        if path and path.stat().st_size > TEXT_BYTES:
-            raise ValueError(f"{path.stat().st_size:,} bytes, {TEXT_BYTES:,} are read")
-        table = json.loads(read_text(path))
-        if not isinstance(table, dict):
-            raise ValueError(f"it holds a {type(table).__name__}, not fields")
-        return table, Finding(PROVEN, "submission.json", f"{path.name} parses", len(table), "fields")
-    except (ValueError, RecursionError) as error:
-        return {}, Finding(FAILED, "submission.json", f"cannot be used: {error}" if path else "is missing")
-
+# ---- Record folder: submission.json
 
 def to_number(value) -> float | None:
-    """A finite number, also of text such as "15,990,006"; else None."""
+    """A finite number, also of text such as "15,990,006"; of a list or map of numbers the mean; else None."""
+    if isinstance(value, dict):
+        value = value.get("mean", [item for key, item in value.items() if "std" not in key])
     try:
+        if isinstance(value, list):
+            return fmean(None if isinstance(item, list | dict) else to_number(item) for item in value[:MAX_LOGS])
         number = float(value.replace(",", "").split()[0] if isinstance(value, str) else value)
         return number if math.isfinite(number) and not isinstance(value, bool) else None
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
 
 
-def first_number(table: dict, *names: str) -> float | None:
-    """The first of the named fields that holds a number; of a list or map of numbers the mean."""
-    for name in names:
-        value = table.get(name)
-        if isinstance(value, dict):
-            value = value.get("mean", [item for key, item in value.items() if "std" not in key])
-        values = value if isinstance(value, list) else [value]
-        numbers = [to_number(item) for item in values[:MAX_LOGS]]
-        if numbers and None not in numbers:
-            return sum(numbers) / len(numbers)
-    return None
-
-
 def claimed_bpb(table: dict) -> float | None:
-    return first_number(table, "val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_bpb", "bpb")
+    names = ("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_bpb", "bpb")
+    return next((number for name in names if (number := to_number(table.get(name))) is not None), None)
 
 
 def claimed_seeds(table: dict) -> dict[int, float | None]:
@@ -1025,22 +809,32 @@ def claimed_seeds(table: dict) -> dict[int, float | None]:
     claims = {}
     for name in ("seed", "seeds", "seed_results", "per_seed", "val_bpb_seeds", "val_bpb_per_seed"):
         value = table.get(name)
-        if isinstance(value, dict):
-            pairs = [(key.removeprefix("seed").strip("_ "), row) for key, row in value.items()]
-        else:
-            rows = value if isinstance(value, list) else [value] if name.startswith("seed") else []
-            pairs = [(row.get("seed"), row) if isinstance(row, dict) else (row, None) for row in rows]
-        for seed, row in pairs[:MAX_LOGS]:
-            if (seed := to_number(seed)) is not None and seed == int(seed) >= 0:
-                bpb = first_number(row, "val_bpb", "bpb") if isinstance(row, dict) else to_number(row)
-                claims[int(seed)] = bpb or claims.get(int(seed))
+        rows = value if isinstance(value, list) else [value]
+        pairs = [(row.get("seed"), row) if isinstance(row, dict) else (row, None) for row in rows]
+        for seed, row in list(value.items() if isinstance(value, dict) else pairs)[:MAX_LOGS]:
+            if found := re.fullmatch(r"(?:seed)?[_ ]*([0-9]{1,12})", str(seed)):
+                bpb = claimed_bpb(row) if isinstance(row, dict) else to_number(row)
+                claims[int(found[1])] = bpb or claims.get(int(found[1]))
     return claims
+
+
+def read_submission(files: list[Path]) -> tuple[dict, Finding]:
+    """The fields of submission.json, or of the first file named alike."""
+    named = [path for path in files if re.fullmatch(r"submission.*\.json", path.name)]
+    path = min(named, key=lambda path: path.name != "submission.json", default=None)
+    try:
+        table = json.loads(read_text(path))
+        if isinstance(table, dict):
+            return table, Finding(PROVEN, "submission.json", f"{path.name} parses", len(table), "fields")
+        problem = f"it holds a {type(table).__name__}, not fields"
+    except UNREADABLE as error:
+        problem = error
+    return {}, Finding(FAILED, "submission.json", f"{path.name} cannot be used: {problem}" if path else "is missing")
 
 
 def submitted_scores(folder: Path) -> list[float]:
     """Every val_bpb in a folder's submission.json, of the whole and of each seed; [] where there is none."""
-    path = folder / "submission.json"
-    table = read_submission(path)[0] if path.is_file() else {}
+    table, _ = read_submission([path for path in folder.glob("submission*.json") if path.is_file()])
     return [bpb for bpb in [claimed_bpb(table), *claimed_seeds(table).values()] if bpb]
 
 
@@ -1052,66 +846,63 @@ def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> boo
 
 def explanations(logs: list[Log], seeds: dict) -> Iterator[tuple[str, float, list[Line]]]:
     """The ways in which a val_bpb comes from logs, the usual ones first: (words, value, the lines it is made of)."""
-    groups = [logs, [log for log in logs if log.seed in seeds]]
-    families = dict.fromkeys(re.sub(r"\d+", "", log.name) for log in logs)
-    groups += [[log for log in logs if re.sub(r"\d+", "", log.name) == family] for family in families]
+    groups = [logs, [log for log in logs if log.seed in seeds]]  # then those that are named alike
+    groups += [list(group) for _, group in groupby(logs, lambda log: re.sub(r"\d+", "", log.name))]
     for group in groups:
-        chosen = {"last final": [log.headline for log in group if log.headline]}
+        chosen = {"final": [log.headline for log in group if log.headline]}
         for log in group:
-            labels = {re.split("val_loss|val_bpb", line.text)[0]: line for line in log.lines if line.kind == "final"}
-            for label, line in labels.items():
-                chosen.setdefault(f"last '{label.strip()}'", []).append(line)
+            finals = [line for line in log.lines if line.kind == "final"]
+            for label, line in {re.split("val_loss|val_bpb", x.quote.partition(": ")[2])[0]: x for x in finals}.items():
+                chosen.setdefault(f"'{label.strip()}'", []).append(line)
         for words, lines in chosen.items():
             if len(lines) > 1:
-                mean = sum(line.bpb for line in lines) / len(lines)
-                yield f"the mean of the {words} lines of {len(lines)} logs", mean, lines
+                yield f"the mean of the last {words} lines of {len(lines)} logs", fmean(x.bpb for x in lines), lines
     stated = [line for log in logs for line in log.lines]
     found = [next((x for x in stated if bpb and agree(bpb, x.bpb, x.digits)), None) for bpb in seeds.values()]
     if len(found) > 1 and None not in found:
-        yield "the mean of its seed results, each of them in a log", sum(seeds.values()) / len(seeds), found
-    for kind in ("final", "running"):
-        for line in [x for log in logs for x in [log.headline, *reversed(log.lines), *reversed(log.running)]]:
-            if line and line.kind == kind:
-                yield f"a {kind} line of one of {len(logs)} logs", line.bpb, [line]
+        yield "the mean of its seed results, each of them in a log", fmean(seeds.values()), found
+    singles = [x for log in logs for x in [log.headline, *reversed(log.lines), *reversed(log.running)] if x]
+    for line in sorted((x for x in singles if x.kind != "illegal"), key=lambda x: x.kind):  # final ones first
+        yield f"a {line.kind} line of one of {len(logs)} logs", line.bpb, [line]
 
 
 def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Finding, list[Line]]:
     """submission.json's val_bpb against the logs; also the lines that it rests on, for the checks that follow."""
     claim, seeds, heads = claimed_bpb(table), claimed_seeds(table), [log.headline for log in logs if log.headline]
-    bpbs = [line.bpb for log in logs for line in [*log.lines, *log.running] if line.kind != "illegal"]
+    lines = [line for log in logs for line in [*log.lines, *log.running]]
+    bpbs = [line.bpb for line in lines if line.kind != "illegal"]
     if claim is None or not bpbs:
-        lacking = "submission.json states no val_bpb" if claim is None else "no log states a legal val_bpb"
-        return Finding(NOT_CHECKABLE, "val_bpb", f"{lacking}{taken(heads)}", claim, "bits/byte"), heads
-    for units, (words, value, lines) in product((0.5, 1.0), explanations(logs, seeds)):
-        if agree(claim, value, min(line.digits for line in lines), units):
-            detail = f"submission.json's {claim:g} is {words}{taken(lines)}"
-            verdict = CONSISTENT if lines[0].kind == "final" else SUSPICION
-            return Finding(verdict, "val_bpb", detail, value, "bits/byte", f"{lines[0].where}: {lines[0].text}"), lines
-    labelled = [line for log in logs for line in log.lines if line.kind == "illegal"]
-    if illegal := next((line for line in labelled if agree(claim, line.bpb, line.digits)), None):
-        detail = f"submission.json's {claim:g} is from a line that its log labels NOT LEGAL{taken(heads)}"
-        return Finding(FAILED, "val_bpb", detail, claim, "bits/byte", f"{illegal.where}: {illegal.text}"), heads
+        detail = "submission.json states no val_bpb" if claim is None else "no log states a legal val_bpb"
+        return Finding(NOT_CHECKABLE, "val_bpb", f"{detail}{taken(heads)}", claim, "bits/byte"), heads
+    for units, (words, value, used) in product((0.5, 1.0), explanations(logs, seeds)):
+        if agree(claim, value, min(line.digits for line in used), units):
+            verdict = CONSISTENT if used[0].kind == "final" else SUSPICION
+            detail = f"submission.json's {claim:g} is {words}{taken(used)}"
+            return Finding(verdict, "val_bpb", detail, value, "bits/byte", used[0].quote), used
+    illegal = [x.quote for x in lines if x.kind == "illegal" and agree(claim, x.bpb, x.digits)]
     unlogged = sorted(set(seeds) - {log.seed for log in logs})
-    detail = f"submission.json's {claim:g} is no line and no mean of the logs, whose lowest is {min(bpbs):g}"
-    detail += (f"; seeds {unlogged[:5]} have no log" if unlogged else "") + taken(heads)
     reports = [path for path in files if path.suffix != ".py" and not re.match("readme|submission", path.name, re.I)]
     elsewhere = any(path.stat().st_size > TEXT_BYTES or f"{claim:.4f}" in read_text(path) for path in reports)
-    verdict = FAILED if claim < min(bpbs) and heads and not unlogged and not elsewhere else SUSPICION
-    return Finding(verdict, "val_bpb", detail, claim, "bits/byte"), heads
+    below = claim < min(bpbs) and heads and not unlogged and not elsewhere
+    words = "of a line that its log labels NOT LEGAL" if illegal else f"no line and no mean, at least {min(bpbs):g}"
+    words += f"; seeds {unlogged[:5]} have no log" if unlogged else ""
+    detail = f"submission.json's {claim:g} is {words}{taken(heads)}"
+    verdict = FAILED if illegal or below else SUSPICION
+    return Finding(verdict, "val_bpb", detail, claim, "bits/byte", "".join(illegal[:1])), heads
 
 
 def taken(lines: list[Line]) -> str:
-    return "".join(f"; {line.where} {line.bpb:g}" for line in lines[:6]) + "; ..." * (len(lines) > 6)
+    return "".join(f"; {line.quote.split(': ')[0]} {line.bpb:g}" for line in lines[:6]) + "; ..." * (len(lines) > 6)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Record folder: the checks
+# ---- Record folder: the checks
 
 SPLIT_BYTES = 151_080_000  # UTF-8 text of the whole validation split, whatever the tokenizer
 SPLIT_TOKENS = {1024: SP1024_VAL_TOKENS, 4096: 45_508_608, 8192: 40_540_160}  # by vocabulary, of the challenge
 LIMIT_S = 600.0  # for training, and again for evaluation
 RECORD_NATS, RECORD_P = 0.005, 0.01  # what a record must beat the best by, and how surely
-PER_RUN = re.compile(r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard")
+PER_RUN = re.compile(r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard"
+                     r"|checkpoint|resume")  # fmt: skip
 
 
 def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
@@ -1120,30 +911,27 @@ def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
     logs, code = read_logs(folder, files), [path for path in files if path.suffix == ".py" and path.stat().st_size]
     script = max(code, key=lambda p: (p.name == "train_gpt.py", p.name[:5] == "train", p.stat().st_size), default=None)
     readme = next((path for path in files if path.name.lower().startswith("readme")), None)
-    jsons = [path for path in files if re.fullmatch(r"submission.*\.json", path.name)]
-    table, parsed = read_submission(min(jsons, key=lambda path: path.name != "submission.json", default=None))
+    lacking = ["README.md"] * (readme is None) + ["a train log"] * (not logs) + ["a script"] * (script is None)
+    detail = f"lacks {', '.join(lacking)}" if lacking else f"README, {script.name}, {len(logs)} logs"
+    table, parsed = read_submission(files)
     score, lines = check_val_bpb(table, logs, files)
-    behind = {line.where.rpartition(":")[0] for line in lines}
-    used = [log for log in logs if log.name in behind] or logs  # the logs that val_bpb rests on
+    used = [log for log in logs if log.name in {line.log for line in lines}] or logs  # those that val_bpb rests on
     track = f"{folder.resolve().parent.name} {table.get('track', '')}".lower()
-    found = [check_files(files, readme, logs, script), parsed, score, check_readme(claimed_bpb(table), readme)]
-    found += [check_log_size(used, script, code), check_claimed_bytes(table, logs, code)]
-    found += check_artifact_bytes(logs, files) + check_times(used, "10min" in track and "non" not in track)
-    found += [check_split(line, log) for line in lines[:1] for log in used[:1]]
-    found += [check_seeds(table, logs, used, files), check_settings(used), check_embedded(used, code)]
-    found += check_against(lines, args.against) if args.against else []
-    return found + check_patterns(used, script, code)
+    return [
+        Finding(FAILED if lacking else PROVEN, "files", detail, len(files), "files"), parsed, score,
+        check_readme(claimed_bpb(table), readme), check_log_size(used, script),
+        *check_claimed_bytes(table, logs, files), *check_times(used, "10min" in track and "non" not in track),
+        check_split(lines, used),
+        check_seeds(claimed_seeds(table), logs, used, files), check_settings(used), check_embedded(used, code),
+        *check_against(lines, args.against), *check_patterns(used, script, code),
+    ]  # fmt: skip
 
 
 def list_files(folder: Path) -> list[Path]:
-    """The folder's regular files, those nearest the top first, at most MAX_FILES."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith((".", "__")))
-        found += [path for name in names if (path := Path(parent) / name).is_file()]
-        if len(found) > MAX_FILES:
-            break
-    return sorted(found, key=lambda path: (len(path.parts), str(path)))[:MAX_FILES]
+    """At most MAX_FILES of the folder's regular files, hidden ones apart, those nearest the top first."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    found = (path for path in found if not re.search(r"(^|/)(\.|__\w+__/)", str(path.relative_to(folder))))
+    return sorted(islice(found, MAX_FILES), key=lambda path: (len(path.parts), str(path)))
 
 
 def read_logs(folder: Path, files: list[Path]) -> list[Log]:
@@ -1152,178 +940,151 @@ def read_logs(folder: Path, files: list[Path]) -> list[Log]:
     logs = {}
     for path in sorted(named, key=lambda p: ("seed" not in p.name, str(p)))[:MAX_LOGS]:
         log = read_log(path, str(path.relative_to(folder)))
-        if log.lines or log.running or log.times:
-            logs.setdefault((log.seed, *(line.text for line in [*log.lines, *log.running])), log)
+        stated = [*log.lines, *log.running]
+        if stated or log.facts["train"] or log.facts["eval"]:
+            logs.setdefault((log.seed, *(line.quote.partition(": ")[2] for line in stated)), log)
     return list(logs.values())
 
 
-def check_files(files: list[Path], readme: Path | None, logs: list[Log], script: Path | None) -> Finding:
-    lacking = ["README.md"] * (readme is None) + ["a train log"] * (not logs) + ["a script"] * (script is None)
-    detail = f"lacks {', '.join(lacking)}" if lacking else f"README, {script.name}, {len(logs)} logs"
-    return Finding(FAILED if lacking else PROVEN, "files", detail, len(files), "files")
-
-
 def check_readme(claim: float | None, readme: Path | None) -> Finding:
-    stated = [(number, found[0]) for number, text in enumerate(read_text(readme).split("\n"), 1)
-              for found in re.finditer(r"(?<![\d.])\d\.\d{3,12}(?!\d)", text[:LINE_CHARS])]  # fmt: skip
+    text = read_text(readme)
+    stated = list(re.finditer(r"(?<![\d.])\d\.\d{3,12}(?!\d)", text))
     if claim is None or not stated:
         return Finding(NOT_CHECKABLE, "README", "README or submission.json states no val_bpb", claim, "bits/byte")
-    for number, text in stated:
-        if agree(claim, float(text), len(text) - 2):
-            where = f"{readme.name}:{number}: {text}"
-            return Finding(CONSISTENT, "README", "states submission.json's val_bpb", claim, "bits/byte", where)
-    return Finding(SUSPICION, "README", "none of its numbers is submission.json's val_bpb", claim, "bits/byte")
+    found = next((x for x in stated if agree(claim, float(x[0]), len(x[0]) - 2)), None)
+    line = f"{readme.name}:{text.count(chr(10), 0, found.start()) + 1}: {found[0]}" if found else ""
+    detail = "states submission.json's val_bpb" if found else "none of its numbers is submission.json's val_bpb"
+    return Finding(CONSISTENT if found else SUSPICION, "README", detail, claim, "bits/byte", line)
 
 
-def check_log_size(logs: list[Log], script: Path | None, code: list[Path]) -> Finding:
+def check_log_size(logs: list[Log], script: Path | None) -> Finding:
     """The logs' largest total against the cap and the files; FAILED only if compressing the code cannot save it."""
-    sized = [log for log in logs if "total_bytes" in log.numbers or "model_bytes" in log.numbers]
-    if not sized or script is None or max(path.stat().st_size for path in code) > TEXT_BYTES:
+    sized = [log for log in logs if log.last("total_bytes") or log.last("model_bytes")]
+    files, computed = read_code(script) if script else ([], [])
+    if not sized or not files or max(path.stat().st_size for path in files) > TEXT_BYTES:
         return Finding(NOT_CHECKABLE, "size", "no log states a size, or no script of usual size is here", None, "bytes")
-    files, computed = read_code(script)
-    files = [path for path in files if os.path.isfile(path)]
-    (raw, packed), own = code_bytes(files), script.stat().st_size
+    raw, packed = code_bytes(files)
     log = max(sized, key=lambda log: log.last("total_bytes") or log.last("model_bytes"))
-    total, counted, model = log.last("total_bytes"), log.last("code_bytes"), min(log.numbers.get("model_bytes", [0]))
-    total = model + raw if total is None else total
-    detail = f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; code here {raw:,} ({packed:,} by lzma)"
-    detail += " and what it runs by a computed name" * bool(computed)
-    detail += f", counted {counted:,}" if counted is not None else ", its count is not logged"
-    uncounted = len(files) > 1 and counted == own
-    detail += f"; not counted: {', '.join(path.name for path in files[1:9])}" if uncounted else ""
-    if model:
-        detail += f"; model {model:,}, {model + raw:,} with that code, {model + packed:,} compressed"
+    counted, model = log.last("code_bytes"), min((size for size, _ in log.facts["model_bytes"]), default=0)
+    total = log.last("total_bytes") or model + raw
+    left_out = ", ".join(path.name for path in files[1:9]) if counted == script.stat().st_size else ""
+    detail = f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; model {model:,}; code {raw:,}, {packed:,} by lzma"
+    detail += ", more by a computed name" * bool(computed) + f", {counted or 'none'} logged"
+    detail += f"; not counted: {left_out}" * bool(left_out)
     least = model + min(packed * 9 // 10, packed if counted is None else counted)  # there are better compressors
-    verdict = FAILED if model and least > CAP_BYTES else SUSPICION if total > CAP_BYTES or uncounted else CONSISTENT
+    verdict = FAILED if model and least > CAP_BYTES else SUSPICION if total > CAP_BYTES or left_out else CONSISTENT
     return Finding(verdict, "size", detail, total, "bytes", log.name)
 
 
-def check_artifact_bytes(logs: list[Log], files: list[Path]) -> list[Finding]:
-    """Each artifact file against the sizes of models that the logs state."""
-    stated, found = {size for log in logs for size in log.numbers.get("model_bytes", [])}, []
-    for path in [path for path in files if path.suffix in (".pcll", ".ptz")][:8]:
-        size = path.stat().st_size
-        other = FAILED if path.suffix == ".pcll" else SUSPICION
-        verdict = NOT_CHECKABLE if not stated else PROVEN if size in stated else other
-        detail = f"{path.name}, {'a' if size in stated else 'no'} model size that the logs state"
+def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> list[Finding]:
+    """submission.json's total against the logs and the cap, and each artifact file against the logs."""
+    models = [size for log in logs for size, _ in log.facts["model_bytes"]]
+    totals = [log.last("total_bytes") for log in logs if log.last("total_bytes")]
+    codes = [path.stat().st_size for path in files if path.suffix == ".py"]
+    names = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
+    claim = next((int(number) for name in names if (number := to_number(table.get(name))) is not None), None)
+    sizes = [*models, *(size for log in logs for size, _ in log.facts["total_bytes"]), round(fmean(totals or [0]))]
+    verdict = CONSISTENT
+    if claim is None or claim <= CAP_BYTES and not totals:
+        verdict = NOT_CHECKABLE
+    elif claim > CAP_BYTES:  # by less than the code, compression may help
+        verdict = FAILED if claim > CAP_BYTES + sum(codes) else SUSPICION
+    elif claim < max(totals) and claim not in [size + own for size in sizes for own in (0, *codes)]:
+        verdict = SUSPICION
+    detail = f"submission.json's, cap {CAP_BYTES:,}; the logs' totals go up to {max(totals, default=0):,}"
+    found = [Finding(verdict, "bytes_total", detail, claim, "bytes")]
+    for path in [path for path in files if path.suffix == ".pcll"][:8]:
+        size, detail = path.stat().st_size, f"of {path.name}, against the model sizes that the logs state"
+        verdict = NOT_CHECKABLE if not models else PROVEN if size in models else FAILED
         found.append(Finding(verdict, "artifact bytes", detail, size, "bytes"))
     return found
 
 
-def check_claimed_bytes(table: dict, logs: list[Log], code: list[Path]) -> Finding:
-    """submission.json's total against the logs and the cap; over it by less than the code, compression may help."""
-    names = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
-    claim, codes = first_number(table, *names), [path.stat().st_size for path in code]
-    if claim is None:
-        return Finding(NOT_CHECKABLE, "bytes_total", "submission.json states no size", None, "bytes")
-    totals = [log.last("total_bytes") for log in logs if "total_bytes" in log.numbers]
-    sizes = [size for log in logs for name in ("model_bytes", "total_bytes") for size in log.numbers.get(name, [])]
-    sizes += [size + own for size in sizes for own in codes] + [round(sum(totals) / max(1, len(totals)))]
-    if claim > CAP_BYTES:
-        verdict = FAILED if claim > CAP_BYTES + sum(codes) else SUSPICION
-    else:
-        verdict = NOT_CHECKABLE if not totals else CONSISTENT if claim >= max(totals) or claim in sizes else SUSPICION
-    detail = f"submission.json's, cap {CAP_BYTES:,}; the logs' totals go up to {max(totals, default=0):,}"
-    return Finding(verdict, "bytes_total", detail, int(claim), "bytes")
-
-
 def check_times(logs: list[Log], record: bool) -> list[Finding]:
-    """Hardware, training, calibration after it and evaluation; a limit binds in the record track, on 8 GPUs."""
+    """Hardware, training, calibration after it and evaluation; a limit binds in the record track, on 8 H100."""
     worlds, gpus = sorted({log.last("world_size") for log in logs} - {None}), sorted({log.gpu for log in logs} - {""})
     usual = worlds == [8] and gpus in ([], ["H100"])
     verdict = NOT_CHECKABLE if not worlds else CONSISTENT if usual or not record else SUSPICION
     detail = f"world size {worlds or 'not logged'}, GPU {', '.join(gpus) or 'not logged'}"
     found = [Finding(verdict, "hardware", detail, worlds[-1] if worlds else None, "processes")]
     binds = f"limit {LIMIT_S:g} s" if record else f"the limit of {LIMIT_S:g} s is the record track's"
-    train, line, log = slowest(logs, "train")
-    slack = max(1.0, log.times.get("step", (0.0, ""))[0]) if log else 1.0  # the step that crosses the limit is finished
-    verdict = limited(train, LIMIT_S + slack, log, record)
-    found.append(Finding(verdict, "training time", f"slowest log, its last step included; {binds}", train, "s", line))
-    if log and "calibration" in log.times:
-        extra, line = log.times["calibration"]
-        inside = train + extra <= LIMIT_S + slack * (extra > 0) or log.self_calibrated
-        verdict = CONSISTENT if inside else SUSPICION if record else NOT_CHECKABLE
-        detail = f"calibration after {train:.1f} s of training{', on text of its own' * log.self_calibrated}; {binds}"
-        found.append(Finding(verdict, "calibration", detail, extra or None, "s", line))
-    seconds, line, log = slowest(logs, "eval")
-    counts = log and log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic evaluation may take longer
-    verdict = limited(seconds, LIMIT_S, log, record and counts)
-    return [*found, Finding(verdict, "evaluation time", f"slowest single evaluation; {binds}", seconds, "s", line)]
+    for name, check in (("train", "training time"), ("eval", "evaluation time")):
+        timed = [(*max(log.facts[name]), log) for log in logs if log.facts[name]]
+        seconds, line, log = max(timed, key=lambda entry: entry[0], default=(0.0, "", Log("")))
+        slack = max(1.0, *(step for step, _ in log.facts["step"])) if name == "train" and log.facts["step"] else 1.0
+        counts = name == "train" or log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic may take longer
+        over = FAILED if log.last("world_size") == 8 and log.gpu in ("", "H100") else SUSPICION
+        over = over if record and counts else NOT_CHECKABLE
+        verdict = CONSISTENT if 0 < seconds <= LIMIT_S + slack else over if seconds else NOT_CHECKABLE
+        found.append(Finding(verdict, check, f"the slowest log's; {binds} and a step", seconds or None, "s", line))
+        if name == "train" and log.facts["calibration"]:
+            extra, line = max(log.facts["calibration"])
+            own = any(re.search("self|autoreg|generat", quote) for _, quote in log.facts["calibration"])
+            fits = own or seconds + extra <= LIMIT_S + slack * (extra > 0)
+            verdict = CONSISTENT if fits else SUSPICION if record else NOT_CHECKABLE
+            detail = f"calibration after {seconds:.1f} s of training; {binds}, or text of its own"
+            found.append(Finding(verdict, "calibration", detail, extra or None, "s", line))
+    return found
 
 
-def limited(seconds: float | None, limit: float, log: Log | None, binds: bool) -> str:
-    """The verdict on a time; over the limit is only proof on the hardware that the limit is for."""
-    if not seconds or seconds > limit and not binds:
-        return NOT_CHECKABLE
-    usual = log.last("world_size") == 8 and log.gpu in ("", "H100")
-    return CONSISTENT if seconds <= limit else FAILED if usual else SUSPICION
-
-
-def slowest(logs: list[Log], name: str) -> tuple[float | None, str, Log | None]:
-    timed = [(*log.times[name], log) for log in logs if name in log.times]
-    return max(timed, key=lambda entry: entry[0], default=(None, "", None))
-
-
-def check_split(line: Line, log: Log) -> Finding:
+def check_split(lines: list[Line], logs: list[Log]) -> Finding:
     """val_tokens x (val_loss / ln 2) / val_bpb is the size of the scored text: 151.08 MB under any tokenizer."""
+    log = logs[0] if logs else Log("")
     tokens, vocab = log.last("val_tokens"), log.last("vocab_size")
     if vocab is None:
         vocab = next((v for v, count in SPLIT_TOKENS.items() if tokens and abs(tokens / count - 1) < 0.002), None)
     whole = SPLIT_TOKENS.get(vocab)
-    if not line.loss or not line.bpb or not (tokens or whole):
+    ratios = [x.loss / math.log(2) / x.bpb for x in [*lines, *log.lines, *log.running] if x.loss and x.bpb]
+    if not lines or not lines[0].loss or not lines[0].bpb or not (tokens or whole):
         return Finding(NOT_CHECKABLE, "split", "needs val_loss, val_bpb, and val_tokens or a known vocabulary")
-    ratio = line.loss / math.log(2) / line.bpb
-    held = round((tokens or whole) * ratio)
-    off, many = held / SPLIT_BYTES - 1, tokens / whole if tokens and whole else None
-    detail = f"{tokens or whole:,} tokens{' (not logged)' * (not tokens)} of {ratio:.4f} bytes, by val_loss / val_bpb"
-    detail += f"; the whole split has {SPLIT_BYTES:,}"
-    if abs(off) <= 0.005:
-        return Finding(CONSISTENT, "split", detail, held, "bytes")
-    others = [x.loss / math.log(2) / x.bpb for x in [*log.lines, *log.running] if x.loss and x.bpb]
-    alike = len(others) > 1 and all(abs(other / ratio - 1) < 0.005 for other in others)
-    miscounted = many and abs(many - 1) < 0.002 and abs(off) > 0.01 and alike
-    part = many and many < 0.99 and abs(ratio * whole / SPLIT_BYTES - 1) < 0.03
+    held, part_of = round((tokens or whole) * ratios[0]), tokens / whole if tokens and whole else None
+    off = abs(held / SPLIT_BYTES - 1)
+    alike = len(ratios) > 2 and all(abs(ratio / ratios[0] - 1) < 0.005 for ratio in ratios)
+    miscounted = part_of and abs(part_of - 1) < 0.002 and off > 0.01 and alike
+    part = part_of and part_of < 0.99 and abs(ratios[0] * whole / SPLIT_BYTES - 1) < 0.03
+    detail = f"{tokens or whole:,} tokens{'' if tokens else ' (not logged)'} of {ratios[0]:.4f} bytes, by val_loss / "
+    detail += f"val_bpb; the whole split has {SPLIT_BYTES:,}"
     detail += "; its tokens, miscounted or not all scored" if miscounted else "; a part of it" if part else ""
-    quote = f"{line.where}: {line.text}"
-    return Finding(FAILED if miscounted or part else SUSPICION, "split", detail, held, "bytes", quote)
+    verdict = CONSISTENT if off <= 0.005 else FAILED if miscounted or part else SUSPICION
+    return Finding(verdict, "split", detail, held, "bytes", lines[0].quote)
 
 
-def check_seeds(table: dict, logs: list[Log], used: list[Log], files: list[Path]) -> Finding:
-    claimed, seeds = claimed_seeds(table), sorted((log.seed for log in used), key=str)
-    unlogged = [seed for seed in sorted(claimed) if seed not in [log.seed for log in logs]]
+def check_seeds(claimed: dict, logs: list[Log], used: list[Log], files: list[Path]) -> Finding:
+    seeds = sorted((log.seed for log in used), key=str)
+    unlogged = sorted(set(claimed) - {log.seed for log in logs})
     misnamed = [log.name for log in logs if log.named_seed not in (None, log.seed)]
-    count = len(set(seeds) - {None})
-    detail = f"val_bpb rests on logs of seeds {seeds}"
-    detail += f"; submission.json also names {unlogged[:8]}" if unlogged else ""
-    if misnamed:
-        return Finding(SUSPICION, "seeds", f"{detail}; {misnamed[0]} logs another seed than its name", count, "seeds")
-    if not seeds or None in [log.seed for log in logs]:
-        return Finding(NOT_CHECKABLE, "seeds", f"{detail}; a log states none", count, "seeds")
     elsewhere = any(re.search(rf"(?<!\d){seed}(?!\d)", path.name) for seed in unlogged for path in files)
-    missing = len(claimed) > len(logs) and not elsewhere  # with as many logs as seeds one may be mistyped
-    verdict = FAILED if unlogged and missing else SUSPICION if unlogged or count < len(seeds) else CONSISTENT
-    return Finding(verdict, "seeds", detail + "; one of them twice" * (count < len(seeds)), count, "seeds")
+    count, verdict, note = len(set(seeds) - {None}), CONSISTENT, ""
+    if misnamed:
+        verdict, note = SUSPICION, f"; {misnamed[0]} logs another seed than its name"
+    elif not seeds or None in [log.seed for log in logs]:
+        verdict, note = NOT_CHECKABLE, "; a log states none"
+    elif unlogged:  # with as many logs as seeds one may be mistyped
+        verdict = FAILED if len(claimed) > len(logs) and not elsewhere else SUSPICION
+        note = f"; submission.json also names {unlogged[:8]}"
+    elif count < len(seeds):
+        verdict, note = SUSPICION, "; one of them twice"
+    return Finding(verdict, "seeds", f"val_bpb rests on logs of seeds {seeds}{note}", count, "seeds")
 
 
 def check_settings(logs: list[Log]) -> Finding:
-    shared = set.intersection(*[set(log.settings) for log in logs]) if logs else set()
-    shared = {name for name in shared if not PER_RUN.search(name)}
-    if len(logs) < 2 or not shared:
+    shared = sorted(set.intersection(*[set(log.settings) for log in logs])) if logs else []
+    values = {name: {log.settings[name]: 1 for log in logs} for name in shared if not PER_RUN.search(name)}
+    if len(logs) < 2 or not values:
         return Finding(NOT_CHECKABLE, "settings", "fewer than two logs to compare, or no settings in them")
-    values = {name: list(dict.fromkeys(log.settings[name] for log in logs)) for name in sorted(shared)}
     changed = [f"{name} {' / '.join(seen)}" for name, seen in values.items() if len(seen) > 1]
-    detail = f"differ: {'; '.join(changed[:8])}" if changed else f"{len(shared)} are the same in {len(logs)} logs"
+    detail = f"differ: {'; '.join(changed[:8])}" if changed else f"{len(values)} are the same in {len(logs)} logs"
     return Finding(SUSPICION if changed else CONSISTENT, "settings", detail, len(changed), "differences")
 
 
 def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
     """The script that each log embeds against those in the folder, comments and layout aside."""
-    own, checked = {code_shape(read_text(path)) for path in code} if any(log.sources for log in logs) else set(), 0
+    texts, checked = [[line.rstrip() for line in read_text(path).split("\n")] for path in code], 0
+    own = [(code_shape(text), set(text)) for text in texts]
     for log in logs:
-        sources = [source for source in log.sources if len(source) > 20 and code_shape("\n".join(source))]
-        if own and sources and not own & {code_shape("\n".join(source)) for source in sources}:
-            theirs = [{text.rstrip() for text in read_text(path).split("\n")} for path in code]
-            differ = min(len(set(source) ^ text) for source in sources for text in theirs)
+        sources = [(shape, set(text)) for text in log.sources if len(text) > 20 and (shape := code_shape(text))]
+        if own and sources and not {shape for shape, _ in own} & {shape for shape, _ in sources}:
+            differ = min(len(mine ^ theirs) for _, mine in own for _, theirs in sources)
             detail = f"{log.name} embeds a script that is not in the folder; lines that differ from the closest"
             return Finding(SUSPICION, "script", detail, differ, "lines")
         checked += bool(own and sources)
@@ -1332,69 +1093,52 @@ def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
     return Finding(PROVEN, "script", f"{checked} of {len(logs)} logs embed a script of the folder", checked, "logs")
 
 
-@cache
-def code_shape(source: str) -> str | None:
-    """A hash of a program without its comments and layout; None if it does not parse."""
-    try:
-        return hashlib.sha256(ast.dump(parse_code(source)).encode()).hexdigest()
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
+def code_shape(lines: list[str]) -> str | None:
+    """A program without its comments and layout; None if it does not parse."""
+    with suppress(*UNREADABLE):
+        return ast.dump(ast.parse("\n".join(lines)))
 
 
-def check_against(lines: list[Line], against: str) -> list[Finding]:
+def check_against(lines: list[Line], against: str | None) -> list[Finding]:
     """Whether our scores are lower than theirs by RECORD_NATS at p < RECORD_P, in nats per token of our tokenizer."""
-    theirs = [to_number(text) for text in against.split(",")]
+    theirs = [to_number(text) for text in (against or "1").split(",")]
     if not all(bpb and 0 < bpb < 100 for bpb in theirs):
         raise UnusableInput(f"--against takes bits per byte, one or several with commas, not {clean(against, 40)}")
     finals = [line for line in lines if line.kind == "final"]
-    if not finals:
-        return [Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb", None, "nats")]
-    losses = [line.loss / line.bpb for line in finals if line.loss and line.bpb]  # nats a token per bit a byte
-    nats = sum(losses) / len(losses) if losses else math.log(2) * SPLIT_BYTES / SP1024_VAL_TOKENS
-    ours = [line.bpb for line in finals]
-    gain = (sum(theirs) / len(theirs) - sum(ours) / len(ours)) * nats
-    p = welch([bpb * nats for bpb in theirs], [bpb * nats for bpb in ours], RECORD_NATS)
-    enough = "better" if gain >= 0 else "worse"
-    detail = f"nats a token {enough}, mean of {len(ours)} against {len(theirs)} ({nats:.4f} nats a bit per byte); "
-    if p is None:
-        detail += f"a record needs {RECORD_NATS} at p < {RECORD_P}, which one score or equal scores cannot show"
-        return [Finding(FAILED if gain < RECORD_NATS else NOT_CHECKABLE, "significance", detail, gain, "nats")]
-    detail += f"one-sided p = {p:.3g} for {RECORD_NATS} nats or more, a record needs < {RECORD_P}"
-    verdict = CONSISTENT if gain >= RECORD_NATS and p < RECORD_P else FAILED
+    if not finals or not against:
+        return [Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb", None, "nats")] if against else []
+    ratios = [line.loss / line.bpb for line in finals if line.loss and line.bpb]
+    nats = fmean(ratios or [math.log(2) * SPLIT_BYTES / SP1024_VAL_TOKENS])  # a token, per bit a byte
+    ours, theirs = [line.bpb * nats for line in finals], [bpb * nats for bpb in theirs]
+    gain, p = fmean(theirs) - fmean(ours), welch(theirs, ours, RECORD_NATS)
+    stated = "one score or equal scores show none" if p is None else f"p = {p:.3g} (Welch, one-sided)"
+    detail = f"nats a token {'better' if gain >= 0 else 'worse'}, mean of {len(ours)} against {len(theirs)}; a record "
+    detail += f"needs {RECORD_NATS} at p < {RECORD_P}: {stated}; {nats:.4f} nats a bit per byte"
+    verdict = FAILED if gain < RECORD_NATS else NOT_CHECKABLE if p is None else CONSISTENT if p < RECORD_P else FAILED
     return [Finding(verdict, "significance", detail, gain, "nats")]
 
 
 def welch(a: list[float], b: list[float], margin: float) -> float | None:
     """One-sided p of mean(a) - mean(b) <= margin, by Welch's t-test; a list of one value counts as exact."""
-    variance, squares = 0.0, 0.0
-    for values in (a, b):
-        if len(values) > 1:
-            mean = sum(values) / len(values)
-            part = sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values)
-            variance, squares = variance + part, squares + part * part / (len(values) - 1)
+    parts = [(variance(values) / len(values), len(values) - 1) for values in (a, b) if len(values) > 1]
+    total, squares = sum(part for part, _ in parts), sum(part * part / freedom for part, freedom in parts)
     if len(b) < 2 or squares == 0:
         return None
-    gain, freedom = sum(a) / len(a) - sum(b) / len(b) - margin, variance**2 / squares
-    tail = incomplete_beta(freedom / 2, 0.5, freedom / (freedom + gain * gain / variance)) / 2
-    return tail if gain > 0 else 1 - tail
+    t = (fmean(a) - fmean(b) - margin) / math.sqrt(total)
+    tail = student_tail(abs(t), total**2 / squares)
+    return tail if t > 0 else 1 - tail
 
 
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b), by its power series (DLMF 8.17.8), all of positive terms."""
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(b, a, 1 - x)
-    term = total = 1 / a
-    count = 0
-    while term > 1e-17 * total:
-        term *= x * (a + b + count) / (a + 1 + count)
-        total, count = total + term, count + 1
-    return total * math.exp(a * math.log(x) + b * math.log1p(-x) + math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b))
+def student_tail(t: float, freedom: float) -> float:
+    """P(T > t >= 0) of Student's t: the integral of sin(x)^(freedom - 1) up to atan(sqrt(freedom) / t), in its form
+    x = y^4 that is smooth at 0, by Gauss's rule."""
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    y, end = (nodes + 1) / 2, math.atan2(math.sqrt(freedom), t)
+    area = end * (weights @ (np.sin(end * y**4) ** (freedom - 1) * 2 * y**3))
+    return area * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Record folder: what has invalidated entries before
+# ---- Record folder: what has invalidated entries before
 
 CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
     "picks by the validation score": re.compile(r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"),
@@ -1410,13 +1154,13 @@ SCORED = re.compile("byte|bpb|scored")
 
 def check_patterns(logs: list[Log], script: Path | None, code: list[Path]) -> list[Finding]:
     """Never FAILED: each names its line, for a person to judge."""
-    hits = {what: line for log in logs for what, line in log.patterns.items()}
+    hits = {what: log.facts[what][0][1] for log in logs for what in LOG_PATTERNS if log.facts[what]}
     unread = [] if script else ["no script is here"]
     for path in [path for path in code if path == script or re.match("train|eval", path.name)][:8]:
         try:
-            for what, number, text in code_patterns(unpack(parse_code(read_text(path)))):
+            for what, number, text in code_patterns(ast.parse(unpack(read_text(path)))):
                 hits.setdefault(what, f"{path.name}:{number}: {text[:160]}")
-        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        except UNREADABLE as error:
             unread.append(f"{path.name} cannot be read as Python ({type(error).__name__})")
     found = [Finding(SUSPICION, "pattern", what, None, "", line) for what, line in hits.items()]
     if unread:
@@ -1426,15 +1170,15 @@ def check_patterns(logs: list[Log], script: Path | None, code: list[Path]) -> li
 
 def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
     """(what, line number, text) for each place that looks like something that has invalidated entries."""
-    nodes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    functions = {node.name: ast.unparse(node) for node in nodes}
-    for node in nodes:
-        for loop in outer_loops(node):
+    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    texts = {name: ast.unparse(node) for name, node in functions.items()}
+    for name, node in functions.items():
+        callers = [other for other, text in texts.items() if other != name and f"{name}(" in text]
+        scored = any("eval" in caller or "score" in caller for caller in callers)  # those adapt on what they scored
+        for loop in [] if scored else outer_loops(node):
             body = ast.unparse(loop)
             if ".backward(" in body and ".step(" in body and VAL_TOKENS.search(body) and not SCORED.search(body):
-                callers = [name for name, text in functions.items() if name != node.name and f"{node.name}(" in text]
-                if not any("eval" in name or "score" in name for name in callers):  # those adapt on what they scored
-                    yield "trains on validation tokens without scoring them first", loop.lineno, f"loop in {node.name}"
+                yield "trains on validation tokens without scoring them first", loop.lineno, f"loop in {name}"
     for node in ast.walk(tree):
         test, plain = getattr(node, "test", None), isinstance(node, ast.stmt) and not hasattr(node, "body")
         if test is not None or plain and not isinstance(getattr(node, "value", None), ast.Constant):  # no docstrings
@@ -1442,53 +1186,34 @@ def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
             yield from ((what, node.lineno, text) for what, pattern in CODE_PATTERNS.items() if pattern.search(text))
 
 
-def outer_loops(node: ast.AST) -> Iterator[ast.For | ast.While]:
+def outer_loops(node: ast.AST) -> list[ast.For | ast.While]:
     """The loops of a function that lie in no other loop."""
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.For | ast.While):
-            yield child
-        elif not isinstance(child, ast.FunctionDef):
-            yield from outer_loops(child)
+    inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.FunctionDef)]
+    return [loop for x in inner for loop in ([x] if isinstance(x, ast.For | ast.While) else outer_loops(x))]
 
 
-def parse_code(source: str) -> ast.Module:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of escapes in their strings
-        return ast.parse(source)
-
-
-def unpack(tree: ast.Module) -> ast.Module:
+def unpack(text: str) -> str:
     """The program inside exec(lzma.decompress(b85decode("..."))), as late entries pack it; else the program itself."""
-    raw_lzma = partial(lzma.LZMADecompressor, lzma.FORMAT_RAW, None, [{"id": lzma.FILTER_LZMA2}])
-    formats = (partial(lzma.LZMADecompressor, lzma.FORMAT_AUTO, 1 << 26), raw_lzma, zlib.decompressobj)
-    texts = [node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)]
-    texts = [text for text in texts if isinstance(text, str | bytes) and len(text) > 1_000]
-    for text, decode, opened in product(texts[:3], (base64.b85decode, base64.b64decode), formats):
-        with suppress(ValueError, lzma.LZMAError, zlib.error):
-            return parse_code(opened().decompress(decode(text), TEXT_BYTES).decode())
-    return tree
+    raw = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
+    packed = re.findall(r"['\"]([^'\"\s\\]{1000,})['\"]", text)[:3]
+    for blob, decode, form in product(packed, (base64.b85decode, base64.b64decode), ({"memlimit": 1 << 26}, raw)):
+        with suppress(ValueError, lzma.LZMAError):
+            return lzma.LZMADecompressor(**form).decompress(decode(blob), TEXT_BYTES).decode()
+    return text
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Main
-
-SCHEMA = """
---json prints one object: schema (1), input (the path), exit_code, findings: a list of
-{verdict, check, detail, number (or null), unit, line (the evidence quoted, or "")}."""
-
+# ---- Main
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    about, _, rest = __doc__.partition("\n\n")
-    epilog = rest.partition("\n\nIn this order")[0] + "\n" + SCHEMA
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("verify.py", description=about, epilog=epilog, formatter_class=form)
+    parser = argparse.ArgumentParser("verify.py", description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("target", help="an artifact.pcll or a record folder")
     add("--code", help="the counted script (default: train_gpt.py beside the artifact, else here)")
     add("--data", help=f"folder with fineweb_val_*.bin (default: {' or '.join(DEFAULT_DATA)})")
     add("--tokenizer", help="SentencePiece model (default: the one near the data with the artifact's sha256)")
-    add("--claim", type=positive, metavar="BPB", help="claimed val_bpb, after adaptation with --ttt")
-    add("--tolerance", type=positive, default=TOLERANCE, metavar="BPB", help="between claim and result (%(default)s)")
+    add("--claim", type=float, metavar="BPB", help="claimed val_bpb, after adaptation with --ttt")
+    add("--tolerance", type=float, default=TOLERANCE, metavar="BPB", help="between claim and result (%(default)s)")
     add("--max-tokens", type=int, metavar="N", help="score the first N tokens only")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--ttt", action="store_true", help="replay the artifact's score-first adaptation")
@@ -1499,28 +1224,18 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
-        raise ValueError
-    return number
-
-
 def check(args: argparse.Namespace) -> list[Finding]:
     """All findings on args.target; UnusableInput where nothing can be checked."""
     target = Path(args.target)
     if args.model and not args.trust_code:
         raise UnusableInput(f"--model runs the code in {args.model}; add --trust-code if you have read it")
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise UnusableInput("--device cuda, but torch finds no GPU here")
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UnusableInput("--max-tokens must be at least 2")
     if target.is_dir():
-        found, artifacts = check_folder(target, args), sorted(target.glob("*.pcll"))
-        for artifact in artifacts:
-            prefix = f"{artifact.stem}: " if len(artifacts) > 1 else ""
+        found = check_folder(target, args)
+        for artifact in sorted(target.glob("*.pcll")):
             several = check_artifact(artifact, args, submitted_scores(target))
-            found += [replace(f, detail=prefix + f.detail) for f in several]
+            found += [f._replace(detail=f"{artifact.name}: {f.detail}") for f in several]
         return found
     with target.open("rb") as file:
         if file.read(4) != b"PCLL":
@@ -1531,11 +1246,17 @@ def check(args: argparse.Namespace) -> list[Finding]:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     sys.stdout.reconfigure(errors="replace")
+    warnings.simplefilter("ignore", SyntaxWarning)  # of escapes in their strings
     say.last = time.monotonic()
     try:
         found = check(args)
-        print_json(args.target, found) if args.json else print_report(found)
-        return exit_code(found)
+        code = int(any(f.verdict == FAILED for f in found))
+        if args.json:  # a number that JSON cannot hold (NaN, infinity) becomes null
+            rows = [f._asdict() | {"number": f.number if math.isfinite(f.number or 0) else None} for f in found]
+            print(json.dumps({"schema": 1, "input": args.target, "exit_code": code, "findings": rows}, indent=1))
+        else:
+            print_report(found)
+        return code
     except UnusableInput as error:
         problem = str(error)
     except OSError as error:

@@ -33,8 +33,8 @@ LIMIT_S = 600  # of the 10-minute track, for training and again for evaluation
 LAST_STEP_S = 1  # training may be longer by this: the step that crosses the limit is finished
 LOG_BYTES = 2**26  # a larger file is no log
 RULE = "\n" + "=" * 80 + "\n"  # between the source and the lines of the run
-PER_RUN = ("seed", "run_id", "artifact_path")  # settings in which the runs of a record may differ
-FINAL = r"^final_pcll_(%s)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
+PER_RUN = ("seed", "run_id", "artifact_path", "checkpoint_every", "resume")  # settings that may differ
+FINAL = r"^final_pcll_(%s)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) val_tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
 FINISHED = {  # lines that the log of a finished run has
     "versions and GPU": r"^(python .+) GPU (.+)$",
     "world_size": r"^preset:\S+ world_size:(\d+) ",
@@ -68,7 +68,7 @@ class Run:
     data: bytes  # the whole log
     source: str
     lines: str  # what follows the source
-    settings: dict[str, str]  # name -> value, as printed
+    settings: dict[str, str]  # name -> value, as printed last
     changed: dict[str, str]  # those that the source's preset has otherwise
     versions: dict[str, str]
     gpu: str
@@ -96,15 +96,16 @@ def read_run(path: Path) -> Run:
     if not rule or not begin or "\0" in head + lines or "\ufffd" in head + lines:
         raise UserError(f"{path} is not a log that begins with its run's source, closed by a line of 80 '='.")
     source = head[begin.start() :]
-    found = {what: re.search(pattern, lines, re.M) for what, pattern in FINISHED.items()}
+    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[-1]  # a run that was resumed begins more than once
+    found = {what: re.search(pattern, last, re.M) for what, pattern in FINISHED.items()}
     if lacking := [what for what, line in found.items() if not line]:
         raise UserError(f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another script's.")
     if len(source.encode()) != (code_bytes := int(found["Code size"][1])):
         raise UserError(f"{path} states a code of {code_bytes} bytes, but its source has {len(source.encode())}.")
-    settings, changed = read_settings(path, source, lines[: found["world_size"].start()])
+    settings, changed = read_settings(path, source, last[: found["world_size"].start()])
     steps = re.findall(r"^(?:stopping_early: .*)?step:(\d+)/", lines, re.M)
     times = re.findall(r"^(?:step:|stopping_early: ).*?\btrain_time:(\d+)ms", lines, re.M)
-    calibration = re.findall(r"^calibration_time:(\d+)ms", lines, re.M)
+    calibration = re.findall(r"^calibration_time:(\d+)ms", last, re.M)
     versions = found["versions and GPU"][1].split()
     return Run(
         path, data, source, lines, settings, changed,
@@ -113,7 +114,7 @@ def read_run(path: Path) -> Run:
         steps=max(map(int, steps), default=0),
         train_seconds=(max(map(int, times), default=0) + sum(map(int, calibration))) / 1000,
         scores={kind: Score(float(loss), float(bpb), int(tokens), int(size), int(ms) / 1000)
-                for kind, loss, bpb, tokens, size, ms in re.findall(FINAL % "ttt|sliding", lines, re.M)},
+                for kind, loss, bpb, tokens, size, ms in re.findall(FINAL % "ttt|sliding", last, re.M)},
         code_bytes=code_bytes, artifact_bytes=int(found["Serialized model pcll"][1]))
 
 
@@ -200,7 +201,7 @@ def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
     results = {str(run.seed): dict(
         val_bpb=score.val_bpb, val_loss=score.val_loss, bytes_total=run.total_bytes, artifact_bytes=run.artifact_bytes,
         steps=run.steps, train_seconds=run.train_seconds, eval_seconds=score.seconds)
-        for run, score in zip(runs, scores, strict=True)}  # fmt: skip
+        for run, score in zip(runs, scores, strict=True)}
     return dict(
         name=args.name, author=args.author, github_id=args.github_id, date=args.date, track=args.track,
         blurb=args.blurb or f"Preset {run.settings['preset']}" + f" with {changed}" * bool(changed),

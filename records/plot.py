@@ -29,21 +29,22 @@ import zstandard
 from pack import Run, UserError, read_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from decode_artifact import CODECS, FLOAT32, HUFFMAN, ArtifactError, parse_pcll, read_bytes  # noqa: E402
+import decode_artifact as pcll  # noqa: E402
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
 STYLE = {"font.size": 20, "figure.figsize": (12, 7.5), "figure.dpi": 100, "lines.linewidth": 4, "lines.markersize": 12,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 2, "hatch.linewidth": 2}  # fmt: skip
-LINES = (("black", "-", "o"), ("0.5", "--", "s"), ("0.35", ":", "^"), ("0.65", "-.", "D"))  # grey, line style, marker
+         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 2, "hatch.linewidth": 2}
+LINES = (("black", "-"), ("0.5", "--"), ("0.35", ":"), ("0.65", "-."))  # grey, line style
+MARKERS = "os^Dv"  # five, so that with four lines 20 curves differ
 PARTS = {"MLP": (".up", ".down"), "query, key, value": (".q", ".k", ".v"), "attention output": (".out",),
          "bigram hash": ("bigram.table", "bigram.proj"), "token embedding": ("tok_emb",), "vectors": ("",)}  # by ending
 CAPTIONS = {
     "loss.png": "Training loss against tokens seen.",
     "bpb.png": "Bits per byte from training to score, means over the runs. The axis does not start at zero.",
-    "bytes.png": "Bytes by part. A quantised tensor counts with its codes and tables, which zstd cannot shrink; what "
-                 "is stored as floats counts as zstd-22 shrinks that part alone; the rest of the file is the last bar.",
+    "bytes.png": "Bytes by part: its codes, and its side data (floats, codebooks, scales) as zstd-22 shrinks them when "
+                 "alone. The last bar is the rest of the file.",
     "rate.png": "Bits per byte against the rate of the weights. The axes do not start at zero.",
 }
 
@@ -57,22 +58,24 @@ def picture(ax: plt.Axes, x: str, y: str) -> bytes:
     return file.getvalue()
 
 
-def label_ends(ax: plt.Axes, ends: list[tuple[float, float, str]]) -> None:
-    """Writes each line's name to the right of its end (x, y), the names apart from one another."""
+def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], first: bool) -> None:
+    """Draws the lines, with their names beside their last points; or with markers, and the names beside the first
+    points, on the left, while the y axis stands on the right."""
+    for points, (grey, style), marker in zip(curves.values(), cycle(LINES), cycle(MARKERS), strict=False):
+        ax.plot(*zip(*points, strict=True), color=grey, linestyle=style, marker=marker if first else None)
+    if first:
+        ax.yaxis.tick_right()
+        ax.yaxis.set_label_position("right")
+        ax.spines["left"].set_visible(False)
+        ax.spines["right"].set_visible(True)
     ax.figure.canvas.draw()  # fixes the axes' limits
     to_axes, gap, height = ax.transData + ax.transAxes.inverted(), 0.08, -1.0
-    for x, y, text in sorted(ends, key=lambda end: end[1]):
-        height = max(to_axes.transform((x, y))[1], height + gap)
-        ax.annotate(text, (x, y), (1.04, height), textcoords="axes fraction", va="center", annotation_clip=False,
+    ends = [(*points[0 if first else -1], name) for name, points in curves.items()]
+    for x, y, name in sorted(ends, key=lambda end: (end[1], end[0] if first else -end[0])):
+        height = max(to_axes.transform((x, y))[1], height + gap)  # the names stay apart
+        ax.annotate(name, (x, y), (-0.04 if first else 1.04, height), textcoords="axes fraction", va="center",
+                    ha="right" if first else "left", annotation_clip=False,
                     arrowprops=dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6))
-
-
-def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], markers: bool) -> None:
-    ends = []
-    for (name, points), (grey, style, marker) in zip(curves.items(), cycle(LINES), strict=False):
-        ax.plot(*zip(*points, strict=True), color=grey, linestyle=style, marker=marker if markers else None)
-        ends.append((*points[-1], name))
-    label_ends(ax, ends)
 
 
 def draw_loss(runs: list[Run]) -> bytes | None:
@@ -81,12 +84,13 @@ def draw_loss(runs: list[Run]) -> bytes | None:
     for run in runs:
         batch = int(run.settings["train_batch_tokens"]) / 1e6
         steps = re.findall(r"^step:(\d+)/\d+ train_loss:(\d+\.\d+)", run.lines, re.M)
-        curves[f"seed {run.seed}"] = [(int(step) * batch, float(loss)) for step, loss in steps]
+        losses = {int(step): float(loss) for step, loss in steps}  # a resumed run has some steps twice
+        curves[f"seed {run.seed}"] = [(step * batch, loss) for step, loss in sorted(losses.items())]
     if not all(curves.values()):
         return None
     ax = plt.subplots()[1]
     ax.set_xscale("log")
-    draw_lines(ax, curves, markers=False)
+    draw_lines(ax, curves, first=False)
     return picture(ax, "million tokens", "training loss, nats per token")
 
 
@@ -108,22 +112,32 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
             ax.bar(i - 0.5, bpb - before, 0.2, before, color="0.85", edgecolor="black", linewidth=2,
                    hatch="//" if bpb > before else None)
             ax.text(i - 0.5, min(bpb, before) - 0.03 * span, f"{bpb - before:+.4f}", ha="center", va="top")
-    ax.set_xticks(range(len(stages)), [textwrap.fill(name, 16) for name, _ in stages])
+    ax.set_xticks(range(len(stages)), [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages])
     ax.set_ylim(low - 0.15 * span, high + 0.15 * span)
     return picture(ax, "", "validation, bits per byte")
 
 
+def side_data(data: bytes) -> dict[str, bytes]:
+    """Of each tensor, what the artifact stores of it before the codes: floats, codebook or scales."""
+    cursor, found = pcll.Cursor(pcll.inflate(data)), {}
+    pcll.read_config(cursor)
+    for tensor in pcll.read_table(cursor, len(data)):
+        start = cursor.position
+        read = {pcll.HUFFMAN: pcll.read_codebook, pcll.TRELLIS: pcll.read_scales}.get(tensor.codec, pcll.read_floats)
+        read(cursor, tensor)
+        found[tensor.name] = bytes(cursor.content[start : cursor.position])
+    return found
+
+
 def attribute(data: bytes, code: int) -> dict[str, float]:
     """Bytes of each part of code and artifact, as the caption of bytes.png says; they add up to the size of both."""
-    _, tensors, weights = parse_pcll(data)
-    shares = {"code": float(code)}
+    tensors, side, shares = pcll.parse_pcll(data)[1], side_data(data), {"code": float(code)}
     for part in PARTS:
         own = [t for t in tensors if part == next(p for p, ends in PARTS.items() if t.name.endswith(ends))]
-        floats = [weights[t.name].astype("<f4" if t.codec == FLOAT32 else "<f2") for t in own if t.codec < HUFFMAN]
-        planes = b"".join(array.reshape(-1, 1).view("u1").T.tobytes() for array in floats)
-        codecs = ", ".join(dict.fromkeys(CODECS[t.codec] for t in own))
-        shares[f"{part}\n{codecs}"] = (sum(t.bits / 8 for t in own if t.codec >= HUFFMAN)
-                                       + len(zstandard.compress(planes, 22)) * bool(planes))
+        codecs = ", ".join(dict.fromkeys(pcll.CODECS[t.codec] for t in own))
+        stored = b"".join(side[t.name] for t in own)
+        codes = sum(t.bits / 8 for t in own) - len(stored)
+        shares[f"{part}\n{codecs}"] = codes + len(zstandard.compress(stored, 22)) * bool(own)
     return shares | {"header, tables": len(data) + code - sum(shares.values())}
 
 
@@ -160,7 +174,7 @@ def read_rates(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 def draw_rates(curves: dict[str, list[tuple[float, float]]]) -> bytes:
     ax = plt.subplots()[1]
-    draw_lines(ax, curves, markers=True)
+    draw_lines(ax, curves, first=True)
     return picture(ax, "bits per weight", "validation, bits per byte")
 
 
@@ -177,19 +191,26 @@ def plot(folder: Path) -> list[str]:
     if not logs:
         raise UserError(f"{folder} is no record folder: it has no train_seed*.log.")
     runs = sorted(map(read_run, logs), key=lambda run: run.seed)
-    artifact, rates = folder / "artifact.pcll", folder / "rate.csv"
-    pictures = {"loss.png": draw_loss(runs), "bpb.png": draw_bpb(runs)}
-    if artifact.exists():
-        pictures["bytes.png"] = draw_bytes(read_bytes(artifact), runs[0].code_bytes)
-    if rates.exists():
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    pictures = {}
+    if (rates := folder / "rate.csv").exists():
         pictures["rate.png"] = draw_rates(read_rates(rates))
-    pictures = {name: data for name, data in pictures.items() if data}
-    text = show((folder / "README.md").read_text(encoding="utf-8"), list(pictures))
-    for name, data in (pictures | {"README.md": text.encode()}).items():
-        draft = folder / f".{name}.{os.getpid()}.tmp"
-        draft.write_bytes(data)
-        draft.replace(folder / name)
+    if (artifact := folder / "artifact.pcll").exists():
+        pictures["bytes.png"] = draw_bytes(pcll.read_bytes(artifact), runs[0].code_bytes)
+    pictures |= {"loss.png": draw_loss(runs), "bpb.png": draw_bpb(runs)}
+    pictures = {name: pictures[name] for name in CAPTIONS if pictures.get(name)}
+    for name, data in (pictures | {"README.md": show(text, list(pictures)).encode()}).items():
+        write_atomically(folder / name, data)
     return list(pictures)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        draft.write_bytes(data)
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -204,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     except UserError as error:
         problem = str(error)
-    except ArtifactError as error:
+    except pcll.ArtifactError as error:
         problem = f"{args.folder / 'artifact.pcll'}: {error}."
     except (OSError, UnicodeDecodeError) as error:
         problem = f"{getattr(error, 'filename', None) or args.folder}: {getattr(error, 'strerror', None) or error}."

@@ -13,7 +13,7 @@ the class its number of k-means levels: 48 for the MLP, 80 for q, k and v, 64 fo
     vs author      file size against the author's at equal error in every tensor: where the errors differ, half a
                    log2 of their ratio per weight is added (6.02 dB a bit); far from equality (int6) take it as a guide
     encode, decode seconds on this machine; of int codes and ours all, of the author's loop over bits extrapolated
-    over entropy   the coded stream against the entropy of its own symbols; for trellis: given their contexts
+    over entropy   the coded stream against the entropy of its own symbols; of ours: given their classes or contexts
     over bound     bits against the rate-distortion bound of Gaussian weights with the tensor's row and column scales
                    (reverse water-filling) at the error that the method reaches in each tensor
 """

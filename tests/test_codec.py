@@ -26,9 +26,11 @@ def weights(draw) -> np.ndarray:
     """Gaussian with spread rows and columns, constant, sparse or with outliers, on very different scales."""
     shape, rng = draw(SHAPES), np.random.default_rng(draw(st.integers(0, 2**32)))
     w = rng.standard_normal(shape)
-    kind = draw(st.sampled_from(["spread", "constant", "sparse", "outlier", "negative zero"]))
-    if kind == "spread":
+    kind = draw(st.sampled_from(["rows", "columns", "constant", "sparse", "outlier", "negative zero"]))
+    if kind == "rows":
         w = w * np.exp(rng.standard_normal((shape[0],) + (1,) * (len(shape) - 1)))
+    elif kind == "columns":
+        w = w * np.exp(rng.standard_normal(shape[1:]))
     elif kind == "constant":
         w = np.full(shape, rng.standard_normal())
     elif kind == "sparse":
@@ -107,6 +109,34 @@ def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
     assert optimal_total(fibonacci) < (lengths * fibonacci).sum() < 1.001 * optimal_total(fibonacci)
 
 
+def test_columns_get_codes_of_their_own_where_that_pays(tmp_path):
+    w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
+    even, spread = code_huffman(w, 48), code_huffman(w * np.repeat(np.float32([1, 0.3, 0.1, 0.03]), 100), 48)
+    assert len(even.lengths) == 1 and len(spread.lengths) > 1
+    artifact = encode_pcll({}, {"w": spread}, 8)
+    both_decoders(artifact, tmp_path)
+    one_code = huffman_lengths(np.bincount(spread.symbols % 48)).astype(int)[spread.symbols % 48].sum()
+    assert 8 * len(artifact) < 0.8 * one_code
+
+
+@given(npst.arrays(np.int64, st.tuples(st.integers(1, 30), st.integers(1, 12)), elements=st.integers(0, 50)))
+def test_classes_of_columns_are_canonical(counts):
+    """Each occurs, their codes are different and in order, and no column would be shorter in another class's code."""
+    for number in (1, 2, 4):
+        cost, classes, lengths = train_gpt.column_classes(counts, number)
+        assert np.unique(classes).tolist() == list(range(len(lengths))) and len(lengths) <= number
+        rows = [row.tobytes() for row in lengths]
+        assert rows == sorted(set(rows)) and (np.exp2(-lengths.astype(float)).sum(axis=1) == 1).all()
+        bits = counts @ lengths.T
+        assert (bits[np.arange(len(counts)), classes] == bits.min(axis=1)).all() and cost > bits.min(axis=1).sum()
+
+
+def test_more_weights_than_a_reader_takes_from_so_few_bytes():
+    constant = code_huffman(np.ones((1000, 1000), dtype=np.float32), 48)
+    with pytest.raises(UserError, match="1000000 weights are all but constant: no reader takes so many from [0-9]+ b"):
+        encode_pcll({}, {"w": constant}, 8)
+
+
 def test_kmeans_reaches_the_centroids_of_lloyds_iteration():
     w = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
     centroids = np.linspace(w.min(), w.max(), 12)
@@ -172,7 +202,7 @@ def test_coded_streams_are_as_long_as_the_entropy_of_their_symbols(spread):
 
     coded = code_huffman(w.astype(np.float32), 48)
     stream = train_gpt.huffman_encode([coded])
-    bits = int(coded.lengths.astype(int)[coded.symbols].sum())
+    bits = int(coded.lengths.astype(int).ravel()[coded.symbols].sum())
     assert len(stream) == 4 * lanes + 2 * -(-bits // 16)
 
 

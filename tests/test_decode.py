@@ -64,7 +64,8 @@ def codebooks(draw, fewest=1):
     rng = random.Random(draw(st.integers(0, 999)))
     skew = draw(st.sampled_from((1, 3, 50)))  # from even to nearly constant, which makes codes of 1 and of 16 bits
     levels = [int(len(centroids) * rng.random() ** skew) for _ in range(math.prod(shape))]
-    return Codebook(shape, levels, centroids)
+    numbers = draw(st.integers(1, 4))
+    return Codebook(shape, levels, centroids, classes=[rng.randrange(numbers) for _ in range(math.prod(shape[1:]))])
 
 
 @st.composite
@@ -123,14 +124,15 @@ def test_lanes(elements):
 @few
 @given(codebooks(fewest=2))
 def test_huffman_against_a_loop_over_bits(tensor):
-    """In a single lane the words are the codes one after another, then zeros."""
+    """In a single lane the words are the codes one after another, each of its column's class, then zeros."""
     assume(math.prod(tensor.shape) < 256)
     container = build({}, {"w": tensor})
     bits = "".join(format(word, "016b") for word in container.huffman.words)
-    levels = {code: level for level, code in enumerate(canonical_codes(tensor.lengths))}
+    codes = [{code: level for level, code in enumerate(canonical_codes(lengths))} for lengths in tensor.lengths]
     decoded, code = [], ""
     for i in range(len(bits)):
         code += bits[i]
+        levels = codes[tensor.element_class(len(decoded))]
         if code in levels:
             decoded.append(levels[code])
             code = ""
@@ -178,10 +180,11 @@ def test_coded_size_and_entropy():
     tensors = {tensor.name: tensor for tensor in parse_pcll(container.file())[1]}
     assert tensors["a"].bits == 8 * 16 and tensors["b"].bits == 8 * 6
     assert tensors["a"].entropy is tensors["a"].levels is None
-    code_bits = sum(codebook.lengths[level] for level in codebook.levels)
-    assert tensors["c"].bits == 8 * (1 + 4 * 2 + 4) + code_bits
-    assert tensors["c"].entropy == pytest.approx(entropy(codebook.levels)) and tensors["c"].levels == 4
-    assert (tensors["d"].bits, tensors["d"].entropy, tensors["d"].levels) == (32, 0, 1)
+    coded = [(codebook.element_class(i), level) for i, level in enumerate(codebook.levels)]
+    assert tensors["c"].bits == 8 * (1 + 4 * 2 + 9 + 2 * 4) + sum(codebook.lengths[c][level] for c, level in coded)
+    expected = sum(entropy([level for c, level in coded if c == number]) for number in (0, 1))
+    assert tensors["c"].entropy == pytest.approx(expected) and tensors["c"].levels == 4
+    assert (tensors["d"].bits, tensors["d"].entropy, tensors["d"].levels) == (40, 0, 1)
     coded = [(path.context(i, 3), index + 7) for i, index in enumerate(path.indices)]
     ideal = sum(14 - math.log2(frequencies[context][symbol]) for context, symbol in coded)
     assert tensors["e"].bits == pytest.approx(8 * (6 + 16 + 5) + ideal)
@@ -201,7 +204,7 @@ def big_file(codec: int) -> tuple[bytes, int]:
     shape, noise, rng = (16, 90_000), 60_000, np.random.default_rng(0)
     elements = math.prod(shape)
     if codec == 2:
-        side, stream = long_codes(elements)
+        side, stream = long_codes(shape)
     elif codec == 3:
         side, stream = Trellis(shape, [], 1.0).side(), big_model(elements, ONE_SYMBOL)
     else:

@@ -209,14 +209,6 @@ def test_network_against_a_plain_one(changes):
         assert not changes or np.abs(plain[0] - base).max() > 1e-2, "the feature shows in the logits"
 
 
-def test_attention_in_blocks_of_queries(monkeypatch):
-    q, k, v = torch.randn(2, 4, 50, 8), torch.randn(2, 2, 50, 8), torch.randn(2, 2, 50, 8)
-    monkeypatch.setattr(verify, "QUERY_BLOCK", 16)
-    torch.testing.assert_close(
-        verify.attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    )
-
-
 # ---------------------------------------------------------------- bytes
 
 
@@ -236,16 +228,6 @@ def test_bytes_of_broken_utf8_and_of_many_documents(home):
     pieces, byte = pieces_of(home), [i for i in range(320) if pieces_of(home).is_byte(i)]
     ids = [1, *pieces.encode("abc"), byte[0xE6], byte[0xBC], 1, *pieces.encode("the dog"), 1, byte[0xFF], 1]
     assert verify.count_bytes(np.array(ids), pieces) == 3 + 2 + 7 + 1
-    assert verify.count_bytes_by_table(np.array(ids), pieces) == 13
-
-
-def test_table_rule_that_counts_otherwise_is_a_finding(home, capsys, monkeypatch):
-    artifact = make(home)
-    assert "bytes by table" not in run(capsys, artifact)[1]
-    monkeypatch.setattr(verify, "count_bytes_by_table", lambda tokens, pieces: verify.count_bytes(tokens, pieces) + 7)
-    code, found = run(capsys, artifact, "--claim", 1.0)
-    assert (found["bytes by table"]["verdict"], found["bytes by table"]["number"]) == ("NOT CHECKABLE", 7)
-    assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
 
 
 # ---------------------------------------------------------------- windows and score
@@ -510,22 +492,14 @@ def test_their_model_is_scored_by_our_loop(home, capsys):
         ("causality", "FAILED", "x = x + 0.001 * x.mean(1, keepdim=True)", True),
         ("determinism", "FAILED", "x = x + 0.001 * torch.rand_like(x)", True),
         ("determinism", "FAILED", "x = x + 0.001 * x.mean(0, keepdim=True)", True),
-        ("isolation", "SUSPICION", "x = x + F.pad(x, (0, 0, 1, 0))[:, :-1]", True),
-        ("isolation", "NOT CHECKABLE", "x = F.pad(self.tok_emb[tokens], (0, 0, 1, 0))[:, :-1]; y = 0", True),
+        ("isolation", "NOT CHECKABLE", "x = x + F.pad(x, (0, 0, 1, 0))[:, :-1]", True),
         ("normalised", "FAILED", "return F.linear(x + y, self.tok_emb[:300])", True),
         ("causality", "FAILED", "x = x * float('nan')", True),
     ],
 )
 def test_probes_notice(home, capsys, monkeypatch, probe, verdict, extra, causal):
     monkeypatch.setattr(verify, "check_score", lambda *_: [])
-    if verdict == "NOT CHECKABLE":
-        monkeypatch.setattr(F, "scaled_dot_product_attention", F.scaled_dot_product_attention)
-        arguments = their_model(home, extra)
-        file = home / "theirs.py"
-        file.write_text(file.read_text().replace("y = F.scaled", "y = 0 # F.scaled"))
-    else:
-        arguments = their_model(home, extra, causal)
-    assert run(capsys, *arguments)[1][probe]["verdict"] == verdict
+    assert run(capsys, *their_model(home, extra, causal))[1][probe]["verdict"] == verdict
 
 
 def test_their_code_runs_only_when_trusted(home, capsys):
@@ -670,7 +644,15 @@ COUNTED = [  # (source of train_gpt.py, files counted besides it, calls that can
     ("import os\nopen(os.environ.get('DATA', 'table.json'))", [], 1),
     ("exec(lzma.decompress(blob))", [], 1),
     ("importlib.import_module(name)", [], 1),
+    ("open('deep.py', encoding='utf-8')", ["deep.py"], 0),
+    ("open('a'); open('table.json', mode='w')", ["a"], 0),
+    ("spec = importlib.util.spec_from_file_location('part', 'pack/part.py')", ["pack/part.py"], 0),
+    (f"import deep\nopen({'n' * 300!r})\nopen('table\\0.json')", ["deep.py"], 1),
     ("def broken(:", [], 1),
+    (f"import helper\nfrom {'.' * 99} import x", ["helper.py", "deep.py"], 1),
+    (f"import helper\nimport {'n' * 300}.part", ["helper.py", "deep.py"], 1),
+    ("import bad", ["bad.py"], 1),
+    ("open('bad.py')", ["bad.py"], 1),
     ("import loop", ["loop.py"], 0),
 ]
 
@@ -682,6 +664,7 @@ def test_code_that_the_script_pulls_in_counts(tmp_path, source, counted, compute
     for name, text in {
         "helper.py": "import deep", "deep.py": "x = 1", "pack/__init__.py": "", "pack/part.py": "x = 2",
         "table.json": "{}", "fast.so": "\x7fELF", "loop.py": "import loop, train_gpt", "../outside.py": "x = 3",
+        "a": "", "bad.py": "\0",
     }.items():  # fmt: skip
         (folder / name).write_text(text)
     script = folder / "train_gpt.py"

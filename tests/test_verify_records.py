@@ -225,7 +225,7 @@ def test_source_text_is_set_aside(tmp_path, rule):
     log = verify.read_log(folder / "train.log", "train.log")
     assert "\n".join(log.sources[0]).strip() == SCRIPT.strip()
     assert [line.bpb for line in log.lines] == [1.13, 1.13, 1.12, 1.12]
-    assert log.last("total_bytes") == 15_800_000 + len(SCRIPT) and log.times["train"][0] == 600.055
+    assert log.last("total_bytes") == 15_800_000 + len(SCRIPT) and max(log.facts["train"])[0] == 600.055
 
 
 def test_source_in_the_middle_and_twice(tmp_path):
@@ -326,6 +326,23 @@ def test_evaluation_time(tmp_path, eval_ms, verdict):
 def test_calibration_after_the_stop(tmp_path, stop, line, verdict, number):
     finding = one(tmp_path, stop=stop, after_stop=line + "\n")["calibration"]
     assert (finding.verdict, finding.number) == (verdict, number) and line in finding.line
+
+
+def test_lines_of_resumed_and_of_measured_runs(tmp_path):
+    """Checkpoints, a resumption, the speed of a step and a calibration time change no finding of a good folder."""
+    begin = "resumed from checkpoint.pt at step 120\ncheckpoint: step 120 saved\n"
+    logs = {}
+    for seed, bpb in SCORES.items():
+        settings = begin.replace("120", "240") if seed == 42 else begin
+        text = log_text(seed, bpb, stop=590_000, settings=settings, after_stop="calibration_time:1234ms\n")
+        logs[f"train_seed{seed}.log"] = text.replace("step_avg:83.00ms", "step_avg:83.00ms tok_s:9475180 mfu:0.413")
+    found, plain = check(make(tmp_path, logs=logs)), check(make(tmp_path / "b"))
+    calibration = found.pop("calibration")
+    assert calibration.verdict == CONSISTENT and calibration.number == 1.234
+    assert {name: f.verdict for name, f in found.items()} == {name: f.verdict for name, f in plain.items()}
+    assert found["settings"].number == 0 and found["val_bpb"].number == plain["val_bpb"].number
+    before = log_text(stop=600_055).replace("stopping_early", "calibration_time:9000ms\nstopping_early")
+    assert "calibration" not in check(make(tmp_path / "c", logs={"a.log": before}))
 
 
 def test_hardware(tmp_path):
@@ -437,13 +454,12 @@ def test_p_values_against_scipy(a, b, margin):
     assert verify.welch(a, b, margin) == pytest.approx(expected, rel=1e-8, abs=1e-14)
 
 
-@pytest.mark.parametrize("a, x, expected", [  # two-sided tails of Student's t, in closed form for 1 and 2 degrees
-    (0.5, 1 / (1 + 3.0), 1 - 2 / math.pi * math.atan(math.sqrt(3))),
-    (0.5, 1 / (1 + 1e-6), 1 - 2 / math.pi * math.atan(1e-3)),
-    (1.0, 2 / (2 + 100.0), 1 - 10 / math.sqrt(102)),
+@pytest.mark.parametrize("t, freedom, expected", [  # tails of Student's t, in closed form for 1 and 2 degrees
+    (math.sqrt(3), 1, 1 / 6), (1e-3, 1, 0.5 - math.atan(1e-3) / math.pi), (10.0, 2, 0.5 - 5 / math.sqrt(102)),
+    (0.0, 7.5, 0.5),
 ])  # fmt: skip
-def test_incomplete_beta(a, x, expected):
-    assert verify.incomplete_beta(a, 0.5, x) == pytest.approx(expected, rel=1e-11)
+def test_student_tail(t, freedom, expected):
+    assert verify.student_tail(t, freedom) == pytest.approx(expected, rel=1e-11)
 
 
 # ---------------------------------------------------------------- patterns

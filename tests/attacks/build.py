@@ -44,11 +44,19 @@ class Codebook:
     shape: tuple[int, ...]
     levels: list[int]  # of each element
     centroids: list[float]
-    lengths: list[int] | None = None  # of each level's code; optimal ones when None
+    lengths: list[list[int]] | None = None  # of each level's code, for each class; optimal ones when None
+    classes: list[int] | None = None  # of each column; zeros when None
     codec: int = 2
 
+    def __post_init__(self) -> None:
+        self.classes = self.classes or [0] * math.prod(self.shape[1:])
+
     def side(self) -> bytes:
-        return bytes([len(self.centroids)]) + np.array(self.centroids, "<f2").tobytes() + bytes(self.lengths)
+        planes = Floats((), self.centroids, codec=1).side()
+        return bytes([len(self.centroids)]) + planes + bytes(self.classes) + b"".join(map(bytes, self.lengths))
+
+    def element_class(self, element: int) -> int:
+        return self.classes[element % len(self.classes)]
 
 
 @dataclass
@@ -148,7 +156,7 @@ def build(config: dict, tensors: dict[str, Floats | Codebook | Trellis], model: 
     ordered = [tensors[name] for name in names]
     for tensor in ordered:
         if tensor.codec == 2 and tensor.lengths is None:
-            tensor.lengths = code_lengths(Counter(tensor.levels), len(tensor.centroids))
+            give_codes(tensor)
     coded = [tensor for tensor in ordered if tensor.codec == 2]
     trellises = [tensor for tensor in ordered if tensor.codec == 3]
     model = encode_trellis(trellises, model or Model()) if trellises else None
@@ -172,6 +180,16 @@ def steps(tensors: list, lanes: int) -> Iterator[list[tuple[Codebook | Trellis, 
 
 
 # ---------------------------------------------------------------- Huffman
+
+
+def give_codes(tensor: Codebook) -> None:
+    """Optimal lengths for each class; classes of equal lengths become one, and all are numbered in their order."""
+    counts = {number: Counter() for number in tensor.classes}
+    for element, level in enumerate(tensor.levels):
+        counts[tensor.element_class(element)][level] += 1
+    lengths = {number: code_lengths(count, len(tensor.centroids)) for number, count in counts.items()}
+    tensor.lengths = sorted({tuple(row): row for row in lengths.values()}.values())
+    tensor.classes = [tensor.lengths.index(lengths[number]) for number in tensor.classes]
 
 
 def code_lengths(counts: Counter, levels: int) -> list[int]:
@@ -200,11 +218,11 @@ def canonical_codes(lengths: list[int]) -> list[str]:
 
 
 def encode_huffman(tensors: list[Codebook]) -> Huffman:
-    codes = {id(tensor): canonical_codes(tensor.lengths) for tensor in tensors}
+    codes = {id(tensor): [canonical_codes(lengths) for lengths in tensor.lengths] for tensor in tensors}
     lanes = [""] * lane_count(sum(math.prod(tensor.shape) for tensor in tensors))
     for step in steps(tensors, len(lanes)):
         for lane, (tensor, element) in enumerate(step):
-            lanes[lane] += codes[id(tensor)][tensor.levels[element]]
+            lanes[lane] += codes[id(tensor)][tensor.element_class(element)][tensor.levels[element]]
     bits = "".join(lanes)
     words = [int(bits[start : start + 16].ljust(16, "0"), 2) for start in range(0, len(bits), 16)]
     return Huffman([len(lane) for lane in lanes], words)

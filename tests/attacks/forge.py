@@ -42,7 +42,8 @@ def _sample() -> Container:
     tensors = {
         "a": Floats((2, 2), [1.0, -0.0, 1e-40, -3e38]),
         "b": Floats((3,), [1.0, 2.0, 6e-8], codec=1),
-        "c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0]),
+        "c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], [[1, 2, 3, 3], [2, 1, 3, 3]],
+                      [1, 0, 0, 1, 1, 0, 1, 0, 1]),
         "d": Codebook((5,), [0] * 5, [0.25]),
         "e": Trellis((16, 5), [0, *pattern] * 4 + pattern[:12], 0.125, [0, 1] * 8, [1, 0, 0, 1, 0]),
     }
@@ -334,15 +335,39 @@ def codes_that_are_over_or_under_full() -> Files:
     for lengths in ([1, 1, 1, 1], [2, 2, 2, 1], [1, 2, 2, 3], [2, 2, 2, 3], [3, 3, 3, 3], [1, 2, 4, 4], [16] * 4,
                     [0, 2, 2, 2], [0, 16, 16, 16], [0, 0, 1, 1], [0, 0, 0, 0], [1, 2, 3, 17], [17] * 4, [255] * 4,
                     [1, 2, 3, 19], [1, 2, 3, 35], [1, 2, 3, 255]):
-        yield changed(lambda c, x=lengths: setattr(c.tensors[2], "lengths", x))
+        for number in (0, 1):
+            yield changed(lambda c, x=lengths, n=number: c.tensors[2].lengths.__setitem__(n, x))
     for lengths in ([], [1], [16], [17], [255], [0, 0]):
-        yield changed(lambda c, x=lengths: setattr(c.tensors[3], "lengths", x))
+        yield changed(lambda c, x=lengths: setattr(c.tensors[3], "lengths", [x]))
+
+
+@attack
+def classes_of_columns_that_do_not_exist() -> Files:
+    """Numbers above the last class or the limit; a class without columns; lengths for too many or too few classes."""
+    codes = [[1, 2, 3, 3], [1, 3, 2, 3], [1, 3, 3, 2], [2, 1, 3, 3], [2, 3, 1, 3]]
+    for classes, used in (([0] * 9, 2), ([1] * 9, 2), ([1] * 9, 1), ([0, 1, 2] * 3, 2), ([0, 1] * 4 + [3], 4),
+                          ([0, 2, 3] * 3, 4), ([0, 1, 2, 3, 4, 3, 2, 1, 0], 5), ([0, 1] * 4 + [255], 2),
+                          ([0, 1] * 4, 2), ([0, 1] * 5, 2), ([0, 1] * 4 + [0], 1), ([0, 1] * 4 + [0], 3), ([], 0)):
+        def assign(c: Container, classes: list[int] = classes, used: int = used) -> None:
+            c.tensors[2].classes, c.tensors[2].lengths = classes, codes[:used]
+
+        yield changed(assign)
+
+
+@attack
+def classes_that_are_equal_or_out_of_order() -> Files:
+    """The stream is encoded anew each time, so that nothing else is wrong."""
+    one, two, three = [1, 2, 3, 3], [2, 1, 3, 3], [2, 2, 2, 2]
+    for codes in ([one, one], [two, one], [one, two, two], [one, three, two], [one, two, one, three]):
+        classes = [column % len(codes) for column in range(9)]
+        yield build({}, {"c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], codes, classes)}).file()
+    yield build({}, {"c": Codebook((2, 3), [0] * 6, [1.0], [[0], [0]], [0, 1, 0])}).file()
 
 
 @functools.cache
 def _two_lanes() -> Container:
     levels = [0, 1, 2, 1, 0, 2, 3] * 100
-    return build({}, {"c": Codebook((700,), levels, [-1.0, 0.0, 0.5, 2.0], [2, 1, 3, 3])})
+    return build({}, {"c": Codebook((700,), levels, [-1.0, 0.0, 0.5, 2.0], [[2, 1, 3, 3]])})
 
 
 @attack
@@ -484,12 +509,20 @@ def lanes(elements: int) -> int:
     return 1 << max(0, (elements // 64).bit_length() - 1) // 2
 
 
-def long_codes(*sizes: int) -> tuple[bytes, bytes]:
-    """Side data with codes of 1 to 16 bits for each tensor, and a stream in which the shortest comes over and over."""
-    side = Codebook((), [], list(range(17)), [*range(1, 17), 16]).side()
+def long_codes(*shapes: tuple[int, ...]) -> tuple[bytes, bytes]:
+    """Side data with codes of 1 to 16 bits for each tensor, in as many classes as can be; a stream in which the level
+    with the shortest code comes over and over."""
+    codes = [[1, *range(2 + turn, 17), 16, *range(2, 2 + turn)] for turn in range(4)]
+    side = b""
+    for shape in shapes:
+        columns = math.prod(shape[1:])
+        numbers = min(4, columns)
+        classes = [column % numbers for column in range(columns)]
+        side += Codebook(shape, [], list(range(17)), codes[:numbers], classes).side()
+    sizes = [math.prod(shape) for shape in shapes]
     used = lanes(sum(sizes))
     lane_bits = [sum(math.ceil((size - lane) / used) for size in sizes) for lane in range(used)]
-    return side * len(sizes), Huffman(lane_bits, [0] * math.ceil(sum(sizes) / 16)).section()
+    return side, Huffman(lane_bits, [0] * math.ceil(sum(sizes) / 16)).section()
 
 
 def big_model(elements: int, row: list[int]) -> bytes:
@@ -503,17 +536,19 @@ MANY_RARE = [0] * 400 + [2**14 - 400] + [1] * 400
 @heavy
 def slow_huffman() -> Files:
     """As many steps as can be: the elements lie just below a doubling of the lanes."""
-    for elements in (MOST, 2**17 - 2**13, 2**16 - 1, 2**15 - 1):
-        side, words = long_codes(elements)
-        yield padded(table_of(record(b"t", 2, elements))[6:] + side + words)
+    for elements in (MOST, 2**17 - 2**13, 2**16 - 4, 2**15 - 4):
+        for shape in ((elements,), (elements // 4, 4), (1, elements)):
+            side, words = long_codes(shape)
+            yield padded(table_of(record(b"t", 2, *shape))[6:] + side + words)
 
 
 @heavy
 def slow_huffman_tables() -> Files:
-    """A look-up table of 2^16 entries for each of many tensors."""
+    """A look-up table of 2^16 entries for each class of each of many tensors."""
     for tensors in (64, 128, 192):
-        side, words = long_codes(*[MOST // tensors] * tensors)
-        records = (record(b"%03d" % i, 2, MOST // tensors) for i in range(tensors))
+        shape = (MOST // tensors // 4, 4)
+        side, words = long_codes(*[shape] * tensors)
+        records = (record(b"%03d" % i, 2, *shape) for i in range(tensors))
         yield padded(table_of(*records)[6:] + side + words)
 
 
@@ -539,9 +574,10 @@ def slow_trellis_statistics() -> Files:
 @heavy
 def slow_everything() -> Files:
     """Both streams, each as long as can be beside the other, and a config of many entries."""
-    side, words = long_codes(2**16 - 1)
+    shape = (2**14 - 1, 4)
+    side, words = long_codes(shape)
     trellis = big_model(16 * 3900, ONE_SYMBOL)
-    table = table_of(record(b"h", 2, 2**16 - 1), record(b"t", 3, 16, 3900))[6:]
+    table = table_of(record(b"h", 2, *shape), record(b"t", 3, 16, 3900))[6:]
     yield padded(table + side + Trellis((16, 3900), [], 1.0).side() + words + trellis)
 
 

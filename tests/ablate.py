@@ -1,0 +1,140 @@
+"""Trains the system with each of its parts off in turn, and prints what each part is worth.
+
+    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--jobs J] [--csv FILE] [VARIABLE=VALUE ...]
+
+Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
+full system twice: after the same number of steps, and after the same number of seconds. For the second, the steps and
+the warm-down are multiplied by how much faster a step is without the part, which is measured beforehand in paired runs
+on one thread, so that nothing else that the machine does counts. The score is bits per byte of the exported artifact,
+one window after the other, without adaptation. A positive difference says that the part helps.
+"""
+
+import argparse
+import csv
+import os
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+import train_gpt  # noqa: E402
+
+FULL = "full system"
+PARTS = {
+    FULL: {},
+    "no value residual": dict(VALUE_RESIDUAL="0"),
+    "no gated attention": dict(GATED_ATTENTION="0"),
+    "no XSA": dict(XSA_LAST_N="0"),
+    "rotary on all dimensions": dict(ROPE_DIMS="head"),
+    "no LN scale": dict(LN_SCALE="0"),
+    "no smear gate": dict(SMEAR_GATE="0"),
+    "no bigram hash": dict(BIGRAM_BUCKETS="0"),
+    "bigram hash from zero (as 532)": dict(BIGRAM_INIT_STD="0"),
+    "no U-Net skips": dict(UNET_SKIPS="0"),
+    "no EMA": dict(EMA_DECAY="0"),
+    "AdamW for NorMuon": dict(MATRIX_OPTIMIZER="adamw", MATRIX_LR="0.003"),
+    "no late QAT": dict(LATE_QAT_THRESHOLD="0"),
+    "ReLU squared": dict(MLP_NEGATIVE_SLOPE="0"),
+    "query gain 1": dict(QK_GAIN_INIT="1"),
+    "huffman for trellis": dict(CODEC="huffman"),
+}
+
+
+def environment(base: dict[str, str], part: str) -> dict[str, str]:
+    changes = dict(PARTS[part])
+    if changes.get("ROPE_DIMS") == "head":
+        s = train_gpt.load_settings(base)
+        changes["ROPE_DIMS"] = str(s.model_dim // s.num_heads)
+    return base | changes
+
+
+def speed_up(base: dict[str, str], part: str, rounds: int = 8) -> float:
+    """How many steps without the part fit into the time of one with it: the median over paired steps, one thread."""
+    torch.set_num_threads(1)
+    trainers = []
+    for name in (FULL, part):
+        s = train_gpt.load_settings(environment(base, name))
+        ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
+        trainers.append(train_gpt.Trainer(train_gpt.GPT(s), s, ranks))
+        trainers[-1].set_schedule()
+    ratios = []
+    for _ in range(rounds):
+        seconds = []
+        for trainer in trainers:
+            began = time.process_time()
+            trainer.update()
+            seconds.append(time.process_time() - began)
+        ratios.append(seconds[0] / seconds[1])
+    return statistics.median(ratios[1:])
+
+
+def run(settings: dict[str, str]) -> tuple[float, float, int]:
+    """bpb before and after export, and the bytes of the artifact."""
+    fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len))
+    with tempfile.TemporaryDirectory() as folder:
+        inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+        done = subprocess.run([sys.executable, ROOT / "train_gpt.py"], cwd=folder, capture_output=True, text=True,
+                              env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed)
+    if done.returncode:
+        sys.exit(f"{settings}: {done.stderr}")
+    before, after = (float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
+                     for when in ("before", "after"))
+    return before, after, int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
+    parser.add_argument("--csv", type=Path, help="write the table here, too")
+    parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
+    args = parser.parse_args()
+    base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in args.settings)
+    for name in ("DATA_PATH", "TOKENIZER_PATH"):
+        if name in base:
+            base[name] = str(Path(base[name]).resolve())
+    s = train_gpt.load_settings(base)
+    parts = [FULL, *(part for part in args.only if part != FULL)]
+    ratio = {part: 1.0 if part == FULL else speed_up(base, part) for part in parts}
+
+    def steps(part: str, same: str) -> dict[str, str]:
+        factor = ratio[part] if same == "seconds" else 1.0
+        return {name: str(round(factor * getattr(s, name.lower()))) for name in ("ITERATIONS", "WARMDOWN_ITERS")}
+
+    jobs = {(part, same, seed): environment(base, part) | steps(part, same) | {"SEED": str(seed)}
+            for seed in args.seeds for part in parts for same in ("steps", "seconds")
+            if same == "steps" or abs(ratio[part] - 1) >= 0.01}
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = dict(zip(jobs, pool.map(run, jobs.values()), strict=True))
+    rows = []
+    for part in parts:
+        row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
+        for same in ("steps", "seconds"):
+            scores = [results.get((part, same, seed), results[part, "steps", seed])[1] for seed in args.seeds]
+            differences = [score - results[FULL, "steps", seed][1]
+                           for score, seed in zip(scores, args.seeds, strict=True)]
+            row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
+            row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
+        row["bytes"] = round(statistics.mean(results[part, "steps", seed][2] for seed in args.seeds))
+        rows.append(row)
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+    if args.csv:
+        with open(args.csv, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,190 @@
+"""records/plot.py: what its pictures show, that drawing them again changes nothing, and every way to be refused."""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from test_pack import NOT_LEGAL, edit, packed, seeded, tiny_run
+
+import decode_artifact
+import verify
+
+sys.path.insert(0, str(ROOT / "records"))
+import plot  # noqa: E402
+
+RATES = """codec,allocation,feedback,multiplier,bytes,bits_per_weight,val_bpb
+trellis,author,none,1.0,15000000,4.1,1.16
+huffman,author,none,2.0,13000000,3.4,1.19
+huffman,author,none,1.0,16000000,4.4,1.16
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    return tiny_run(tmp_path_factory.getbasetemp())
+
+
+@pytest.fixture
+def folder(tmp_path, tiny) -> Path:
+    """A record folder of two runs, one with a number that is not legal, without artifact and rates."""
+    log = (tiny / "logs/test.txt").read_text()
+    return packed(tmp_path, log, edit(seeded(log, 42), ("^(Check it.*)", rf"\1\n{NOT_LEGAL}")))
+
+
+@pytest.fixture
+def full(folder, tiny) -> Path:
+    (folder / "artifact.pcll").write_bytes((tiny / "artifact.pcll").read_bytes())
+    (folder / "rate.csv").write_text(RATES)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.fixture
+def texts(monkeypatch) -> list[str]:
+    """What is written into pictures, instead of the pictures themselves."""
+    found = []
+
+    def picture(ax, x, y):
+        found.extend([text.get_text() for text in ax.texts])
+        plot.plt.close(ax.figure)
+        return b""
+
+    monkeypatch.setattr(plot, "picture", picture)
+    return found
+
+
+# ---- Pictures -------------------------------------------------------------------------------------------------------
+
+
+def test_all_pictures_are_grey_shown_and_the_same_again(full):
+    command = [sys.executable, ROOT / "records/plot.py", full]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    first, readme = contents(full), (full / "README.md").read_text()
+    assert {name for name in first if name.endswith("png")} == set(plot.CAPTIONS)
+    for name in plot.CAPTIONS:
+        pixels = plot.plt.imread(full / name)
+        assert pixels.shape[1] > 1000 and np.ptp(pixels[..., :3], axis=2).max() == 0
+        assert readme.count(f"]({name})") == 1
+    assert plot.main([str(full)]) == 0
+    assert contents(full) == first
+    assert verify.main([str(full)]) == 0
+
+
+def test_pictures_that_come_later_join_the_section(folder):
+    assert plot.main([str(folder)]) == 0
+    assert "bytes.png" not in (folder / "README.md").read_text() and not (folder / "bytes.png").exists()
+    (folder / "rate.csv").write_text(RATES)
+    assert plot.main([str(folder)]) == 0
+    readme = (folder / "README.md").read_text()
+    assert readme.count("## Pictures") == 1
+    assert [readme.count(f"]({name})") for name in plot.CAPTIONS] == [1, 1, 0, 1]
+
+
+def test_a_picture_that_the_readme_shows_elsewhere_stays_there(folder):
+    with open(folder / "README.md", "a") as file:
+        file.write("\n![Loss](loss.png) ![Bits](bpb.png)\n")
+    before = (folder / "README.md").read_text()
+    assert plot.main([str(folder)]) == 0
+    assert (folder / "README.md").read_text() == before
+
+
+def test_losses_stand_at_their_tokens(folder, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(plot, "draw_lines", lambda ax, curves, first: drawn.update(curves))
+    assert plot.main([str(folder)]) == 0
+    assert list(drawn) == ["seed 42", "seed 1337"]
+    assert [x for x, _ in drawn["seed 42"]] == pytest.approx([step * 2048 / 1e6 for step in (1, 2, 3)])
+    assert all(5 < loss < 8 for _, loss in drawn["seed 42"])  # about ln 1024 at the start
+
+
+def test_the_waterfall_has_means_and_differences(folder, texts):
+    table = "  before export, plain   {} bpb   0.1 s\n  after export, plain   {} bpb   0.1 s"
+    for seed, levels in ((42, (2.0, 2.5)), (1337, (2.2, 2.6))):
+        path = folder / f"train_seed{seed}.log"
+        edits = (r"^  (before|after) .*\n", ""), ("^Check", table.format(*levels) + "\nCheck")
+        path.write_text(edit(path.read_text(), *edits))
+    plot.main([str(folder)])
+    assert texts[2:] == ["2.1000", "2.5500", "+0.4500"]  # the first two name the runs
+
+
+def test_nothing_that_is_not_legal_is_drawn(folder, texts):
+    plot.main([str(folder)])
+    assert len(texts) == 2 + 4 + 3 and not [text for text in texts if "1.04" in text]
+
+
+@pytest.mark.parametrize("lacking", ["step:", "  (before|after) "])
+def test_runs_without_a_step_or_a_table_lack_that_picture(folder, lacking):
+    for path in folder.glob("*.log"):
+        path.write_text(edit(path.read_text(), (f"^{lacking}.*\n", "")))
+    assert plot.main([str(folder)]) == 0
+    assert (folder / "loss.png").exists() == (lacking != "step:") != (folder / "bpb.png").exists()
+
+
+def test_bytes_are_all_attributed(tiny):
+    data = (tiny / "artifact.pcll").read_bytes()
+    shares = plot.attribute(data, 1000)
+    assert math.isclose(sum(shares.values()), len(data) + 1000)
+    assert all(share > 0 for share in shares.values())
+    _, tensors, weights = decode_artifact.parse_pcll(data)
+    mlp = [tensor.bits / 8 for tensor in tensors if ".mlp." in tensor.name]
+    share = {name.partition("\n")[0]: share for name, share in shares.items()}
+    assert len(mlp) == 4 and 0.9 * sum(mlp) < share["MLP"] < sum(mlp) + 20
+    assert 0.5 < share["token embedding"] / (2 * weights["tok_emb"].size) < 1
+    assert set(share) == {"code", *plot.PARTS, "header, tables"}
+
+
+def test_rates_are_told_apart_by_what_varies(tmp_path):
+    path = tmp_path / "rate.csv"
+    path.write_text(RATES)
+    assert plot.read_rates(path) == {"huffman": [(3.4, 1.19), (4.4, 1.16)], "trellis": [(4.1, 1.16)]}
+    path.write_text(RATES + "trellis,author,gptq,1.0,15000000,4.1,1.15\n")
+    assert list(plot.read_rates(path)) == ["huffman, none", "trellis, gptq", "trellis, none"]
+
+
+# ---- What is refused ------------------------------------------------------------------------------------------------
+
+
+def refusal(folder: Path, capsys) -> str:
+    """The sentence with which plot.py refuses the folder, which it leaves as it was."""
+    before = contents(folder) if folder.is_dir() else None
+    assert plot.main([str(folder)]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("plot.py: ") and said.err.count("\n") == 1, said.err
+    assert before is None or contents(folder) == before
+    return said.err
+
+
+def test_a_folder_without_logs(tmp_path, capsys):
+    assert "is no record folder" in refusal(tmp_path, capsys)
+    assert "is no record folder" in refusal(tmp_path / "none", capsys)
+
+
+def test_a_damaged_log(folder, capsys):
+    (folder / "train_seed42.log").write_text("step:1/2\n")
+    assert "train_seed42.log is not a log" in refusal(folder, capsys)
+
+
+def test_a_damaged_artifact(full, capsys):
+    (full / "artifact.pcll").write_bytes((full / "artifact.pcll").read_bytes()[:-1])
+    assert "artifact.pcll: the header announces" in refusal(full, capsys)
+
+
+def test_a_damaged_table_of_rates(full, capsys):
+    header = RATES.splitlines()[0]
+    for table in ("", "codec,bytes\nhuffman,1\n", header, RATES + "a,b,c,1,1,nan,1\n", RATES + "a,b\n",
+                  RATES + "a,b,c,1,1,x,1\n", "\0\n", "\xff"):
+        (full / "rate.csv").write_bytes(table.encode("latin-1"))
+        assert "rate.csv is no table of rates" in refusal(full, capsys), table
+
+
+def test_a_folder_without_readme(folder, capsys):
+    (folder / "README.md").unlink()
+    assert "README.md: No such file" in refusal(folder, capsys)
