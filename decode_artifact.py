@@ -43,7 +43,7 @@ Codecs and their side data; n is the tensor's number of elements
                    The lists of lengths, seen as strings of K bytes, are strictly increasing from class to class
     3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column.
                    The tensor has two or more dimensions, of which the first is at least 16
-    Rows = the first dimension, columns = the product of the others (1 if there are none).
+    Rows are a tensor's first dimension, columns the product of the others (1 if there are none).
 
 Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
 at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is the number of elements that the stream
@@ -298,19 +298,26 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
 # ---------------------------------------------------------------- side data
 
 
-def read_floats(cursor: Cursor, width: int, count: int, what: str) -> np.ndarray:
-    """(count,) float32 from the byte planes of floats of `width` bytes."""
+def read_planes(cursor: Cursor, dtype: str, count: int, what: str) -> np.ndarray:
+    """(count,) float32 from the byte planes of floats."""
+    width = np.dtype(dtype).itemsize
     planes = cursor.array("u1", width * count, what).reshape(width, count)
-    values = np.ascontiguousarray(planes.T).view(f"<f{width}").astype(np.float32, copy=False).ravel()
+    values = np.ascontiguousarray(planes.T).view(dtype).astype(np.float32, copy=False).ravel()
     require(bool(np.isfinite(values).all()), f"{what} has a value that is not finite")
     return values
+
+
+def read_floats(cursor: Cursor, tensor: Tensor) -> np.ndarray:
+    """Weights of a float32 or float16 tensor, in its shape."""
+    dtype = "<f4" if tensor.codec == FLOAT32 else "<f2"
+    return read_planes(cursor, dtype, tensor.size, f"tensor {tensor.name}").reshape(tensor.shape)
 
 
 def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the codebook of tensor {tensor.name}"
     (levels,) = cursor.unpack("B", what)
     require(levels >= 1, f"{what} is empty")
-    tensor.centroids = centroids = read_floats(cursor, 2, levels, what)
+    tensor.centroids = centroids = read_planes(cursor, "<f2", levels, what)
     require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
     tensor.classes = cursor.array("u1", tensor.columns, f"the classes of the columns of tensor {tensor.name}")
@@ -570,8 +577,7 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
     for tensor in tensors:
         start = cursor.position
         if tensor.codec in (FLOAT32, FLOAT16):
-            width, what = (4 if tensor.codec == FLOAT32 else 2), f"the data of tensor {tensor.name}"
-            weights[tensor.name] = read_floats(cursor, width, tensor.size, what).reshape(tensor.shape)
+            weights[tensor.name] = read_floats(cursor, tensor)
         elif tensor.codec == HUFFMAN:
             read_codebook(cursor, tensor)
         else:

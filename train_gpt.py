@@ -11,6 +11,8 @@ In this order: settings, ranks and log, data, model, optimizer, codec, export, e
 """
 
 import ast
+import contextlib
+import copy
 import dataclasses
 import glob
 import hashlib
@@ -25,11 +27,9 @@ import struct
 import sys
 import sysconfig
 import time
-import typing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import sentencepiece
@@ -50,9 +50,8 @@ class UserError(Exception):
 @dataclass(frozen=True)
 class Settings:
     """Each field is set by the environment variable of its upper-case name. A line ends with the source of the default:
-    an entry's number (532 is the one rebuilt here), "base" for the challenge's baseline script, or "ours". The artifact
-    states all settings from the model's on; a checkpoint can be resumed only with the same ones for model and training.
-    """
+    an entry's number, "base" for the challenge's baseline script, or "ours". The artifact states all settings from the
+    model's on; a checkpoint is resumed only with the same model and training."""
 
     # Run
     preset: str = "pcll"  # a named set of settings: pcll, pcloadloveletter_v6, demo; ours
@@ -91,7 +90,7 @@ class Settings:
     bos_reset: bool = True  # smear gate and bigram hash do not look across a BOS (532 looked across); ours
     # Training
     seed: int = 1337  # seeds the initial weights; base
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"  # of activations; auto: bfloat16 on a GPU; 532
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; 532
     iterations: int = 20000  # optimizer steps at most; base
     max_wallclock_seconds: float = 600.0  # training time at most, 0: no limit; base
     train_batch_tokens: int = 786432  # tokens per step over all ranks; 532
@@ -140,7 +139,7 @@ PRESETS: dict[str, dict] = {
         ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
-        data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model",
+        data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model", dtype="float32",
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
         bigram_buckets=1024, bigram_dim=32, iterations=200, max_wallclock_seconds=0.0, train_batch_tokens=8192,
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=100, muon_momentum_warmup_steps=100,
@@ -155,17 +154,15 @@ NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 def parse_value(field: dataclasses.Field, text: str):
     """The value that an environment variable's text stands for; UserError names the variable."""
-    choices = {str(choice): choice for choice in typing.get_args(field.type)}
+    switch = {"0": False, "false": False, "1": True, "true": True}
+    choices = switch if field.type is bool else {str(choice): choice for choice in get_args(field.type)}
     try:
-        if field.type is bool:
-            return {"0": False, "false": False, "1": True, "true": True}[text.lower()]
         value = choices[text] if choices else field.type(text)
-        if field.type is float and not math.isfinite(value):
+        if value in (math.inf, -math.inf) or value != value:
             raise ValueError
         return value
     except (ValueError, KeyError):
-        kinds = {int: "a whole number", float: "a finite number", bool: "0 or 1"}
-        wanted = kinds.get(field.type) or f"one of {', '.join(choices)}"
+        wanted = {int: "a whole number", float: "a finite number"}.get(field.type) or f"one of {', '.join(choices)}"
         raise UserError(f"{field.name.upper()} must be {wanted}, not {text!r}.") from None
 
 
@@ -174,11 +171,9 @@ def load_settings(environment: dict[str, str]) -> Settings:
     preset = environment.get("PRESET", "pcll")
     if preset not in PRESETS:
         raise UserError(f"PRESET must be one of {', '.join(PRESETS)}, not {preset!r}.")
-    values = dict(PRESETS[preset])
-    for field in dataclasses.fields(Settings):
-        if field.name.upper() in environment:
-            values[field.name] = parse_value(field, environment[field.name.upper()])
-    settings = Settings(**values)
+    settings = Settings(**PRESETS[preset] | {field.name: parse_value(field, environment[field.name.upper()])
+                                             for field in dataclasses.fields(Settings)
+                                             if field.name.upper() in environment})
     check_settings(settings)
     return settings
 
@@ -190,9 +185,8 @@ def check_settings(s: Settings) -> None:
         lowest = -1 if name == "checkpoint_every" else 0
         if type(value) in (int, float) and (value < lowest or (value == 0 and size)):
             raise UserError(f"{name.upper()} must be {'above' if size else 'at least'} {lowest}, not {value}.")
-    divisors = (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"), ("train_seq_len", "train_batch_tokens"),
-                ("train_seq_len", "ttt_chunk_tokens"))
-    for small, large in divisors:
+    for small, large in (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"),
+                         ("train_seq_len", "train_batch_tokens"), ("train_seq_len", "ttt_chunk_tokens")):
         if getattr(s, large) % getattr(s, small):
             raise UserError(f"{small.upper()}={getattr(s, small)} must divide {large.upper()}={getattr(s, large)}.")
     limits = {"rope_dims": s.model_dim // s.num_heads, "eval_stride": s.train_seq_len, "vocab_size": 65536,
@@ -222,16 +216,11 @@ class Ranks:
         return tensor
 
     def from_first(self, *values: float) -> list[float]:
-        """Rank 0's values, on every rank; they go over the CPU, so that no GPU has to wait."""
+        """Rank 0's values, on every rank, once rank 0 is here; they go over the CPU, so that no GPU has to wait."""
         shared = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
             dist.broadcast(shared, src=0)
         return shared.tolist()
-
-    def wait_for_all(self) -> None:
-        """Returns once every rank has come here."""
-        if self.world > 1:
-            dist.barrier()
 
     def share(self, count: int) -> range:
         """This rank's part of `count` items; the parts of all ranks differ by one item at most."""
@@ -240,8 +229,7 @@ class Ranks:
 
 def join_ranks(s: Settings) -> Ranks:
     """Finds this process's place among those that torchrun started, and its device."""
-    rank, world, local_rank = (int(os.environ.get(name, default)) for name, default in
-                               (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+    rank, local_rank, world = (int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     gpus = 0 if s.device == "cpu" else torch.cuda.device_count()
     if local_rank >= gpus and (gpus or s.device == "cuda"):
         raise UserError(f"Process {local_rank} finds only {gpus} CUDA GPUs: start fewer processes, or set DEVICE=cpu.")
@@ -250,15 +238,14 @@ def join_ranks(s: Settings) -> Ranks:
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    return Ranks(rank, world, device)
+    return Ranks(rank, max(1, world), device)
 
 
 class Log:
     """Lines to the console and to logs/RUN_ID.txt; on ranks above 0 it says nothing."""
 
     def __init__(self, run_id: str, ranks: Ranks, append: bool):
-        self.active = ranks.rank == 0
-        self.console_time = 0.0
+        self.active, self.console_time = ranks.rank == 0, 0.0
         if self.active:
             path = Path("logs") / f"{run_id}.txt"
             path.parent.mkdir(exist_ok=True)
@@ -300,17 +287,6 @@ SHARD_MAGIC, SHARD_VERSION = 20240520, 1
 BOS_ID = 1  # every document starts with it
 
 
-def count_tokens(path: str) -> int:
-    """How many tokens a shard holds: 256 int32 (magic, version, token count, zeros), then the tokens as uint16."""
-    size = os.path.getsize(path)
-    header = np.fromfile(path, dtype="<i4", count=256)
-    if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-        raise UserError(f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}.")
-    if header[2] < 1 or size != 1024 + 2 * int(header[2]):
-        raise UserError(f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that.")
-    return int(header[2])
-
-
 class TokenStream:
     """The shards of a split as one endless sequence that is read by position: loading has no state to lose."""
 
@@ -319,9 +295,18 @@ class TokenStream:
         if not self.paths:
             raise UserError(f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own data.")
         self.changed = [os.stat(path).st_mtime_ns for path in self.paths]
-        self.starts = np.cumsum([0] + [count_tokens(path) for path in self.paths])
-        self.total = int(self.starts[-1])
-        self.vocab_size = vocab_size
+        self.starts = np.cumsum([0] + [self.count(path) for path in self.paths])
+        self.total, self.vocab_size = int(self.starts[-1]), vocab_size
+
+    @staticmethod
+    def count(path: str) -> int:
+        """Tokens of a shard: 256 int32 (magic, version, token count, zeros), then the tokens as uint16."""
+        size, header = os.path.getsize(path), np.fromfile(path, dtype="<i4", count=256)
+        if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
+            raise UserError(f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}.")
+        if header[2] < 1 or size != 1024 + 2 * int(header[2]):
+            raise UserError(f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that.")
+        return int(header[2])
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens (uint16) from position `start`; after the last shard comes the first again."""
@@ -342,8 +327,7 @@ class TokenStream:
 
 
 def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks):
-    """Yields this rank's (inputs, targets) of a step, int64 [sequences, train_seq_len] each, as micro-batches. All
-    ranks together see the next train_batch_tokens tokens of the stream, however many they are."""
+    """Yields this rank's part of a step as micro-batches: inputs and targets, int64 [sequences, train_seq_len] each."""
     share, cuda = ranks.share(s.train_batch_tokens // s.train_seq_len), ranks.device.type == "cuda"
     for first in range(share.start, share.stop, s.micro_batch_seqs):
         count = min(s.micro_batch_seqs, share.stop - first)
@@ -387,21 +371,16 @@ class ByteCounter:
                                 f"pieces count {counted}; bits per byte would be wrong.")
 
 
-def demo_documents() -> list[str]:
-    """English text that comes with Python: its manual's topics and the docstrings of its modules."""
+def make_demo_data(s: Settings) -> None:
+    """Writes a tokenizer and shards under DATA_PATH, of the English text that comes with Python: its manual's pages and
+    the docstrings of its modules. One document in eight validates, the others train."""
     from pydoc_data.topics import topics  # here, because only the demo needs it
 
     texts = set(topics.values())
     for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
         texts.add(ast.get_docstring(ast.parse(path.read_bytes())) or "")
-    texts = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200]
-    random.Random(0).shuffle(texts)
-    return texts
-
-
-def make_demo_data(s: Settings) -> None:
-    """Writes a tokenizer and shards under DATA_PATH: one document in eight validates, the others train."""
-    documents, model = demo_documents(), io.BytesIO()
+    documents, model = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200], io.BytesIO()
+    random.Random(0).shuffle(documents)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents), model_writer=model, model_type="bpe", vocab_size=s.vocab_size,
         byte_fallback=True, split_digits=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3, minloglevel=2,
@@ -410,7 +389,6 @@ def make_demo_data(s: Settings) -> None:
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for split, part in (("val", documents[::8]), ("train", [d for i, d in enumerate(documents) if i % 8])):
         tokens = np.array([t for text in part for t in (BOS_ID, *tokenizer.encode(text))], dtype="<u2")
-        tokens = tokens[:65536] if split == "val" else tokens
         header = np.array([SHARD_MAGIC, SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
         write_atomically(Path(s.data_path) / f"fineweb_{split}_000000.bin", header.tobytes() + tokens.tobytes())
 
@@ -428,45 +406,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
 
 
-def linear(x: Tensor, w: Tensor, late_qat_over: int | None = None) -> Tensor:
-    """x w^T in the dtype of x. In late quantisation-aware training, matrices of more than `late_qat_over` elements are
-    rounded to 63 levels per row on the way, and the gradient passes straight through (arXiv 1308.3432)."""
-    if late_qat_over is not None and w.numel() > late_qat_over:
-        scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
-        w = w + ((w / scale).round() * scale - w).detach()
+def linear(x: Tensor, w: Tensor) -> Tensor:
+    """x w^T in the dtype of x."""
     return F.linear(x, w.to(x.dtype))
 
 
 class Attention(nn.Module):
-    late_qat_over = None
-
     def __init__(self, s: Settings, index: int):
         super().__init__()
-        self.num_heads, self.num_kv_heads = s.num_heads, s.num_kv_heads
-        self.head_dim = s.model_dim // s.num_heads
-        self.gated = s.gated_attention
+        dim, self.head_dim, self.group = s.model_dim, s.model_dim // s.num_heads, s.num_heads // s.num_kv_heads
+        self.gated, self.mixes_values = s.gated_attention, s.value_residual and index > 0
         self.exclusive = index >= s.num_layers - s.xsa_last_n
-        self.mixes_values = s.value_residual and index > 0
-        kv_dim = self.num_kv_heads * self.head_dim
-        self.q = nn.Parameter(torch.empty(s.model_dim, s.model_dim))
-        self.k = nn.Parameter(torch.empty(kv_dim, s.model_dim))
-        self.v = nn.Parameter(torch.empty(kv_dim, s.model_dim))
-        self.out = nn.Parameter(torch.zeros(s.model_dim, s.model_dim))
+        self.q, self.out = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim, dim))
+        self.k, self.v = (nn.Parameter(torch.empty(s.num_kv_heads * self.head_dim, dim)) for _ in range(2))
         self.q_gain = nn.Parameter(torch.full((s.num_heads,), s.qk_gain_init))
         if self.gated:
-            self.gate_weight = nn.Parameter(torch.zeros(s.num_heads, s.model_dim))
+            self.gate_weight = nn.Parameter(torch.zeros(s.num_heads, dim))
             self.gate_bias = nn.Parameter(torch.full((s.num_heads,), 4.0))
         if self.mixes_values:
             self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5]))
 
     def heads(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B,T,D] through a matrix and split into heads [B,heads,T,E]."""
-        return linear(x, w, self.late_qat_over).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(self, x: Tensor, v_first: Tensor | None, rope: tuple, keep: int) -> tuple[Tensor, Tensor]:
         """x [B,T,D] -> the output at the last `keep` positions [B,keep,D], and the raw values [B,K,T,E]."""
-        cos, sin = rope
-        length = x.size(1)
+        (cos, sin), length = rope, x.size(1)
         last = slice(length - keep, length)
         k, v_raw = self.heads(x, self.k), self.heads(x, self.v)
         x = x[:, last]
@@ -476,21 +442,18 @@ class Attention(nn.Module):
         if self.mixes_values:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        ones = torch.ones(keep, length, dtype=torch.bool, device=x.device)
-        mask = ones.tril(length - keep) if keep < length else None  # the last positions see what is before them
+        mask = None if keep == length else torch.ones(keep, length, dtype=bool, device=x.device).tril(length - keep)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
         if self.exclusive:  # take away each head's projection on the position's own value
-            own = F.normalize(v[:, :, last], dim=-1).repeat_interleave(self.num_heads // self.num_kv_heads, dim=1)
+            own = F.normalize(v[:, :, last], dim=-1).repeat_interleave(self.group, dim=1)
             y = y - (y * own).sum(dim=-1, keepdim=True) * own
         y = y.transpose(1, 2)
         if self.gated:
             y = y * torch.sigmoid(linear(x, self.gate_weight) + self.gate_bias.to(x.dtype))[..., None]
-        return linear(y.flatten(-2), self.out, self.late_qat_over), v_raw
+        return linear(y.flatten(-2), self.out), v_raw
 
 
 class MLP(nn.Module):
-    late_qat_over = None
-
     def __init__(self, s: Settings):
         super().__init__()
         self.up = nn.Parameter(torch.empty(s.mlp_hidden, s.model_dim))
@@ -498,17 +461,15 @@ class MLP(nn.Module):
         self.negative_slope = s.mlp_negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(linear(x, self.up, self.late_qat_over), self.negative_slope)
-        return linear(x.square(), self.down, self.late_qat_over)
+        x = F.leaky_relu(linear(x, self.up), self.negative_slope)
+        return linear(x.square(), self.down)
 
 
 class Block(nn.Module):
     def __init__(self, s: Settings, index: int):
         super().__init__()
-        self.attn = Attention(s, index)
-        self.mlp = MLP(s)
-        self.attn_scale = nn.Parameter(torch.ones(s.model_dim))
-        self.mlp_scale = nn.Parameter(torch.ones(s.model_dim))
+        self.attn, self.mlp = Attention(s, index), MLP(s)
+        self.attn_scale, self.mlp_scale = (nn.Parameter(torch.ones(s.model_dim)) for _ in range(2))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(s.model_dim), torch.zeros(s.model_dim))))
         self.norm_scale = 1 / math.sqrt(index + 1) if s.ln_scale else 1.0
 
@@ -558,11 +519,6 @@ class GPT(nn.Module):
             for matrix in (block.attn.q, block.attn.k, block.attn.v, block.mlp.up):
                 nn.init.orthogonal_(matrix)
 
-    def set_late_qat(self, over: int | None) -> None:
-        """Fake-quantises the blocks' matrices of more than `over` elements; None switches it off."""
-        for block in self.blocks:
-            block.attn.late_qat_over = block.mlp.late_qat_over = over
-
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B,T] -> the first hidden state [B,T,D]."""
         starts = tokens == BOS_ID if self.bos_reset else torch.zeros_like(tokens, dtype=torch.bool)
@@ -579,9 +535,8 @@ class GPT(nn.Module):
     def forward(self, tokens: Tensor, keep: int | None = None) -> Tensor:
         """tokens int64 [B,T] -> soft-capped logits float32 [B,keep,V] of the last `keep` positions (default: all T)."""
         length = tokens.size(1)
-        rope = self.cos[:length], self.sin[:length]
+        rope, v_first, skips = (self.cos[:length], self.sin[:length]), None, []
         x0 = x = self.embed(tokens)
-        v_first, skips = None, []
         for index, block in enumerate(self.blocks):
             if self.skip_weights is not None and self.half <= index < 2 * self.half:
                 x = x + self.skip_weights[index - self.half].to(x.dtype) * skips.pop()
@@ -607,27 +562,20 @@ def maybe_compile(model: GPT, s: Settings) -> nn.Module:
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices to a stack g [N,R,C], roughly: singular values end near 1. The quintic
-    Newton–Schulz iteration of Muon (Keller Jordan, 2024); in bfloat16 on a GPU, in float32 on the CPU."""
-    a, b, c = 3.4445, -4.7750, 2.0315
-    x = g.bfloat16() if g.is_cuda else g
-    x = x.mT if g.size(-2) > g.size(-1) else x
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    """Roughly the nearest semi-orthogonal matrices to a stack g [N,R,C], by Muon's iteration (Keller Jordan, 2024)."""
+    x = g.mT if g.size(-2) > g.size(-1) else g
+    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(torch.bfloat16 if g.is_cuda else torch.float32)
     for _ in range(steps):
         gram = x @ x.mT
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.mT if g.size(-2) > g.size(-1) else x
 
 
 class NorMuon(torch.optim.Optimizer):
-    """Muon whose update is scaled per row by a second moment, with its norm kept (arXiv 2510.05491).
-
-    For matrices inside a network, not for embeddings, heads or vectors. Matrices of one shape are worked on as one
-    stack. Only the orthogonalisation, the expensive part, is shared out over the ranks (by operations); everything
-    else is done on every rank, so that each holds the whole state of the optimizer.
-    Gradients must already be the same on all ranks. A group's "lr", in units of the update's spectral norm, must be
-    set before each step.
-    """
+    """Muon whose update is scaled per row by a second moment, with its norm kept (arXiv 2510.05491). Matrices of one
+    shape are worked on as one stack. Only the orthogonalisation, the expensive part, is shared out over the ranks: they
+    must have the same gradients, and each holds the whole state. A group's "lr", in units of the update's spectral
+    norm, must be set before each step."""
 
     def __init__(self, params, ranks: Ranks, lr: float, momentum: float, weight_decay: float, beta2: float = 0.95):
         super().__init__(params, dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay))
@@ -636,18 +584,13 @@ class NorMuon(torch.optim.Optimizer):
         for p in self.param_groups[0]["params"]:
             stacks.setdefault(p.shape, []).append(p)
         self.stacks = list(stacks.values())
-        self.owned = self.share_out()
-
-    def share_out(self) -> list[list[list[int]]]:
-        """owned[rank][stack]: which matrices of the stack the rank orthogonalises; heaviest first, each to the least
-        busy rank."""
         cost = {(i, j): min(p.shape) ** 2 * max(p.shape) for i, ps in enumerate(self.stacks) for j, p in enumerate(ps)}
-        load, owned = [0] * self.ranks.world, [[[] for _ in self.stacks] for _ in range(self.ranks.world)]
+        # owned[rank][stack]: which matrices the rank orthogonalises; the costliest first, each to the least busy rank
+        load, self.owned = [0] * ranks.world, [[[] for _ in self.stacks] for _ in range(ranks.world)]
         for i, j in sorted(cost, key=cost.get, reverse=True):
             rank = load.index(min(load))
             load[rank] += cost[i, j]
-            owned[rank][i].append(j)
-        return owned
+            self.owned[rank][i].append(j)
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
         """newton_schulz of every stack: each rank its matrices, zeros for the others, and the sum over the ranks."""
@@ -690,20 +633,16 @@ def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.
     for name, p in model.named_parameters():
         embedding = name in ("tok_emb", "bigram.table")
         (matrices if name.endswith(MATRICES) else embeddings if embedding else others).append(p)
+    by_muon = s.matrix_optimizer == "normuon"
     groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
-    optimizers = []
-    if s.matrix_optimizer == "normuon":
-        optimizers.append(NorMuon(matrices, ranks, s.matrix_lr, s.muon_momentum, s.weight_decay))
-    else:
-        groups.append(dict(params=matrices, base_lr=s.matrix_lr))
-    optimizers.append(torch.optim.AdamW(groups, betas=(0.9, 0.95), eps=1e-8,
-                                        weight_decay=s.weight_decay, fused=ranks.device.type == "cuda"))
-    return optimizers
+    groups += [] if by_muon else [dict(params=matrices, base_lr=s.matrix_lr)]
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=s.weight_decay,
+                              fused=ranks.device.type == "cuda")
+    return [NorMuon(matrices, ranks, s.matrix_lr, s.muon_momentum, s.weight_decay), adamw] if by_muon else [adamw]
 
 
 def average_weights(model: GPT, decay: float) -> AveragedModel:
-    """An exponential moving average whose window is never longer than about a tenth of the steps so far, so that it
-    has forgotten the start of a short run as well as of a long one."""
+    """An exponential moving average whose window is never longer than about a tenth of the steps so far."""
 
     @torch.no_grad()
     def update(averaged, current, num_averaged):
@@ -760,27 +699,19 @@ def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> tuple[np.ndarray
 
 
 def code_huffman(w: np.ndarray, levels: int) -> Coded:
-    """K-means levels, with a Huffman code for each of 1, 2 or 4 classes of columns, whichever takes fewest bits."""
+    """K-means levels with one Huffman code; or with two, for the columns that are cheap in the first, and the dear."""
     centroids, indices = kmeans(w, levels)
     rows, k = indices.reshape(-1, math.prod(w.shape[1:])), len(centroids)
     counts = np.bincount((rows + np.arange(rows.shape[1]) * k).ravel(), minlength=rows.shape[1] * k).reshape(-1, k)
-    _, classes, lengths = min((column_classes(counts, number) for number in (1, 2, 4)), key=lambda choice: choice[0])
+    one = huffman_lengths(counts.sum(axis=0))
+    dear = (counts @ one > np.median(counts @ one)).astype(int)
+    codes = [huffman_lengths(counts[dear == c].sum(axis=0)) for c in (0, 1)]
+    lengths, classes = np.unique(codes, axis=0, return_inverse=True)  # in ascending order
+    classes = classes[dear].astype(np.uint8)
+    if (counts * (one.astype(int) - lengths[classes])).sum() <= 8 * k + len(counts):  # the bits that they cost
+        lengths, classes = one[None], 0 * classes
     side = struct.pack("<B", k) + code_floats(centroids, "float16").side + classes.tobytes() + lengths.tobytes()
     return Coded(HUFFMAN, w.shape, side, (rows + classes.astype(np.uint16) * k).ravel(), lengths)
-
-
-def column_classes(counts: np.ndarray, number: int) -> tuple[int, np.ndarray, np.ndarray]:
-    """At most `number` classes of columns, from how often each level occurs in each column [C,K]: the bits they take,
-    each column's class (uint8) and each class's code lengths [classes,K], in ascending order. As in k-means, by turns a
-    class takes the code that suits its columns best, and a column the class whose code suits it best."""
-    classes = (counts @ huffman_lengths(counts.sum(axis=0))).argsort(kind="stable").argsort() * number // len(counts)
-    for _ in range(3):
-        lengths = np.unique([huffman_lengths(counts[classes == c].sum(axis=0)) for c in range(number)], axis=0)
-        bits = counts @ lengths.T
-        classes = bits.argmin(axis=1)
-    used, classes = np.unique(classes, return_inverse=True)
-    cost = bits.min(axis=1).sum() + 8 * lengths[used].size + (number - 1) * len(counts)
-    return cost, classes.astype(np.uint8), lengths[used]
 
 
 def huffman_lengths(counts: np.ndarray) -> np.ndarray:
@@ -982,10 +913,8 @@ def trellis_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray
     lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
     state = take(content, "<u4", lanes).astype(np.uint32)
     words = take(content, "<u2", take(content, "<u4").item()).astype(np.uint32)
-    slots = np.zeros((num_contexts, 1 << FREQUENCY_BITS), dtype=np.uint16)  # the symbol that each slot stands for
-    for context, row in enumerate(frequencies):
-        if row.any():
-            slots[context] = np.repeat(np.arange(len(row), dtype=np.uint16), row)
+    slots = np.repeat(np.tile(np.arange(2 * largest + 1, dtype=np.uint16), num_contexts), frequencies.ravel())
+    first = np.cumsum(frequencies.sum(axis=1)) - frequencies.sum(axis=1)  # slot of each context, where it has any
     below = np.cumsum(frequencies, axis=1, dtype=np.uint32) - frequencies
     context = [np.clip(offset + rows[:, None] + columns, 0, num_contexts - 1).astype(np.uint8).ravel()
                for _, _, offset, rows, columns in tensors]
@@ -995,7 +924,7 @@ def trellis_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray
     for start, stop in lane_groups(sizes, lanes):
         x, c = state[: stop - start], context[start:stop]
         slot = x & ((1 << FREQUENCY_BITS) - 1)
-        symbols[start:stop] = symbol = slots[c, slot]
+        symbols[start:stop] = symbol = slots[first[c] + slot]
         x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
         low = x < 1 << 16
         count = np.count_nonzero(low)
@@ -1068,9 +997,8 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def code_tensor(name: str, w: np.ndarray, s: Settings, coarseness: float, dither: float) -> Coded:
-    """Matrices are quantised, the embedding is as EMBED_CODEC says, all else is kept in float16. A quantised tensor
-    has the error of k-means with its class's number of levels, divided by `coarseness` and rounded down after adding
-    `dither` (0..1), so that a small change of coarseness changes a few tensors and not all at once."""
+    """Matrices are quantised with the error of k-means with their class's number of levels, divided by `coarseness`; a
+    `dither` (0..1) of the number lets them change one by one. EMBED_CODEC rules the embedding; all else is float16."""
     codec = s.embed_codec if name == "tok_emb" else s.codec if name.endswith(QUANTISED) else "float16"
     if codec.startswith("float") or np.abs(w).max() >= 65504:
         return code_floats(w, codec if codec == "float32" else "float16")
@@ -1083,25 +1011,25 @@ def code_tensor(name: str, w: np.ndarray, s: Settings, coarseness: float, dither
 
 
 def export(weights: dict[str, np.ndarray], config: dict, s: Settings, code_bytes: int, log: Log) -> bytes:
-    """The artifact's bytes; with the code they fit under the cap, or UserError. An octave of coarseness is a bit per
-    quantised weight, so that from one encoding follows nearly the coarseness that fits."""
+    """The artifact's bytes, within the cap with the code, or UserError. By secants: an octave is a bit a weight."""
     budget = s.size_cap_bytes - code_bytes
-    quantized = sum(w.size for name, w in weights.items() if name.endswith(QUANTISED))
-    coarseness, low, high, fitting = 1.0, 1 / 16, 64.0, None  # low is too large a file, high one that fits
+    bit = sum(w.size for name, w in weights.items() if name.endswith(QUANTISED)) / 8  # bytes
+    octaves, last, size, low, high, fitting = 0.0, 0.0, 0, -4.0, 6.0, None  # low: too large a file, high: one that fits
     for attempt in range(10):
-        tensors = {name: code_tensor(name, w, s, coarseness, i * 0.618034 % 1)
+        tensors = {name: code_tensor(name, w, s, 2.0**octaves, i * 0.618034 % 1)
                    for i, (name, w) in enumerate(weights.items())}
         artifact = encode_pcll(config, tensors, s.trellis_states)
-        log(f"export: coarseness {coarseness:.4f}, {len(artifact)} bytes, budget {budget}")
+        log(f"export: coarseness {2.0**octaves:.4f}, {len(artifact)} bytes, budget {budget}")
         if len(artifact) <= budget:
-            high, fitting = coarseness, max(artifact, fitting or b"", key=len)
+            high, fitting = octaves, max(artifact, fitting or b"", key=len)
         else:
-            low = coarseness
+            low = octaves
         if s.fit == "off" or (fitting and (s.fit == "shrink" or len(fitting) + code_bytes >= 0.999 * s.size_cap_bytes)):
             break
-        octaves = 8 * (len(artifact) - budget + 0.0004 * s.size_cap_bytes) / quantized
-        coarseness *= 2.0 ** (octaves if fitting else max(octaves, 0.01 * (attempt + 1)))
-        coarseness = coarseness if low < coarseness < high else math.sqrt(low * high)
+        slope = min(max((size - len(artifact)) / (octaves - last), bit / 4), 2 * bit) if attempt else bit
+        last, size, step = octaves, len(artifact), (len(artifact) - budget + 0.0004 * s.size_cap_bytes) / slope
+        octaves += step if fitting else max(step, 0.002 * 2**attempt)
+        octaves = octaves if low < octaves < high else (low + high) / 2
     if fitting is None:
         raise UserError(f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and {len(artifact)}"
                         " of artifact: make the model smaller, or set FIT=shrink.")
@@ -1116,9 +1044,8 @@ class LedgerError(Exception):
 
 
 class Ledger:
-    """Holds the validation tokens t[0..n-1] and the score of each position, entered once and in order. Position i
-    predicts t[i+1]. A target is looked at only together with the logits that predict it, and tokens to learn from are
-    handed out only where every one of them has its score."""
+    """The validation tokens t and the score of each position (i predicts t[i+1]), entered once and in order. A target
+    is looked at only with the logits that predict it; tokens to learn from are handed out only once scored."""
 
     def __init__(self, tokens: Tensor):
         self.tokens = tokens
@@ -1193,13 +1120,9 @@ class Evaluator:
         chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 64))
         for part in np.split(windows, np.flatnonzero(np.diff(chunks)) + 1):
             low, high = int(part[0, 1]), int(part[-1, 2])
-
-            def tick(done: float, low=low, high=high, total=total):
-                share = (low + done * (high - low)) / len(ledger.nats)
-                bpb = f"bpb so far {total / math.log(2) / self.bytes_before[low]:.4f}, " if low else ""
-                self.log.progress(name, share, time.monotonic() - began, bpb)
-
-            nats = self.nats(model, ledger, part, stride, tick)
+            bpb = f"bpb so far {total / math.log(2) / self.bytes_before[low]:.4f}, " if low else ""
+            nats = self.nats(model, ledger, part, stride, lambda done, low=low, high=high, bpb=bpb: self.log.progress(
+                name, (low + done * (high - low)) / len(ledger.nats), time.monotonic() - began, bpb))
             ledger.enter(low, nats)
             total += float(nats.double().sum())
             if learner and high < len(ledger.nats):
@@ -1209,9 +1132,8 @@ class Evaluator:
 
     @torch.inference_mode()
     def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int, tick) -> Tensor:
-        """Nats (float32) of the consecutive positions that the windows score. A segment's first window is scored whole
-        and padded on the right if it is short; of all others only the last `stride` positions go through the head.
-        Batches are dealt out to the ranks; tick is called with the part done."""
+        """Nats (float32) of the consecutive positions that the windows score. A segment's first window is scored whole,
+        padded on the right; of others only the last `stride` positions go through the head. tick gets the part done."""
         length, batch_size, device = self.s.train_seq_len, self.s.eval_batch_seqs, self.tokens.device
         low, high = int(windows[0, 1]), int(windows[-1, 2])
         nats = torch.zeros(high - low + 1, device=device)  # the last entry takes what is padding
@@ -1231,8 +1153,7 @@ class Evaluator:
         return self.ranks.sum_(nats[:-1])
 
     def train_then_score(self, model: nn.Module) -> Score:
-        """What entry 532 did: TTT_EPOCHS passes over all validation tokens, and only then their score. NOT LEGAL; it
-        goes around the ledger on purpose, and its number is never the headline."""
+        """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score. NOT LEGAL: no ledger."""
         learner, began = Learner(model, self.s, self.ranks), time.monotonic()
         for epoch in range(self.s.ttt_epochs):
             learner.learn(self.tokens, epoch / self.s.ttt_epochs)
@@ -1241,8 +1162,7 @@ class Evaluator:
 
 
 class Learner:
-    """Adapts all weights to tokens that it is given: AdamW (or SGD) in groups as entry 532 has them, the output
-    projections at three times the rate, the MLP's input matrix at half of it."""
+    """Adapts all weights by AdamW or SGD: output projections at 3 times the rate, MLP inputs at half of it (532)."""
 
     def __init__(self, model: nn.Module, s: Settings, ranks: Ranks):
         self.model, self.s, self.ranks = model, s, ranks
@@ -1250,10 +1170,8 @@ class Learner:
         for name, p in model.named_parameters():
             groups[3.0 if name.endswith((".out", ".down")) else 0.5 if name.endswith(".up") else 1.0].append(p)
         groups = [dict(params=params, base_lr=rate * s.ttt_lr) for rate, params in groups.items()]
-        if s.ttt_optimizer == "adamw":
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
-        else:
-            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
+        adam = s.ttt_optimizer == "adamw"
+        self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if adam else torch.optim.SGD(groups, momentum=0.9)
         self.gradient = flat_gradient(list(model.parameters()))
 
     def learn(self, tokens: Tensor, done: float, epochs: int = 1) -> None:
@@ -1278,8 +1196,7 @@ class Learner:
 
 
 def flat_gradient(params: list[nn.Parameter], extra: int = 0) -> Tensor:
-    """One float32 buffer of which every parameter's gradient is a view, and `extra` numbers at its end: gradients of
-    all parameters are zeroed and summed over ranks in one call."""
+    """One float32 buffer of which every parameter's gradient is a view, with `extra` numbers at its end."""
     flat = torch.zeros(sum(p.numel() for p in params) + extra, device=params[0].device)
     for p, part in zip(params, flat.split([p.numel() for p in params] + [extra])[: len(params)], strict=True):
         p.grad = part.view_as(p)
@@ -1292,12 +1209,24 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 
 
 def rate_scale(step: int, seconds: float, s: Settings) -> float:
-    """Scale of all learning rates: 1, then linearly to 0 over the last warmdown_iters steps, which under a wall-clock
-    cap are estimated from the mean step time so far."""
+    """Scale of all rates: 1, then linearly to 0 over the last steps, which a cap estimates from the mean step time."""
     left = s.iterations - step
     if s.max_wallclock_seconds > 0 and step > 0:
         left = min(left, (s.max_wallclock_seconds - seconds) * step / seconds)
     return max(0.0, min(1.0, left / max(s.warmdown_iters, 1)))
+
+
+@contextlib.contextmanager
+def rounded_to_int6(matrices: list[Tensor]):
+    """Within it, each row of the matrices is rounded to 63 levels. The gradient passes straight through to the exact
+    weights (arXiv 1308.3432), which are back afterwards."""
+    exact = [w.detach().clone() for w in matrices]
+    for w in matrices:
+        scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
+        w.data.copy_((w.detach() / scale).round() * scale)
+    yield
+    for w, before in zip(matrices, exact, strict=True):
+        w.data.copy_(before)
 
 
 class Trainer:
@@ -1316,17 +1245,18 @@ class Trainer:
     def start(self) -> None:
         self.optimizers = build_optimizers(self.model, self.s, self.ranks)
         self.average = average_weights(self.model, self.s.ema_decay)
-        self.step, self.seconds = 0, 0.0
+        self.step, self.seconds, self.quantised = 0, 0.0, []
         self.report = torch.zeros(2 + len(list(self.model.parameters())), device=self.gradient.device)
 
     def update(self) -> None:
         """One update of all parameters. On a GPU it returns when the step before has finished, so that there is always
         work in the queue, and never more than a step of it."""
         self.gradient.zero_()
-        for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
-            loss = next_token_loss(self.runner, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
-            loss.backward()
-            self.gradient[-1] += loss.detach()
+        with rounded_to_int6(self.quantised):
+            for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
+                loss = next_token_loss(self.runner, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
+                loss.backward()
+                self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.model.parameters()]))
         self.step += 1
@@ -1344,7 +1274,7 @@ class Trainer:
     def loss(self) -> float:
         """The last step's mean loss in nats over all ranks' tokens; UserError if a loss or gradient was not finite."""
         step, loss, *norms = self.report.tolist()
-        names = [name for name, _ in self.model.named_parameters()]
+        names = (name for name, _ in self.model.named_parameters())
         bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
         if bad or not math.isfinite(loss):
             raise UserError(f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not finite, first "
@@ -1352,24 +1282,21 @@ class Trainer:
         return loss
 
     def speed(self) -> str:
-        """Tokens a second so far; and the model-flops utilisation where the GPU's peak (dense bfloat16) is known: 6
+        """Tokens a second so far, and the model-flops utilisation where the GPU's peak (dense bfloat16) is known: 6
         operations for each weight of a matrix and token, and 6 T D a layer for causal attention, forward and back."""
-        rate = self.step * self.s.train_batch_tokens / self.seconds
-        gpu = torch.cuda.get_device_name() if self.finished else ""
-        peak = next((peak for name, peak in (("H100", 989e12), ("H200", 989e12), ("A100", 312e12)) if name in gpu), 0)
+        s, gpu = self.s, torch.cuda.get_device_name() if self.finished else ""
+        rate = self.step * s.train_batch_tokens / self.seconds
         weights = sum(p.numel() for name, p in self.model.named_parameters() if name.endswith((*MATRICES, "tok_emb")))
-        flops = 6 * weights + 6 * self.s.num_layers * self.s.train_seq_len * self.s.model_dim
-        return f"tok_s:{rate:.0f}" + (f" mfu:{rate * flops / (peak * self.ranks.world):.3f}" if peak else "")
+        peak = 989e12 if "H100" in gpu or "H200" in gpu else 312e12 if "A100" in gpu else math.inf
+        mfu = rate * 6 * (weights + s.num_layers * s.train_seq_len * s.model_dim) / (peak * self.ranks.world)
+        return f"tok_s:{rate:.0f}" + f" mfu:{mfu:.3f}" * (mfu > 0)
 
     def warm_up(self) -> None:
-        """Steps that make the compiler see every form of the model; what they did is undone."""
-        before = {name: p.clone() for name, p in self.model.state_dict().items()}
+        """Steps that prime the compiler; what they did is undone."""
+        before = copy.deepcopy(self.model.state_dict())
         set_rates(self.optimizers, 1.0)
-        for step in range(self.s.warmup_steps):
-            last = self.s.late_qat_threshold > 0 and step == self.s.warmup_steps - 1
-            self.model.set_late_qat(self.s.late_qat_min_elements if last else None)
+        for _ in range(self.s.warmup_steps):
             self.update()
-        self.model.set_late_qat(None)
         self.model.load_state_dict(before)
         self.start()
 
@@ -1379,7 +1306,9 @@ class Trainer:
         warm = min(1.0, self.step / max(self.s.muon_momentum_warmup_steps, 1))
         start = self.s.muon_momentum_warmup_start
         set_rates(self.optimizers, scale, start + warm * (self.s.muon_momentum - start))
-        self.model.set_late_qat(self.s.late_qat_min_elements if scale < self.s.late_qat_threshold else None)
+        self.quantised = [p for name, p in self.model.named_parameters() if scale < self.s.late_qat_threshold
+                          and name.startswith("blocks") and name.endswith(MATRICES)
+                          and p.numel() > self.s.late_qat_min_elements]
 
     def save(self, folder: Path) -> Path:
         """Writes STEP.pt, unless something is not finite, and keeps the newest two."""
@@ -1413,12 +1342,11 @@ class Trainer:
 
 def find_checkpoint(s: Settings) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(s.resume)]
-    if s.resume == "latest":
-        paths = sorted(Path("checkpoints").glob(f"{glob.escape(s.run_id) or '*'}/*.pt"), key=os.path.getmtime)
-    if not (paths and paths[-1].is_file()):
+    pattern = f"checkpoints/{glob.escape(s.run_id) or '*'}/*.pt" if s.resume == "latest" else glob.escape(s.resume)
+    paths = sorted(glob.glob(pattern), key=os.path.getmtime)
+    if not paths or not os.path.isfile(paths[-1]):
         raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
-    return paths[-1]
+    return Path(paths[-1])
 
 
 def heed_signals() -> list[float]:
@@ -1473,9 +1401,8 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
         log(f"{source}\n{'=' * 80}", console=False)
-    gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
-    log(f"python {platform.python_version()} torch {torch.__version__} numpy {np.__version__} "
-        f"zstandard {zstandard.__version__} GPU {gpu}")
+    log(f"python {platform.python_version()} torch {torch.__version__} numpy {np.__version__} zstandard "
+        f"{zstandard.__version__} GPU {torch.cuda.get_device_name() if ranks.device.type == 'cuda' else 'none'}")
     log("\n".join(f"{name}:{value}" for name, value in dataclasses.asdict(s).items()), console=False)
     log(f"preset:{s.preset} world_size:{ranks.world} device:{ranks.device.type} dtype:{model.dtype} seed:{s.seed} "
         f"model_params:{sum(p.numel() for p in model.parameters())}")
@@ -1494,18 +1421,16 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
 def run(s: Settings, ranks: Ranks) -> None:
     source = Path(__file__).read_text(encoding="utf-8")
     code_bytes, checkpoint = len(source.encode()), find_checkpoint(s) if s.resume else None
-    run_id = s.run_id or (checkpoint.parent.name if checkpoint else datetime.now().strftime("%Y%m%d_%H%M%S"))
+    run_id = s.run_id or (checkpoint.parent.name if checkpoint else time.strftime("%Y%m%d_%H%M%S"))
     log = Log(run_id, ranks, append=checkpoint is not None)
     if s.preset == "demo" and s.data_path == PRESETS["demo"]["data_path"] and not glob.glob(f"{s.data_path}/*.bin"):
-        log("The demo makes its own text, from Python's manual and docstrings ...")
         if ranks.rank == 0:
             make_demo_data(s)
-        ranks.wait_for_all()
+        ranks.from_first()
     counter = ByteCounter(s.tokenizer_path, s.vocab_size)
     evaluator = Evaluator(counter, s, ranks, log)
     torch.manual_seed(s.seed)
-    automatic = "bfloat16" if ranks.device.type == "cuda" else "float32"
-    model = GPT(s, getattr(torch, automatic if s.dtype == "auto" else s.dtype)).to(ranks.device)
+    model = GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     log_start(log, source, s, ranks, model)
     trainer, began = Trainer(model, s, ranks), time.monotonic()
     trainer.warm_up()
@@ -1524,7 +1449,7 @@ def run(s: Settings, ranks: Ranks) -> None:
         config["tokenizer_sha256"] = counter.sha256
         weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
         write_atomically(Path(s.artifact_path), export(weights, config, s, code_bytes, log))
-    ranks.wait_for_all()
+    ranks.from_first()  # all wait for the file
     artifact = Path(s.artifact_path).read_bytes()
     model.load_state_dict({name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()})
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
@@ -1542,31 +1467,32 @@ def run(s: Settings, ranks: Ranks) -> None:
         scores[NOT_LEGAL] = illegal = evaluator.train_then_score(runner)
         log(f"{NOT_LEGAL} train_then_score {illegal}")
     log_end(log, scores, headline, code_bytes, len(artifact), s)
-    ranks.wait_for_all()
+    if ranks.world > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def explain(error: BaseException) -> str:
+    """One sentence for the person who started the run; raises an error that is a mistake of ours."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
+    if isinstance(error, dist.DistError) or "Connection closed" in str(error):
+        return "Another rank has ended; its own output says why."
+    if isinstance(error, OSError):
+        return f"{error.filename or 'A file could not be written'}: {error.strerror}."
+    if isinstance(error, UserError | KeyboardInterrupt):
+        return str(error) or "Stopped."
+    raise error
 
 
 def main() -> int:
     try:
         s = load_settings(dict(os.environ))
         run(s, join_ranks(s))
-    except UserError as error:
-        sentence = str(error)
-    except torch.OutOfMemoryError:
-        sentence = "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
-    except OSError as error:
-        sentence = f"{error.filename or 'A file could not be written'}: {error.strerror}."
-    except KeyboardInterrupt:
-        sentence = "Stopped."
-    except RuntimeError as error:
-        if not isinstance(error, dist.DistError) and "Connection closed" not in str(error):
-            raise
-        sentence = "Another rank has ended; its own output says why."
-    else:
-        if dist.is_initialized():
-            dist.destroy_process_group()
         return 0
-    print(sentence, file=sys.stderr)
-    return 2
+    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
+        print(explain(error), file=sys.stderr)
+        return 2
 
 
 if __name__ == "__main__":

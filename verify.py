@@ -26,7 +26,6 @@ import lzma
 import math
 import os
 import re
-import shutil
 import sys
 import textwrap
 import time
@@ -89,7 +88,6 @@ def clean(text: str, limit: int = 500) -> str:
 
 def print_report(findings: list[Finding]) -> None:
     """One screen: the findings grouped by verdict, failures last, then the count of each."""
-    width = min(120, max(60, shutil.get_terminal_size((110, 24)).columns))
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     counts = Counter(f.verdict for f in findings)
     for verdict, code in COLOURS.items():
@@ -100,8 +98,8 @@ def print_report(findings: list[Finding]) -> None:
                 form = "," if isinstance(f.number, int) else ".6f" if not f.number or abs(f.number) >= 1e-3 else ".1e"
                 number = "" if f.number is None else f"{f.number:{form}} {f.unit}"
                 text = f"  {f.check:<15} {number:<22} {clean(f.detail)}"
-                print(textwrap.fill(text, width, subsequent_indent=" " * 41))
-                print(f"{'':18}> {clean(f.line, width - 20)}\n" if f.line else "", end="")
+                print(textwrap.fill(text, 110, subsequent_indent=" " * 41))
+                print(f"{'':18}> {clean(f.line, 90)}\n" if f.line else "", end="")
     print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict] or verdict == FAILED))
 
 
@@ -185,7 +183,8 @@ def call_target(call: ast.Call) -> ast.expr | None:
         return None  # it only writes, or is no exec
     if dotted and (name in ("read_text", "read_bytes") or name == "open" and len(modes) == len(args)):
         return call.func.value
-    return args[-(name == "spec_from_file_location")] if args and name in FILE_CALLS | MODULE_CALLS else None
+    position = -1 if name == "spec_from_file_location" else 0
+    return args[position] if args and name in FILE_CALLS | MODULE_CALLS else None
 
 
 def constant_path(node: ast.expr, names: dict[str, str | None]) -> str | None:
@@ -239,11 +238,8 @@ def documents(tokens: np.ndarray) -> list[tuple[int, int]]:
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProcessor) -> int:
-    """UTF-8 bytes of the text that the tokens decode to, one document at a time.
-
-    A byte piece is one byte even where the bytes are no valid UTF-8: before decoding it is replaced by a letter. The
-    space at a document's start belongs to SentencePiece, not to the text, and its decoder leaves it out.
-    """
+    """UTF-8 bytes of the text that the tokens decode to, one document at a time. A byte piece is one byte even where
+    the bytes are no valid UTF-8: a letter stands in for it. The decoder leaves out the space before a document."""
     ids = range(tokenizer.vocab_size())
     letter = next(i for i in ids if tokenizer.id_to_piece(i) in set("etaoinsrhldu0123456789"))
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
@@ -269,7 +265,8 @@ def rotate(x: Tensor, dims: int, base: float) -> Tensor:
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Causal softmax attention; q [B, H, T, d], k and v [B, KV, T, d], query head h uses key head h // (H / KV)."""
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], 1) for x in (k, v))
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
 class Model:
@@ -343,11 +340,8 @@ class Model:
 
 
 class TheirModel:
-    """GPT of a competitor's file, filled with the artifact's tensors: this runs their code.
-
-    GPT takes a dataclass of settings or plain arguments, filled by name from the artifact's configuration. Its
-    forward_logits or forward maps token ids [B, T] to logits [B, T, vocabulary].
-    """
+    """GPT of a competitor's file: runs their code. It takes a dataclass of settings or plain arguments, filled by name
+    from the artifact's configuration; its forward_logits or forward maps ids [B, T] to logits [B, T, vocabulary]."""
 
     def __init__(self, file: Path, config: dict, weights: dict[str, np.ndarray], device: str):
         spec = importlib.util.spec_from_file_location("their_model", file)
@@ -413,10 +407,8 @@ def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Name
 
 
 def learner(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, total: int) -> Callable:
-    """Score-first test-time training: learn(chunk, lo, hi) trains model.params on inputs [lo, hi), already scored.
-
-    `total` tokens are in the whole split, by which the learning rate follows a cosine over the chunks.
-    """
+    """Score-first test-time training: learn(chunk, lo, hi) trains model.params on inputs [lo, hi), already scored; the
+    learning rate follows a cosine over the chunks of the whole split, of `total` tokens."""
     length, size = config["train_seq_len"], config["ttt_batch_seqs"]
     chunks = math.ceil((total - 1) / config["ttt_chunk_tokens"])
     factors = {"attn.out": 3.0, "mlp.down": 3.0, "mlp.up": 0.5}  # of the learning rate, by the end of the name
@@ -488,11 +480,8 @@ def check_probes(model: Callable, tokens: np.ndarray | None, config: dict, args:
 
 
 def isolation_leak(model: Callable, window: Tensor, vocab: int) -> float:
-    """Does anything but attention look across a BOS? Changes the token before the one at T // 2, of token ids [T].
-
-    In our network that shows in what enters the first layer. In theirs F.scaled_dot_product_attention is replaced by
-    one that returns each position's own value, so that only other paths between positions are left.
-    """
+    """What a token before a BOS changes after it, attention apart: in our network, what enters the first layer; in
+    theirs, the logits with an F.scaled_dot_product_attention that returns each position's own value."""
     changed, begin = window.clone(), len(window) // 2
     window[begin] = changed[begin] = BOS
     changed[begin - 1] = (window[begin - 1] + 1) % vocab
@@ -644,8 +633,8 @@ def check_score(model: Callable, tokens: np.ndarray, tokenizer: Path, config: di
     partial = "" if whole else "the claim is of the whole split"
     if args.claim is None and official and (len(part) - 1) // 1024 * 1024 != SP1024_VAL_TOKENS:
         partial = f"the claim is of the challenge's whole split of {SP1024_VAL_TOKENS:,} tokens"
-    doubt = "it may be the score after test-time training"
-    doubt = doubt if args.claim is None and protocol != "off" and len(scores) == 1 else ""
+    adapted = args.claim is None and protocol != "off" and len(scores) == 1
+    doubt = "it may be the score after test-time training" if adapted else ""
     claims, scores = (submitted, scores) if args.claim is None else ([args.claim], scores[-1:])
     return found + check_claim(claims, scores, partial, doubt, verdict, args.tolerance)
 
@@ -680,11 +669,11 @@ RUNNING = re.compile(r"step|epoch|chunk|batch|progress|running|train_|\d/\d|base
                      r"|pre[-_ ]?quant|post[-_ ]?ema", re.I)  # fmt: skip
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 FACTS = {  # what lines of a log state: a number, with a unit where it is a time
-    "stop": re.compile("stopping_early: "),
+    "stop": re.compile("^stopping_early"),
     "train": re.compile(r"train(?:ing)?_time[:=] ?" + NUM + r" ?(ms|s|min|m)\b"),
     "step": re.compile(r"step_avg[:=] ?" + NUM + r" ?(ms|s)\b"),
     "eval": re.compile(r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?" + NUM + r" ?(ms|s)\b"),
-    "calibration": re.compile(r"(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w*_time[:=] ?)" + NUM + r" ?(ms|s)\b"
+    "calibration": re.compile(r"(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)" + NUM + r" ?(ms|s)\b"
                               r"|calibrat|hessian", re.I),
     "seed": re.compile(r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b"),
     "world_size": re.compile(r"\bworld_size[:=] ?([0-9]{1,6})"),
@@ -754,7 +743,7 @@ class Log:
             self.gpu = found[1]
         self.stepped = self.stepped or "train_loss" in text
         if not self.stepped and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text) and len(self.settings) < 1_000:
-            self.settings.update(re.findall(r"([a-z_]\w*)[:=] ?([\w.+-]+)", text))
+            self.settings.update(re.findall(r"([a-z_]\w{0,60})[:=] ?([\w.+-]+)", text))
 
 
 def bounded_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -845,7 +834,7 @@ def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> boo
 
 
 def explanations(logs: list[Log], seeds: dict) -> Iterator[tuple[str, float, list[Line]]]:
-    """The ways in which a val_bpb comes from logs, the usual ones first: (words, value, the lines it is made of)."""
+    """The ways in which a val_bpb comes from logs, the usual ones first: (words, value, the lines that make it)."""
     groups = [logs, [log for log in logs if log.seed in seeds]]  # then those that are named alike
     groups += [list(group) for _, group in groupby(logs, lambda log: re.sub(r"\d+", "", log.name))]
     for group in groups:
@@ -884,7 +873,8 @@ def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Find
     reports = [path for path in files if path.suffix != ".py" and not re.match("readme|submission", path.name, re.I)]
     elsewhere = any(path.stat().st_size > TEXT_BYTES or f"{claim:.4f}" in read_text(path) for path in reports)
     below = claim < min(bpbs) and heads and not unlogged and not elsewhere
-    words = "of a line that its log labels NOT LEGAL" if illegal else f"no line and no mean, at least {min(bpbs):g}"
+    words = f"no line and no mean of the logs, whose lowest is {min(bpbs):g}"
+    words = "of a line that its log labels NOT LEGAL" if illegal else words
     words += f"; seeds {unlogged[:5]} have no log" if unlogged else ""
     detail = f"submission.json's {claim:g} is {words}{taken(heads)}"
     verdict = FAILED if illegal or below else SUSPICION
@@ -921,9 +911,8 @@ def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
         Finding(FAILED if lacking else PROVEN, "files", detail, len(files), "files"), parsed, score,
         check_readme(claimed_bpb(table), readme), check_log_size(used, script),
         *check_claimed_bytes(table, logs, files), *check_times(used, "10min" in track and "non" not in track),
-        check_split(lines, used),
-        check_seeds(claimed_seeds(table), logs, used, files), check_settings(used), check_embedded(used, code),
-        *check_against(lines, args.against), *check_patterns(used, script, code),
+        check_split(lines, used), check_seeds(claimed_seeds(table), logs, used, files), check_settings(used),
+        check_embedded(used, code), *check_against(lines, args.against), *check_patterns(used, script, code),
     ]  # fmt: skip
 
 
@@ -1011,18 +1000,19 @@ def check_times(logs: list[Log], record: bool) -> list[Finding]:
     for name, check in (("train", "training time"), ("eval", "evaluation time")):
         timed = [(*max(log.facts[name]), log) for log in logs if log.facts[name]]
         seconds, line, log = max(timed, key=lambda entry: entry[0], default=(0.0, "", Log("")))
-        slack = max(1.0, *(step for step, _ in log.facts["step"])) if name == "train" and log.facts["step"] else 1.0
+        slack = max([1.0, *(step for step, _ in log.facts["step"])]) if name == "train" else 0.0
         counts = name == "train" or log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic may take longer
         over = FAILED if log.last("world_size") == 8 and log.gpu in ("", "H100") else SUSPICION
         over = over if record and counts else NOT_CHECKABLE
         verdict = CONSISTENT if 0 < seconds <= LIMIT_S + slack else over if seconds else NOT_CHECKABLE
-        found.append(Finding(verdict, check, f"the slowest log's; {binds} and a step", seconds or None, "s", line))
+        detail = f"the slowest log's; {binds}{' and a step' * (slack > 0)}"
+        found.append(Finding(verdict, check, detail, seconds or None, "s", line))
         if name == "train" and log.facts["calibration"]:
             extra, line = max(log.facts["calibration"])
             own = any(re.search("self|autoreg|generat", quote) for _, quote in log.facts["calibration"])
             fits = own or seconds + extra <= LIMIT_S + slack * (extra > 0)
             verdict = CONSISTENT if fits else SUSPICION if record else NOT_CHECKABLE
-            detail = f"calibration after {seconds:.1f} s of training; {binds}, or text of its own"
+            detail = f"calibration after {seconds:.1f} s of training{', on text of its own' * own}; {binds}"
             found.append(Finding(verdict, "calibration", detail, extra or None, "s", line))
     return found
 

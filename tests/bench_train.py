@@ -59,8 +59,8 @@ def count(trainer: train_gpt.Trainer) -> None:
     state = 4 * 8 * sum(sizes.values())
     activations = 2 * 4 * s.train_batch_tokens * s.num_layers * (6 * s.model_dim + 2 * s.mlp_hidden)
     share = attention / (6 * matrices + attention)
-    print(f"a step of {s.train_batch_tokens} tokens: {operations / 1e12:.2f} TFLOP ({share:.0%} of them attention's), at "
-          f"least {(state + activations) / 1e9:.1f} GB moved")
+    print(f"a step of {s.train_batch_tokens} tokens: {operations / 1e12:.2f} TFLOP ({share:.0%} of them attention's), "
+          f"at least {(state + activations) / 1e9:.1f} GB moved")
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for gpu, (flops, bandwidth) in REACHABLE.items():
         if gpu in name:
@@ -106,8 +106,7 @@ def main() -> None:
         s = train_gpt.load_settings(chosen | {"DATA_PATH": folder})
         write_shard(Path(folder), s.vocab_size)
         ranks = train_gpt.join_ranks(s)
-        automatic = "bfloat16" if ranks.device.type == "cuda" else "float32"
-        model = train_gpt.GPT(s, getattr(torch, automatic if s.dtype == "auto" else s.dtype)).to(ranks.device)
+        model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
         trainer = train_gpt.Trainer(model, s, ranks)
         print(f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, {torch.get_num_threads()} "
               f"threads, torch {torch.__version__}, {sum(p.numel() for p in model.parameters())} parameters")

@@ -111,24 +111,20 @@ def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
 
 def test_columns_get_codes_of_their_own_where_that_pays(tmp_path):
     w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
-    even, spread = code_huffman(w, 48), code_huffman(w * np.repeat(np.float32([1, 0.3, 0.1, 0.03]), 100), 48)
-    assert len(even.lengths) == 1 and len(spread.lengths) > 1
+    even, spread = code_huffman(w, 48), code_huffman(w * np.repeat(np.float32([1, 0.1]), 200), 48)
+    assert len(even.lengths) == 1 and len(spread.lengths) == 2
     artifact = encode_pcll({}, {"w": spread}, 8)
     both_decoders(artifact, tmp_path)
     one_code = huffman_lengths(np.bincount(spread.symbols % 48)).astype(int)[spread.symbols % 48].sum()
-    assert 8 * len(artifact) < 0.8 * one_code
+    assert 8 * len(artifact) < 0.9 * one_code
 
 
-@given(npst.arrays(np.int64, st.tuples(st.integers(1, 30), st.integers(1, 12)), elements=st.integers(0, 50)))
-def test_classes_of_columns_are_canonical(counts):
-    """Each occurs, their codes are different and in order, and no column would be shorter in another class's code."""
-    for number in (1, 2, 4):
-        cost, classes, lengths = train_gpt.column_classes(counts, number)
-        assert np.unique(classes).tolist() == list(range(len(lengths))) and len(lengths) <= number
-        rows = [row.tobytes() for row in lengths]
-        assert rows == sorted(set(rows)) and (np.exp2(-lengths.astype(float)).sum(axis=1) == 1).all()
-        bits = counts @ lengths.T
-        assert (bits[np.arange(len(counts)), classes] == bits.min(axis=1)).all() and cost > bits.min(axis=1).sum()
+@given(npst.arrays(np.float32, st.tuples(st.integers(1, 12), st.integers(1, 30)), elements=st.integers(-9, 9)),
+       st.integers(2, 12))
+def test_the_codes_of_a_tensor_are_different_complete_and_in_order(w, levels):
+    lengths = code_huffman(w * np.geomspace(1, 50, w.shape[1], dtype=np.float32), levels).lengths
+    rows = [row.tobytes() for row in lengths]
+    assert rows == sorted(set(rows)) and (np.exp2(-lengths.astype(float)).sum(axis=1) == 1).all()
 
 
 def test_more_weights_than_a_reader_takes_from_so_few_bytes():

@@ -10,7 +10,7 @@ from conftest import tiny_settings, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from train_gpt import ByteCounter, Ranks, TokenStream, UserError, count_tokens, train_batches
+from train_gpt import ByteCounter, Ranks, TokenStream, UserError, train_batches
 
 
 @pytest.mark.parametrize(("damage", "sentence"), [
@@ -29,7 +29,7 @@ def test_a_cut_shard_is_refused(tmp_path):
     for size in (0, 5, 1023, 1024, 1025, 1043):
         path.write_bytes(path.read_bytes()[:size].ljust(size, b"\0"))
         with pytest.raises(UserError, match="fineweb_train_0.bin"):
-            count_tokens(str(path))
+            TokenStream.count(str(path))
 
 
 def test_missing_data_and_ids_above_the_vocabulary(tmp_path):

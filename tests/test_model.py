@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from conftest import random_model, tiny_settings
 
-from train_gpt import GPT, linear, load_settings, rms_norm, rotate
+from train_gpt import GPT, load_settings, rms_norm, rotate
 
 TOKENS = torch.tensor([[1, 7, 9, 9, 4, 1, 5, 6, 7, 30, 31, 32, 1, 9, 63, 2]])
 
@@ -165,14 +165,3 @@ def test_smear_and_bigram_stop_at_a_document_start(reset, leaks):
         changed[0, 4] = 50  # the token before the BOS at position 5
         difference = (model(TOKENS) - model(changed)).abs().amax(dim=(0, 2))
     assert (difference[5] > 1e-4) == leaks and difference[6:].max() == 0 and difference[4] > 1e-4
-
-
-def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
-    w = torch.randn(4, 300, requires_grad=True)
-    effective = linear(torch.eye(300), w, late_qat_over=1000).T
-    for row in effective.detach():
-        steps = row / (row.abs().max() / 31)
-        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
-    effective.sum().backward()
-    assert torch.equal(w.grad, torch.ones_like(w))
-    assert torch.equal(linear(torch.eye(300), w, late_qat_over=1200), w.T)

@@ -23,6 +23,7 @@ from train_gpt import (
     UserError,
     find_checkpoint,
     heed_signals,
+    rounded_to_int6,
     train,
     write_atomically,
 )
@@ -127,6 +128,32 @@ def test_a_checkpoint_cannot_run_code(home):
     with pytest.raises(UserError, match="not a whole checkpoint"):
         make_trainer().load(home / "evil.pt")
     assert not (home / "evil").exists()
+
+
+# ---- Late quantisation-aware training
+
+
+def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
+    w = torch.randn(4, 300, requires_grad=True)
+    exact = w.detach().clone()
+    with rounded_to_int6([w]):
+        steps = 31 * w.detach() / exact.abs().amax(dim=1, keepdim=True)
+        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
+        assert (w - exact).abs().max() > 0
+        (w * torch.arange(300)).sum().backward()
+    assert torch.equal(w.detach(), exact)
+    assert torch.equal(w.grad, torch.arange(300.0).expand(4, 300))
+
+
+def test_only_large_matrices_are_quantised_and_only_late(home):
+    trainer = make_trainer()
+    early, late = [], {name for name, p in trainer.model.named_parameters()
+                       if name.startswith("blocks") and p.ndim == 2 and p.numel() > 64 and name.endswith(MATRICES)}
+    trainer.set_schedule()
+    assert trainer.quantised == early
+    trainer.step = 6
+    trainer.set_schedule()
+    assert {name for name, p in trainer.model.named_parameters() if any(p is q for q in trainer.quantised)} == late
 
 
 # ---- What goes wrong
