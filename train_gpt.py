@@ -956,7 +956,6 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
 
 
 def take(content: io.BytesIO, dtype: str, count: int = 1) -> np.ndarray:
-    """The next numbers of the content."""
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
 
@@ -1271,6 +1270,9 @@ class Trainer:
             self.finished.synchronize()
             self.finished.record()
 
+    def ended(self) -> bool:
+        return self.step >= self.s.iterations or 0 < self.s.max_wallclock_seconds <= self.seconds
+
     def loss(self) -> float:
         """The last step's mean loss in nats over all ranks' tokens; UserError if a loss or gradient was not finite."""
         step, loss, *norms = self.report.tolist()
@@ -1369,26 +1371,24 @@ def train(trainer: Trainer, log: Log, folder: Path, validate) -> None:
     s, ranks = trainer.s, trainer.ranks
     every = s.checkpoint_every if s.checkpoint_every >= 0 else 0 if 0 < s.max_wallclock_seconds <= 600 else 60
     signals, saved, began = heed_signals(), time.monotonic(), time.monotonic() - trainer.seconds
-    while trainer.step < s.iterations and not 0 < s.max_wallclock_seconds <= trainer.seconds:
+    while not trainer.ended():
         trainer.set_schedule()
         trainer.update()
         trainer.seconds, stop = ranks.from_first(time.monotonic() - began, len(signals))
         step, seconds = trainer.step, trainer.seconds
         log.progress("training", max(step / s.iterations, seconds / (s.max_wallclock_seconds or math.inf)), seconds)
-        if step <= 5 or step % s.train_log_every == 0 or step == s.iterations:
+        if step <= 5 or step % s.train_log_every == 0 or trainer.ended():
             log(f"step:{step}/{s.iterations} train_loss:{trainer.loss():.4f} train_time:{1000 * seconds:.0f}ms "
                 f"step_avg:{1000 * seconds / step:.2f}ms {trainer.speed()}")
         if s.val_loss_every and step % s.val_loss_every == 0:
             log(f"step:{step}/{s.iterations} {validate(trainer.model)} train_time:{1000 * seconds:.0f}ms")
             began = time.monotonic() - seconds  # validation is not training time
-        if ranks.rank == 0 and (stop or (every and (time.monotonic() - saved >= every or step == s.iterations))):
+        if ranks.rank == 0 and (stop or (every and (time.monotonic() - saved >= every or trainer.ended()))):
             log(f"checkpoint: {trainer.save(folder)}", console=False)
             saved = time.monotonic()
         if stop:
             raise UserError(f"Stopped at step {step}; to go on: RESUME={folder}/{step:08d}.pt, all else the same.")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    trainer.loss()
+    signals.append(0.0)  # from now on a signal stops at once
     if trainer.step < s.iterations:
         log(f"stopping_early: wallclock_cap train_time:{1000 * trainer.seconds:.0f}ms "
             f"step:{trainer.step}/{s.iterations}")

@@ -99,7 +99,8 @@ def test_the_log_holds_its_source_and_the_lines_in_use(home):
     source, rest = (home / "logs/test.txt").read_text().split("\n" + "=" * 80 + "\n", 1)
     assert source == (ROOT / "train_gpt.py").read_text()
     for pattern in (
-        r"^seed:1337$", r"^step:6/6 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+$", r"^Code size: \d+ bytes$",
+        r"^seed:1337$",
+        r"^step:6/6 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+$", r"^Code size: \d+ bytes$",
         r"^Serialized model pcll: \d+ bytes$", r"^Total submission size pcll: \d+ bytes$",
         r"^final_pcll_sliding_exact val_loss:\S+ val_bpb:\S+ ", r"^final_pcll_ttt_exact val_loss:\S+ val_bpb:",
     ):
