@@ -38,9 +38,10 @@ Codecs and their side data; n is the tensor's number of elements
     0 float32      4n bytes as four byte planes: all least significant bytes first, then the next, ...
     1 float16      2n bytes as two byte planes
     2 huffman      u8 number of levels K >= 1; K float16 centroids as two byte planes, finite, strictly increasing,
-                   no -0; u8 class of each column, 0..M-1 for M of 1..4 classes, each of which occurs; for each class
-                   K code lengths, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1).
-                   The lists of lengths, seen as strings of K bytes, are strictly increasing from class to class
+                   no -0; a bit per column, its class, eight a byte from the most significant bit on, and zeros that
+                   fill up the last byte; K code lengths for class 0, which always occurs, and K for class 1 if that
+                   occurs, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1). At the
+                   first level where the two classes' lengths differ, which they must, class 0 has the smaller one
     3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column.
                    The tensor has two or more dimensions, of which the first is at least 16
     Rows are a tensor's first dimension, columns the product of the others (1 if there are none).
@@ -92,7 +93,7 @@ Disallowed, and why
     two tensors of one name, or names out of order                    which one counts would depend on the reader
     centroids, steps, floats that are NaN or infinite                 a poisoned weight is not a model
     codes that are over- or under-full, levels that are equal         one encoding for one model, no undefined code
-    classes of columns that do not occur, are equal or out of order   the same; no lengths that nothing uses
+    classes of columns that do not occur, are equal or out of order   the same
     frequencies that do not add up, states that do not end at 2^16    every bit of the stream is accounted for
     pickles, code, references to other files                          opening an artifact never runs anything
 
@@ -112,7 +113,6 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,6 @@ FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_LANES = 1024
 MIN_ROWS = 16  # of a trellis tensor
 LONGEST_CODE = 16  # bits
-MAX_CLASSES = 4  # of a huffman tensor's columns
 SLOT_BITS = 14
 SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
 STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
@@ -320,19 +319,19 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     tensor.centroids = centroids = read_planes(cursor, "<f2", levels, what)
     require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
-    tensor.classes = cursor.array("u1", tensor.columns, f"the classes of the columns of tensor {tensor.name}")
-    last = int(tensor.classes.max())
-    require(last < MAX_CLASSES, f"tensor {tensor.name} has a column of class {last}, above {MAX_CLASSES - 1}")
-    require(len(np.unique(tensor.classes)) == last + 1,
-            f"one of the classes 0 to {last} of tensor {tensor.name} has no column")
+    what = f"the classes of the columns of tensor {tensor.name}"
+    bits = np.unpackbits(cursor.array("u1", -(-tensor.columns // 8), what))
+    tensor.classes = bits[: tensor.columns]
+    require(not bits[tensor.columns :].any(), f"{what} are not filled up with zeros")
+    require(not tensor.classes.all(), f"{what} are all 1 and none 0")
     what = f"the code lengths of tensor {tensor.name}"
-    tensor.lengths = lengths = cursor.array("u1", (last + 1) * levels, what).reshape(-1, levels)
+    number = 1 + int(tensor.classes.any())
+    tensor.lengths = lengths = cursor.array("u1", number * levels, what).reshape(number, levels)
     require(bool((lengths <= LONGEST_CODE).all()), f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits")
-    for number, kraft in enumerate((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum(axis=1).tolist()):
-        require(kraft == 1 << LONGEST_CODE, f"the code of class {number} of tensor {tensor.name} is "
-                f"{'over' if kraft >> LONGEST_CODE else 'under'}-full")
-    lists = [row.tobytes() for row in lengths]
-    require(all(a < b for a, b in pairwise(lists)), f"{what} are not increasing from class to class")
+    for kraft in (1 << (LONGEST_CODE - lengths.astype(np.int64))).sum(axis=1).tolist():
+        require(kraft == 1 << LONGEST_CODE,
+                f"a code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
+    require(number == 1 or lengths[0].tobytes() < lengths[1].tobytes(), f"{what} are equal or out of order")
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
@@ -390,13 +389,13 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     positions = ends - lane_bits
     for tensor in tensors:
         # In canonical order a class's codes tile the range 0..2^width of what the next `width` bits can be.
-        numbers, levels = tensor.lengths.shape
-        order = np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(numbers)[:, None]
+        number, levels = tensor.lengths.shape
+        order = np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(number)[:, None]
         lengths = np.take(tensor.lengths, order.ravel()).astype(np.int64)
         width = int(lengths.max())
         spans = 1 << (width - lengths)
         symbol_at, length_at = np.repeat(order.ravel().astype(np.uint16), spans), np.repeat(lengths, spans)
-        values = np.tile(tensor.centroids, numbers)
+        values = np.tile(tensor.centroids, number)
         counts = np.zeros(len(values), np.int64)
         weights = np.empty(tensor.size, np.float32)
         classes = np.resize(tensor.classes, tensor.size)

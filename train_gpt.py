@@ -699,18 +699,18 @@ def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> tuple[np.ndarray
 
 
 def code_huffman(w: np.ndarray, levels: int) -> Coded:
-    """K-means levels with one Huffman code; or with two, for the columns that are cheap in the first, and the dear."""
+    """K-means levels with one Huffman code, or two if that pays: one for each class of columns, by turns refitted."""
     centroids, indices = kmeans(w, levels)
     rows, k = indices.reshape(-1, math.prod(w.shape[1:])), len(centroids)
     counts = np.bincount((rows + np.arange(rows.shape[1]) * k).ravel(), minlength=rows.shape[1] * k).reshape(-1, k)
     one = huffman_lengths(counts.sum(axis=0))
-    dear = (counts @ one > np.median(counts @ one)).astype(int)
-    codes = [huffman_lengths(counts[dear == c].sum(axis=0)) for c in (0, 1)]
-    lengths, classes = np.unique(codes, axis=0, return_inverse=True)  # in ascending order
-    classes = classes[dear].astype(np.uint8)
+    classes = counts @ one > np.median(counts @ one)
+    for _ in range(3):
+        lengths = np.unique([huffman_lengths(counts[classes == c].sum(axis=0)) for c in (0, 1)], axis=0)  # ascending
+        classes = (counts @ lengths.T).argmin(axis=1)
     if (counts * (one.astype(int) - lengths[classes])).sum() <= 8 * k + len(counts):  # the bits that they cost
         lengths, classes = one[None], 0 * classes
-    side = struct.pack("<B", k) + code_floats(centroids, "float16").side + classes.tobytes() + lengths.tobytes()
+    side = bytes([k]) + code_floats(centroids, "float16").side + np.packbits(classes).tobytes() + lengths.tobytes()
     return Coded(HUFFMAN, w.shape, side, (rows + classes.astype(np.uint16) * k).ravel(), lengths)
 
 
@@ -967,8 +967,8 @@ def read_side_data(content: io.BytesIO, codec: int, shape: tuple[int, ...]):
         planes = np.ascontiguousarray(take(content, "u1", width * size).reshape(width, size).T)
         return planes.view(f"<f{width}").astype(np.float32).reshape(shape)
     if codec == HUFFMAN:
-        centroids = read_side_data(content, FLOAT16, (take(content, "u1").item(),))
-        classes = take(content, "u1", math.prod(shape[1:]))
+        centroids, columns = read_side_data(content, FLOAT16, (take(content, "u1").item(),)), math.prod(shape[1:])
+        classes = np.unpackbits(take(content, "u1", -(-columns // 8)), count=columns)
         lengths = take(content, "u1", (int(classes.max()) + 1) * len(centroids)).reshape(-1, len(centroids))
         return shape, centroids, classes, lengths
     step, offset = take(content, "<f4")[0], take(content, "<i2").item()

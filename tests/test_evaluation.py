@@ -201,3 +201,19 @@ def test_adaptation_lowers_bpb_on_a_repetitive_stream(optimizer):
     fixed = evaluator(tokens, s).score(random_model(s), "fixed", s.eval_stride).val_bpb
     assert adapted_nats(tokens, s)[1] < fixed - 0.05
     assert adapted_nats(tokens, tiny_settings(TTT_LR=0))[1] == pytest.approx(fixed, abs=1e-6)
+
+
+@pytest.mark.parametrize("adapts", [False, True])
+def test_work_grows_with_the_stream_and_memory_does_not(adapts):
+    """Counted in tokens through the model: at most in proportion to the stream, and never more at once than a batch."""
+    s = tiny_settings(EVAL_BATCH_SEQS=5, TTT_CHUNK_TOKENS=64, TTT_EPOCHS=1)
+    work = {}
+    for length in (400, 800, 1600):
+        model, sizes = random_model(s), []
+        model.register_forward_hook(lambda _, args, logits, sizes=sizes: sizes.append((args[0].numel(), len(logits))))
+        e = evaluator(np.random.default_rng(0).integers(4, 64, length), s)
+        e.score(model, "", s.eval_stride, Learner(model, s, e.ranks) if adapts else None)
+        work[length] = sum(tokens for tokens, _ in sizes)
+        assert max(sequences for _, sequences in sizes) <= 5
+    assert work[800] - work[400] <= 1.05 * 400 * (16 / s.eval_stride + adapts)
+    assert work[1600] - work[800] <= 1.05 * 800 * (16 / s.eval_stride + adapts)

@@ -45,7 +45,8 @@ class Codebook:
     levels: list[int]  # of each element
     centroids: list[float]
     lengths: list[list[int]] | None = None  # of each level's code, for each class; optimal ones when None
-    classes: list[int] | None = None  # of each column; zeros when None
+    classes: list[int] | None = None  # of each column, 0 or 1; zeros when None
+    padding: list[int] = field(default_factory=list)  # bits after the classes
     codec: int = 2
 
     def __post_init__(self) -> None:
@@ -53,7 +54,9 @@ class Codebook:
 
     def side(self) -> bytes:
         planes = Floats((), self.centroids, codec=1).side()
-        return bytes([len(self.centroids)]) + planes + bytes(self.classes) + b"".join(map(bytes, self.lengths))
+        bits = "".join(map(str, self.classes + self.padding))
+        packed = bytes(int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8))
+        return bytes([len(self.centroids)]) + planes + packed + b"".join(map(bytes, self.lengths))
 
     def element_class(self, element: int) -> int:
         return self.classes[element % len(self.classes)]

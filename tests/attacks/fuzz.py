@@ -58,7 +58,7 @@ def seeds() -> list[bytes]:
     ]
     models = [None, None, None, None, None, Model(2, 1), Model(8, 5)]
     lanes = {"h": Codebook((200, 3), [min(abs(x), 2) + i % 3 % 2 for i, x in enumerate(noise(600, 1))], [-1, 0, 1, 2],
-                           classes=[0, 1, 2]),
+                           classes=[0, 1, 0]),
              "t": Trellis((17, 40), noise(680, 1.5), 1.0, noise(17, 1))}
     built = [build({"seed": i, "rate": 0.5}, tensors, model)
              for i, (tensors, model) in enumerate(zip([*small, lanes], [*models, Model(4, 3)], strict=True))]
