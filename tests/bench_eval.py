@@ -5,7 +5,8 @@
 Both score the same tokens with the same weights on the same device, in turn; the table shows medians and the median of
 the paired ratios. The entries' loop sends all positions of every window through the output head and then walks over
 the windows in Python. Settings are train_gpt.py's environment variables (default here: a network of 6 layers and width
-256 with windows of 512 tokens and stride 32). Without --data the tokens are random: scores mean nothing then, times do.
+256 in bfloat16, with windows of 512 tokens and stride 32). Without --data the tokens are random: scores mean nothing
+then, times do.
 """
 
 import argparse
@@ -95,8 +96,7 @@ def main() -> None:
     else:
         tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens).astype(np.uint16)
     torch.manual_seed(s.seed)
-    dtype = torch.bfloat16 if ranks.device.type == "cuda" else torch.float32
-    model = train_gpt.GPT(s, dtype).to(ranks.device)
+    model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     e, runner = evaluator(tokens, s, ranks), train_gpt.maybe_compile(model, s)
 
     def adapting(function):
@@ -114,7 +114,7 @@ def main() -> None:
             lambda: adapting(lambda m, learner: e.score(m, "", s.eval_stride, learner).val_loss)),
     }  # fmt: skip
     print(f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride}, {ranks.device.type}, "
-          f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs")
+          f"{s.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs")
     print(f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12} {'62 M tokens, one device':>24}")
     ours_seconds = {}
     for name, (theirs, ours) in cases.items():

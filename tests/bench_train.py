@@ -103,7 +103,7 @@ def main() -> None:
     preset = {"PRESET": "pcll" if torch.cuda.is_available() else "demo"}
     chosen = preset | dict(os.environ) | dict(item.split("=", 1) for item in args.settings)
     with tempfile.TemporaryDirectory() as folder:
-        s = train_gpt.load_settings(chosen | {"DATA_PATH": folder})
+        s = train_gpt.load_settings(chosen | {"DATA_PATH": folder, "MAX_WALLCLOCK_SECONDS": "0"})
         write_shard(Path(folder), s.vocab_size)
         ranks = train_gpt.join_ranks(s)
         model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)

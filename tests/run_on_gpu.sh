@@ -16,24 +16,25 @@ step() {
     "${@:2}" > "$out/$1.txt" 2>&1 || echo "$1 failed: $(tail -n 1 "$out/$1.txt")"
 }
 
-for part in "${@:-tests bench train export adapt}"; do
-    for name in $part; do
-        case $name in
-            tests) step tests pytest -m gpu ;;
-            bench)
-                step bench_train python tests/bench_train.py --steps 10
-                step bench_train_again python tests/bench_train.py --steps 3
-                step bench_eval python tests/bench_eval.py --tokens 65537 --repeats 3 NUM_LAYERS=11 MODEL_DIM=512 ;;
-            peer) step peer env ITERATIONS=20 VAL_LOSS_EVERY=0 torchrun --standalone --nproc_per_node=1 "${PEER:?}" ;;
-            train) step train env RUN_ID=gpu TTT_PROTOCOL=off EVAL_STRIDE=2048 python train_gpt.py ;;
-            export)
-                for codec in trellis huffman; do
-                    step "export_$codec" env RUN_ID=gpu RESUME=latest CODEC=$codec TTT_PROTOCOL=off \
-                        ARTIFACT_PATH="$out/$codec.pcll" python train_gpt.py
-                done ;;
-            adapt)
-                step adapt env RUN_ID=gpu RESUME=latest ARTIFACT_PATH="$out/adapt.pcll" python train_gpt.py ;;
-        esac
-    done
+[ $# -gt 0 ] || set -- tests bench train export adapt
+for part in "$@"; do
+    case $part in
+        tests) step tests pytest -m gpu ;;
+        bench)
+            step bench_train python tests/bench_train.py --steps 10
+            step bench_train_again python tests/bench_train.py --steps 3
+            step bench_eval env NUM_LAYERS=11 MODEL_DIM=512 NUM_HEADS=8 NUM_KV_HEADS=4 MLP_HIDDEN=1500 \
+                TRAIN_SEQ_LEN=2048 TRAIN_BATCH_TOKENS=786432 TTT_CHUNK_TOKENS=32768 EVAL_BATCH_SEQS=64 \
+                python tests/bench_eval.py --tokens 65537 --repeats 3 ;;
+        peer) step peer env ITERATIONS=20 VAL_LOSS_EVERY=0 torchrun --standalone --nproc_per_node=1 "${PEER:?}" ;;
+        train) step train env RUN_ID=gpu TTT_PROTOCOL=off EVAL_STRIDE=2048 python train_gpt.py ;;
+        export)
+            for codec in trellis huffman; do
+                step "export_$codec" env RUN_ID=gpu RESUME=latest CODEC=$codec TTT_PROTOCOL=off \
+                    ARTIFACT_PATH="$out/$codec.pcll" python train_gpt.py
+            done ;;
+        adapt)
+            step adapt env RUN_ID=gpu RESUME=latest ARTIFACT_PATH="$out/adapt.pcll" python train_gpt.py ;;
+    esac
 done
 cp -r logs "$out/"
