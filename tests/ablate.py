@@ -1,12 +1,13 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
-    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--jobs J] [--csv FILE] [VARIABLE=VALUE ...]
+    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--steps-only] [--jobs J] [--csv FILE] [NAME=VALUE ...]
 
 Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
-full system twice: after the same number of steps, and after the same number of seconds. For the second, the steps and
-the warm-down are multiplied by how much faster a step is without the part, which is measured beforehand in paired runs
-on one thread, so that nothing else that the machine does counts. The score is bits per byte of the exported artifact,
-one window after the other, without adaptation. A positive difference says that the part helps.
+full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
+second, the steps and the warm-down are multiplied by how much faster a step is without the part, which is measured
+beforehand in paired runs on one thread, so that nothing else that the machine does counts. The score is bits per byte
+of the exported artifact, one window after the other, without adaptation. A positive difference says that the part
+helps.
 """
 
 import argparse
@@ -94,15 +95,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
+    parser.add_argument("--steps-only", action="store_true", help="leave out the comparison after the same seconds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--csv", type=Path, help="write the table here, too")
-    parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
+    parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in args.settings)
     for name in ("DATA_PATH", "TOKENIZER_PATH"):
         if name in base:
             base[name] = str(Path(base[name]).resolve())
-    s = train_gpt.load_settings(base)
+    s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL)]
     ratio = {part: 1.0 if part == FULL else speed_up(base, part) for part in parts}
 
@@ -111,14 +113,17 @@ def main() -> None:
         return {name: str(round(factor * getattr(s, name.lower()))) for name in ("ITERATIONS", "WARMDOWN_ITERS")}
 
     jobs = {(part, same, seed): environment(base, part) | steps(part, same) | {"SEED": str(seed)}
-            for seed in args.seeds for part in parts for same in ("steps", "seconds")
+            for seed in args.seeds for part in parts for same in sames
             if same == "steps" or abs(ratio[part] - 1) >= 0.01}
     with ThreadPoolExecutor(args.jobs) as pool:
-        results = dict(zip(jobs, pool.map(run, jobs.values()), strict=True))
+        results = {}
+        for job, result in zip(jobs, pool.map(run, jobs.values()), strict=True):
+            results[job] = result
+            print(f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb", file=sys.stderr, flush=True)
     rows = []
     for part in parts:
         row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
-        for same in ("steps", "seconds"):
+        for same in sames:
             scores = [results.get((part, same, seed), results[part, "steps", seed])[1] for seed in args.seeds]
             differences = [score - results[FULL, "steps", seed][1]
                            for score, seed in zip(scores, args.seeds, strict=True)]

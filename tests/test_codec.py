@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT, random_model, tiny_settings
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
@@ -59,6 +59,7 @@ def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
 @given(tensors=st.lists(weights(), min_size=1, max_size=3), codec=st.sampled_from(["huffman", "trellis"]),
        states=st.sampled_from([4, 8, 16, 32, 64, 128, 256]), coarseness=st.sampled_from([0.3, 1.0, 3.0]))
 def test_round_trip_and_both_decoders(tmp_path_factory, tensors, codec, states, coarseness):
+    assume(sum(w.size for w in tensors) <= 1 << 16)  # more may be too constant for a file that a reader takes
     s = tiny_settings(CODEC=codec, TRELLIS_STATES=states)
     named = {f"blocks.{i}.mlp.up": w for i, w in enumerate(tensors)}
     coded = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5) for name, w in named.items()}
