@@ -369,6 +369,12 @@ def test_split(tmp_path, changes, verdict, held):
     assert finding.verdict == verdict and finding.number == pytest.approx(held, rel=1e-3)
 
 
+def test_a_part_of_the_split_is_stated_of_what_claims_no_record(tmp_path):
+    log = log_text(tokens=1_048_576)
+    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "non_record_16mb"}))
+    assert finding["split"].verdict == SUSPICION and "a part of it" in finding["split"].detail
+
+
 def test_split_of_another_tokenizer(tmp_path):
     log = "vocab_size: 8192\nval_tokens: 47851520\nquantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
     finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0612}))["split"]
