@@ -1476,7 +1476,7 @@ def explain(error: BaseException) -> str:
     """One sentence for the person who started the run; raises an error that is a mistake of ours."""
     if isinstance(error, torch.OutOfMemoryError):
         return "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
-    if isinstance(error, dist.DistError) or "Connection closed" in str(error):
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
         return "Another rank has ended; its own output says why."
     if isinstance(error, OSError):
         return f"{error.filename or 'A file could not be written'}: {error.strerror}."
