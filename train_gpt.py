@@ -645,10 +645,12 @@ def average_weights(model: GPT, decay: float) -> AveragedModel:
     """An exponential moving average whose window is never longer than about a tenth of the steps so far."""
 
     @torch.no_grad()
-    def update(averaged, current, num_averaged):
-        torch._foreach_lerp_(averaged, current, 1 - min((1 + num_averaged.item()) / (10 + num_averaged.item()), decay))
+    def update(averaged, current, _):  # the count comes on the device: reading it would wait for the GPU
+        count = int(average.n_averaged)
+        torch._foreach_lerp_(averaged, current, 1 - min((1 + count) / (10 + count), decay))
 
-    return AveragedModel(model, multi_avg_fn=update)
+    average = AveragedModel(model, multi_avg_fn=update)
+    return average
 
 
 # ---- Codec: the PCLL container and its weight codecs; the format is specified in decode_artifact.py -----------------
@@ -722,17 +724,16 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
     for _ in range(MAX_CODE_LENGTH):
         merged = sorted(leaves + packages)
         packages = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(merged[::2], merged[1::2], strict=False)]
-    chosen = [symbol for _, symbols in packages[: len(leaves) - 1] for symbol in symbols]
-    return np.bincount(np.array(chosen, dtype=int), minlength=len(leaves)).astype(np.uint8)
+    chosen = np.array([symbol for _, symbols in packages[: len(leaves) - 1] for symbol in symbols], dtype=int)
+    return np.bincount(chosen, minlength=len(leaves)).astype(np.uint8)
 
 
 def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symbols (class * K + level) in the order of their codes, class by class, and each symbol's code (uint32)."""
     order = np.argsort(lengths + 32 * np.arange(len(lengths))[:, None], axis=None, kind="stable")
     shift = MAX_CODE_LENGTH - lengths.ravel()[order].astype(np.int64)
-    widths = 1 << shift
     codes = np.empty(lengths.size, dtype=np.uint32)
-    codes[order] = (np.cumsum(widths) - widths) % (1 << MAX_CODE_LENGTH) >> shift
+    codes[order] = (np.cumsum(1 << shift) - (1 << shift)) % (1 << MAX_CODE_LENGTH) >> shift
     return order, codes
 
 
@@ -926,10 +927,9 @@ def trellis_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray
         slot = x & ((1 << FREQUENCY_BITS) - 1)
         symbols[start:stop] = symbol = slots[first[c] + slot]
         x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
-        low = x < 1 << 16
-        count = np.count_nonzero(low)
-        x[low] = x[low] << 16 | words[used : used + count]
-        used += count
+        low = np.flatnonzero(x < 1 << 16)
+        x[low] = x[low] << 16 | words[used : used + len(low)]
+        used += len(low)
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
     return [trellis_values(part.reshape(shape[0], -1), step, 1 << log_states).reshape(shape)
             for part, (shape, step, *_) in zip(parts, tensors, strict=True)]

@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -60,15 +61,10 @@ def evaluate_like_entries(model, tokens: torch.Tensor, s: train_gpt.Settings, le
     return total / count
 
 
-class Quiet:
-    def progress(self, *args):
-        pass
-
-
 def evaluator(tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evaluator:
     """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time depends on."""
     e = train_gpt.Evaluator.__new__(train_gpt.Evaluator)
-    e.s, e.ranks, e.log, e.host_tokens = s, ranks, Quiet(), tokens
+    e.s, e.ranks, e.log, e.host_tokens = s, ranks, SimpleNamespace(progress=lambda *args: None), tokens
     e.bytes_before = np.arange(len(tokens))
     e.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
     return e

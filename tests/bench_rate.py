@@ -10,16 +10,12 @@ import argparse
 import csv
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
-
-
-class Quiet:
-    def progress(self, *args):
-        pass
 
 
 def main() -> None:
@@ -32,8 +28,8 @@ def main() -> None:
     args = parser.parse_args()
     state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
     s = train_gpt.Settings(**state["settings"] | dict(data_path=args.data, tokenizer_path=args.tokenizer))
-    ranks = train_gpt.join_ranks(s)
-    evaluator = train_gpt.Evaluator(train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size), s, ranks, Quiet())
+    ranks, quiet = train_gpt.join_ranks(s), SimpleNamespace(progress=lambda *args: None)
+    evaluator = train_gpt.Evaluator(train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size), s, ranks, quiet)
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     weights = {name.removeprefix("module."): w for name, w in state["average"].items() if name.startswith("module.")}
     model.load_state_dict(weights)
