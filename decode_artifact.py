@@ -42,8 +42,9 @@ Codecs and their side data; n is the tensor's number of elements
                    fill up the last byte; K code lengths for class 0, which always occurs, and K for class 1 if that
                    occurs, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1). At the
                    first level where the two classes' lengths differ, which they must, class 0 has the smaller one
-    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column.
-                   The tensor has two or more dimensions, of which the first is at least 16
+    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column; i8 step
+                   per row, a; i8 step per column, b. The tensor has two or more dimensions, of which the first is at
+                   least 16
     Rows are a tensor's first dimension, columns the product of the others (1 if there are none).
 
 Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
@@ -68,8 +69,9 @@ Decoding trellis tensors. The shared model, once for all of them:
     u16 frequency for each context and symbol, N x (2K+1), context by context; each context's frequencies
         add up to 2^14, or are all zero for a context that never occurs
 and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
-    1. The context of the element in row r and column c is offset + row scale[r] + column scale[c], clamped to
-       0..N-1. Scales and contexts are in quarter octaves of the ratio of weight to step.
+    1. The context of the element in row r and column c is offset + row scale[r] - a[r] + column scale[c] - b[c],
+       clamped to 0..N-1. All of these are in quarter octaves: scales of the ratio of weight to step, a[r] + b[c]
+       of the ratio of the element's own step to step, contexts of the ratio of weight to own step.
     2. In each step, for each lane in use: slot = x mod 2^14; the symbol s is the one with
        cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the frequencies before s;
        x <- freq[s] * floor(x / 2^14) + slot - cum[s].
@@ -77,11 +79,15 @@ and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
        x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
     4. At the end every state is 2^16, and no word is left over.
     5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and takes one
-       branch per column. In state s the union bit is u = s mod 2; the element with index q is
-       value = float32(m) * (step / 4) with m = (4q + 1) * (1 - 2u), rounded once to float32; the next state is
-       floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0), with Ungerboeck's parity checks
-       (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 | 5: 45, 10 | 6: 103, 24 |
-       7: 235, 126 | 8: 515, 362.
+       branch per column. In state s the union bit is u = s mod 2; the element with index q has the point
+       m = (4q + 1) * (1 - 2u); the next state is floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0),
+       with Ungerboeck's parity checks (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 |
+       5: 45, 10 | 6: 103, 24 | 7: 235, 126 | 8: 515, 362.
+    6. value = (float32(m) * row factor[r]) * column factor[c], each of the two products rounded to float32. The row
+       factor is 2^(a[r]/4) and the column factor (step/4) * 2^(b[c]/4), computed in float64 and rounded once to
+       float32, where 2^(e/4) is ldexp(sqrt(sqrt(2^(e mod 4))), floor(e/4)) with correctly rounded square roots.
+    7. Every column factor is a normal float32, and for each tensor the value with m = 4K + 1 and the largest row and
+       column factor is finite. So all values are.
 
 Limits, each checked before anything of that size is allocated or computed
     file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at most
@@ -91,14 +97,16 @@ Limits, each checked before anything of that size is allocated or computed
 Disallowed, and why
     bytes after the frame or after the last part, gaps, overlaps      one file has one meaning; no hidden payload
     two tensors of one name, or names out of order                    which one counts would depend on the reader
-    centroids, steps, floats that are NaN or infinite                 a poisoned weight is not a model
+    centroids, steps, floats, values that are NaN or infinite         a poisoned weight is not a model
+    column factors that are zero or subnormal                         a step without its precision is no step
     codes that are over- or under-full, levels that are equal         one encoding for one model, no undefined code
     classes of columns that do not occur, are equal or out of order   the same
     frequencies that do not add up, states that do not end at 2^16    every bit of the stream is accounted for
     pickles, code, references to other files                          opening an artifact never runs anything
 
-The writer is canonical: the same weights and settings give the same bytes on any machine (given one version of
-zstd: requirements.txt pins it). A reader cannot check that, and needs not: it reads one meaning from one file.
+The same weights and settings give the same bytes on one machine (given one version of zstd: requirements.txt pins it).
+Another may write others, as the trellis quantiser's error feedback uses the machine's linear algebra. A reader cannot
+check that, and needs not: it reads one meaning from one file, on any machine.
 """
 
 from __future__ import annotations
@@ -137,6 +145,7 @@ STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
 MAX_INDEX = 2047  # magnitude of a trellis index
 PARITY_CHECKS = {2: (0o5, 0o2), 3: (0o13, 0o4), 4: (0o23, 0o4), 5: (0o45, 0o10), 6: (0o103, 0o24),
                  7: (0o235, 0o126), 8: (0o515, 0o362)}  # log2 states -> h0, h1
+QUARTER_POWERS = np.ldexp(np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0])), np.arange(-32, 32)[:, None]).ravel()  # from 2^-32 on
 BLOCK = 2**16  # elements decoded between two look-ups of their values: bounds the memory for indices
 
 
@@ -159,9 +168,10 @@ class Tensor:
     centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
     classes: np.ndarray = field(default=None, repr=False)  # huffman: (columns,) uint8, which code a column has
     lengths: np.ndarray = field(default=None, repr=False)  # huffman: (classes, K) code lengths in bits
-    step: float = 0.0  # trellis
-    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) int32, offset included
-    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) int32
+    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) int32, plus offset, minus steps
+    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) int32, minus steps
+    row_factors: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) float32
+    column_factors: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) float32
     bits: float = 0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
     entropy: float | None = None  # bits of all symbols together, given their contexts or classes; None for floats
     levels: int | None = None  # different symbols that occur; None for floats
@@ -335,11 +345,23 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
-    what = f"the scales of tensor {tensor.name}"
-    tensor.step, offset = cursor.unpack("fh", what)
-    require(2.0**-100 <= tensor.step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
-    tensor.row_scales = cursor.array("i1", tensor.shape[0], what).astype(np.int32) + offset
-    tensor.column_scales = cursor.array("i1", tensor.columns, what).astype(np.int32)
+    what = f"the scales and steps of tensor {tensor.name}"
+    step, offset = cursor.unpack("fh", what)
+    require(2.0**-100 <= step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
+    row_scales, column_scales, row_steps, column_steps = (
+        cursor.array("i1", count, what) for count in 2 * (tensor.shape[0], tensor.columns))
+    tensor.row_scales = np.subtract(row_scales, row_steps, dtype=np.int32) + offset
+    tensor.column_scales = np.subtract(column_scales, column_steps, dtype=np.int32)
+    tensor.row_factors = step_factors(1.0, row_steps)
+    tensor.column_factors = factors = step_factors(step / 4, column_steps)
+    require(bool((factors >= 2.0**-126).all() and np.isfinite(factors).all()),
+            f"tensor {tensor.name} has a column factor that is zero, subnormal or infinite")
+
+
+def step_factors(unit: float, steps: np.ndarray) -> np.ndarray:
+    """unit * 2^(steps / 4), (n,) float32, of int8 steps."""
+    with np.errstate(over="ignore"):
+        return (unit * QUARTER_POWERS).astype(np.float32)[steps.astype(np.int16) + 128]
 
 
 # ---------------------------------------------------------------- streams
@@ -472,10 +494,13 @@ def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     words = Words(cursor, elements)
     tables = slot_tables(model)
     for tensor in tensors:
+        with np.errstate(over="ignore"):
+            top = np.float32(4 * model.largest + 1) * tensor.row_factors.max() * tensor.column_factors.max()
+        require(bool(np.isfinite(top)), f"tensor {tensor.name} has steps so large that a weight may be infinite")
         indices = decode_symbols(tensor, model, tables, states, words).astype(np.int32)
         indices -= model.largest
-        rows = indices.reshape(tensor.shape[0], -1)
-        yield tensor.name, trellis_weights(rows, tensor.step, model.log2_states).reshape(tensor.shape)
+        weights = trellis_weights(indices.reshape(tensor.shape[0], -1), tensor, model.log2_states)
+        yield tensor.name, weights.reshape(tensor.shape)
     words.finish()
     require(bool((states == STATE_FLOOR).all()), "a trellis state does not end at 2^16")
 
@@ -527,13 +552,16 @@ def element_contexts(tensor: Tensor, model: TrellisModel) -> np.ndarray:
     return np.clip(sums, 0, len(model.frequencies) - 1, out=sums).astype(np.uint8).ravel()
 
 
-def trellis_weights(indices: np.ndarray, step: float, log2_states: int) -> np.ndarray:
+def trellis_weights(indices: np.ndarray, tensor: Tensor, log2_states: int) -> np.ndarray:
     """(rows, columns) float32 from int32 indices, which it overwrites."""
     union = union_bits(indices & 1, log2_states)
     indices *= 4
     indices += 1
     np.negative(indices, out=indices, where=union)
-    return indices.astype(np.float32) * np.float32(step / 4)
+    weights = indices.astype(np.float32)
+    weights *= tensor.row_factors[:, None]
+    weights *= tensor.column_factors
+    return weights
 
 
 def union_bits(odd: np.ndarray, log2_states: int) -> np.ndarray:

@@ -269,7 +269,8 @@ def stream_bits(file: bytes, tensors: list[decode_artifact.Tensor], decoded: Qua
     model = decode_artifact.read_model(cursor)
     kinds, cells = 2 * model.largest + 1, []
     for tensor in tensors:
-        points = np.rint(decoded[tensor.name].ravel() / np.float32(tensor.step / 4)).astype(np.int64)  # +-(4q + 1)
+        points = decoded[tensor.name].reshape(tensor.shape[0], -1) / tensor.row_factors[:, None] / tensor.column_factors
+        points = np.rint(points.ravel()).astype(np.int64)  # +-(4q + 1)
         symbols = (np.where(points % 4 == 1, points, -points) - 1) // 4 + model.largest
         cells.append(decode_artifact.element_contexts(tensor, model) * np.int64(kinds) + symbols)
     cells, counts = decode_artifact.distinct(np.concatenate(cells), model.frequencies.size)
@@ -354,7 +355,11 @@ def main() -> int:
     print(line_of(ours, author, matrices), flush=True)
     for states in (8, 32, 256):
         def code(m: Matrix, states: int = states) -> train_gpt.Coded:
-            return train_gpt.code_trellis(m.w, author.errors[m.name], 1.0, states)
+            even, target = (np.ones(len(m.w)), np.eye(m.w[0].size)), author.errors[m.name]
+            first = train_gpt.code_trellis(m.w, even, target**0.5, states)
+            decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": first}, states))[1]["w"]
+            error = np.square(decoded - m.w, dtype=np.float64).mean()
+            return train_gpt.code_trellis(m.w, even, target / error**0.5, states)
 
         ours = our_result(matrices, f"trellis, {states} states", code, states)
         print(line_of(ours, author, matrices), flush=True)

@@ -93,11 +93,15 @@ def main() -> None:
         tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens).astype(np.uint16)
     torch.manual_seed(s.seed)
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
-    e, runner = evaluator(tokens, s, ranks), train_gpt.maybe_compile(model, s)
+
+    def compiled(network):
+        return torch.compile(network, dynamic=False, disable=not (s.compile and ranks.device.type == "cuda"))
+
+    e, runner = evaluator(tokens, s, ranks), compiled(model)
 
     def adapting(function):
         adapted = copy.deepcopy(model)
-        return function(train_gpt.maybe_compile(adapted, s), train_gpt.Learner(adapted, s, ranks))
+        return function(compiled(adapted), train_gpt.Learner(adapted, s, ranks))
 
     def training_passes():
         adapting(lambda m, learner: [learner.learn(e.tokens, 0.5, s.ttt_epochs)])

@@ -55,6 +55,11 @@ def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
     return ours
 
 
+def even(w: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
+    """Moments for which every weight of w costs the same, and a mean squared error of `error` is aimed at."""
+    return np.full(len(w), 1 / error), np.eye(w[0].size)
+
+
 @settings(max_examples=150, deadline=None)
 @given(tensors=st.lists(weights(), min_size=1, max_size=3), codec=st.sampled_from(["huffman", "trellis"]),
        states=st.sampled_from([4, 8, 16, 32, 64, 128, 256]), coarseness=st.sampled_from([0.3, 1.0, 3.0]))
@@ -62,15 +67,17 @@ def test_round_trip_and_both_decoders(tmp_path_factory, tensors, codec, states, 
     assume(sum(w.size for w in tensors) <= 1 << 16)  # more may be too constant for a file that a reader takes
     s = tiny_settings(CODEC=codec, TRELLIS_STATES=states)
     named = {f"blocks.{i}.mlp.up": w for i, w in enumerate(tensors)}
-    coded = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5) for name, w in named.items()}
+    coded = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5, {name: even(w, 0.001 * w.var() + 1e-9)})
+             for name, w in named.items()}
     decoded = both_decoders(encode_pcll({"codec": codec}, coded, states), tmp_path_factory.mktemp("artifact"))
     for name, w in named.items():
         assert decoded[name].shape == w.shape
         if coded[name].codec == train_gpt.TRELLIS:  # a path takes the nearest of points that are two steps apart
-            tolerance = 1.001 * struct.unpack("<f", coded[name].side[:4])[0] + 2.0**-20 * np.abs(w).max()
+            own = np.exp2(np.add.outer(*coded[name].scales[3:]) / 4).reshape(w.shape)
+            tolerance = 1.001 * struct.unpack("<f", coded[name].side[:4])[0] * own + 2.0**-20 * np.abs(w).max()
         else:
             tolerance = 2.0**-10 * np.abs(w).max() + 2.0**-24 + 0.6 * (float(w.max()) - float(w.min()))
-        assert np.abs(decoded[name] - w).max() <= tolerance
+        assert (np.abs(decoded[name] - w) <= tolerance).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,15 +152,21 @@ def test_kmeans_reaches_the_centroids_of_lloyds_iteration():
     assert (indices == np.abs(w[:, None] - ours.astype(np.float32)).argmin(axis=1)).all()
 
 
+def points_of(indices: np.ndarray, states: int) -> np.ndarray:
+    return train_gpt.trellis_weights(indices, (np.float32(1), np.float32(1)), states)
+
+
 @pytest.mark.parametrize("states", [4, 8, 32])
 def test_trellis_search_finds_the_best_path(states):
     """Brute force over all short index sequences near the weights."""
     rng = np.random.default_rng(states)
     y = (rng.standard_normal((3, 5)) * 1.5).astype(np.float32)
-    found = train_gpt.trellis_values(train_gpt.trellis_search(y, states), np.float32(1), states)
+    indices, points, _ = train_gpt.trellis_search(y, 0, states)
+    assert (points == points_of(indices, states)).all()
+    found = points / 4
     for row, path in zip(y, found, strict=True):
         candidates = np.array(list(itertools.product(range(-4, 5), repeat=5)), dtype=np.int32)
-        values = train_gpt.trellis_values(candidates.copy(), np.float32(1), states)
+        values = points_of(candidates, states) / 4
         best = np.square(values - row, dtype=np.float64).sum(axis=1).min()
         assert np.square(path - row, dtype=np.float64).sum() <= best + 1e-5
 
@@ -162,7 +175,7 @@ def test_more_trellis_states_mean_less_error_and_all_beat_a_uniform_quantiser():
     y = np.random.default_rng(0).standard_normal((64, 400)).astype(np.float32) * 5
     errors = []
     for states in (4, 8, 16, 32, 64, 128, 256):
-        values = train_gpt.trellis_values(train_gpt.trellis_search(y, states), np.float32(1), states)
+        values = train_gpt.trellis_search(y, 0, states)[1] / 4
         errors.append(np.square(values - y).mean())
     assert errors == sorted(errors, reverse=True)
     assert errors[0] < 0.84 / 12 and errors[-1] < 0.75 / 12  # 0.99 dB with 4 states, 1.33 dB with 256 are possible
@@ -171,9 +184,9 @@ def test_more_trellis_states_mean_less_error_and_all_beat_a_uniform_quantiser():
 def test_trellis_hits_the_error_it_is_asked_for():
     w = np.random.default_rng(0).standard_normal((256, 300)).astype(np.float32) * 0.05
     for target in (1e-4, 1e-5, 1e-6):
-        coded = code_trellis(w, target, 1.0, 8)
+        coded = code_trellis(w, even(w, target), 1.0, 8)
         decoded = decode_pcll(encode_pcll({}, {"w": coded}, 8))[1]["w"]
-        assert np.square(decoded - w).mean() == pytest.approx(target, rel=0.03)
+        assert np.square(decoded - w).mean() == pytest.approx(target, rel=0.1)
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.7])
@@ -181,16 +194,16 @@ def test_coded_streams_are_as_long_as_the_entropy_of_their_symbols(spread):
     """trellis: within 0.3 % (and the lanes' states) of the ideal code length; huffman: exactly its code lengths."""
     rng = np.random.default_rng(0)
     w = rng.standard_normal((600, 500)) * np.exp(spread * rng.standard_normal((600, 1)))
-    coded = code_trellis(w.astype(np.float32), 0.01, 1.0, 8)
+    coded = code_trellis(w.astype(np.float32), even(w, 0.01), 1.0, 8)
     base = encode_pcll({}, {"w": coded}, 8)
-    offset, rows, columns = coded.scales
-    context = (rows[:, None] + columns).ravel()
+    _, rows, columns, row_steps, column_steps = coded.scales
+    context = np.add.outer(rows - row_steps, columns - column_steps).ravel()
     ideal = 0.0
     for c in np.unique(context):
         counts = np.bincount(coded.symbols[context == c] - coded.symbols.min())
         counts = counts[counts > 0]
         ideal -= (counts * np.log2(counts / counts.sum())).sum()
-    stream = train_gpt.trellis_encode([code_trellis(w.astype(np.float32), 0.01, 1.0, 8)], 8)
+    stream = train_gpt.trellis_encode([code_trellis(w.astype(np.float32), even(w, 0.01), 1.0, 8)], 8)
     words = np.frombuffer(stream[-4:], dtype="<u2")  # the stream ends with its words
     lanes = train_gpt.lane_count(w.size)
     model_bytes = 4 + 2 * (2 * int(np.abs(coded.symbols).max()) + 1) * len(np.unique(context))
@@ -208,7 +221,8 @@ def test_same_bytes_from_another_process_and_thread_count(tmp_path):
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
         "import numpy as np, train_gpt, hashlib\n"
         "w = np.random.default_rng(0).standard_normal((200, 300)).astype(np.float32)\n"
-        "coded = {'a': train_gpt.code_huffman(w, 48), 'b': train_gpt.code_trellis(w, 1e-3, 1.0, 32),\n"
+        "coded = {'a': train_gpt.code_huffman(w, 48), \n"
+        "         'b': train_gpt.code_trellis(w, (np.ones(200) * 1e3, np.eye(300)), 1.0, 32),\n"
         "         'c': train_gpt.code_floats(w, 'float16')}\n"
         "print(hashlib.sha256(train_gpt.encode_pcll({'x': 1}, coded, 32)).hexdigest())\n"
     )
@@ -231,7 +245,8 @@ def test_fit_to_the_cap(codec):
     weights = {name: w.numpy() for name, w in model.state_dict().items()}
 
     def export(**changes):
-        return train_gpt.export(weights, {}, tiny_settings(CODEC=codec, **changes), 1000, Silent())
+        moments = {name: even(w, 1e-5) for name, w in weights.items() if w.ndim > 1}
+        return train_gpt.export(weights, moments, {}, tiny_settings(CODEC=codec, **changes), 1000, Silent())
 
     free = len(export())
     for cap in (free + 1001, free + 999, 1000 + int(0.8 * free), 1000 + int(0.65 * free)):

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import tracemalloc
 from collections import Counter
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
 import pytest
 from attacks.build import Codebook, Container, Floats, Model, Trellis, build, canonical_codes, values
 from attacks.forge import ONE_SYMBOL, big_model, long_codes, record, sample, sign, table_of
+from attacks.fuzz import check
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -31,6 +33,8 @@ def same(tensor, decoded: np.ndarray, log2_states: int = 3) -> bool:
 
 
 def assert_round_trip(container: Container) -> None:
+    """By decode_artifact.py, and train_gpt.py reads the same."""
+    assert check(container.file()) == "read"
     config, tensors, weights = parse_pcll(container.file())
     assert config == json.loads(container.config)
     assert [tensor.name for tensor in tensors] == [name.decode() for name in container.names] == list(weights)
@@ -76,10 +80,14 @@ def trellises(draw):
     indices = [round(rng.gauss(0, spread)) for _ in range(math.prod(shape))]
     if draw(st.integers(0, 9)) == 9:
         indices[rng.randrange(len(indices))] = rng.choice((2047, -2047))
-    step = np.float32(draw(st.floats(2.0**-100, 2.0**100, width=32))).item()
-    rows, columns = ([rng.randint(-128, 127) if rng.random() < 0.1 else rng.randint(-2, 2) for _ in range(count)]
-                     if draw(st.booleans()) else None for count in (shape[0], math.prod(shape[1:])))
-    return Trellis(shape, indices, step, rows, columns, draw(st.sampled_from((-32768, -3, 0, 2, 32767))))
+    reach = draw(st.sampled_from((0, 3, 20, 128)))  # of the steps of rows and columns: all values stay finite
+    step = np.float32(draw(st.floats(2.0 ** (reach // 2 - 100), 2.0 ** (100 - reach // 2), width=32))).item()
+    counts = shape[0], math.prod(shape[1:])
+    scales = ([rng.randint(-128, 127) if rng.random() < 0.1 else rng.randint(-2, 2) for _ in range(count)]
+              if draw(st.booleans()) else None for count in counts)
+    steps = ([rng.randint(-reach, min(reach, 127)) for _ in range(count)] if draw(st.booleans()) else None
+             for count in counts)
+    return Trellis(shape, indices, step, *scales, draw(st.sampled_from((-32768, -3, 0, 2, 32767))), *steps)
 
 
 models = st.builds(Model, st.integers(2, 8), st.integers(1, 64)) | st.builds(
@@ -96,7 +104,7 @@ def test_any_container(config, tensors, model):
 def test_constants_and_single_values():
     tensors = {
         "a": Floats((), [-0.0]), "b": Floats((1, 1, 1, 1), [2.0**-24], 1), "c": Codebook((3, 4), [0] * 12, [-3.5]),
-        "d": Codebook((1,), [1], [0.0, 1.0]), "e": Trellis((16, 1), [0] * 16, 1e-30), "f": Codebook((), [0], [6e4]),
+        "d": Codebook((1,), [1], [0.0, 1.0]), "e": Trellis((16, 1), [0] * 16, 2.0**-99), "f": Codebook((), [0], [6e4]),
     }
     assert_round_trip(build({}, tensors))
 
@@ -159,12 +167,28 @@ def test_trellis_by_hand():
     assert row.tolist() == [5.0, -5.0, 3.0, 5.0, 13.0, 11.0]
 
 
-def test_values_are_rounded_once():
-    step = np.float32(0.1).item()
-    tensor = Trellis((16, 1), [7, 2047] * 8, step)
+def test_values_are_rounded_at_each_product():
+    step, steps = np.float32(0.1).item(), list(range(-128, 128))
+    indices = [6, 2046, -8, 0] * 64 * 29  # all even, so that no path leaves state 0
+    tensor = Trellis((256, 29), indices, step, row_steps=steps, column_steps=steps[::9])
     decoded = parse_pcll(build({}, {"w": tensor}).file())[2]["w"]
-    assert decoded[0, 0] == np.float32(29 * np.float64(np.float32(step / 4)))
-    assert decoded[1, 0] == np.float32((4 * 2047 + 1) * np.float64(np.float32(step / 4)))
+    powers = np.array([float(Decimal(2) ** (Decimal(e) / 4)) for e in steps])
+    rows, columns = (factors.astype(np.float32).astype(float) for factors in (powers, step / 4 * powers[::9]))
+    points = 4.0 * np.reshape(indices, (256, 29)) + 1
+    assert np.array_equal(decoded, ((points * rows[:, None]).astype(np.float32) * columns).astype(np.float32))
+
+
+@pytest.mark.parametrize("step, index, row, column, further", [
+    (2.0**100, 0, 0, 119, 1), (2.0**100, 7, 0, 100, 1), (2.0**100, 7, 100, 0, 1), (2.0**100, 2047, -128, 119, 1),
+    (2.0**-100, 7, 0, -96, -1), (2.0**-100, -1, -128, -96, -1), (2.0**-94, 2047, 127, -120, -1),
+])
+def test_steps_at_their_limits(step, index, row, column, further):
+    """A quarter octave further a value may be infinite, or a column's factor is subnormal or infinite."""
+    limit, beyond = (build({}, {"w": Trellis((16, 1), [index] * 16, step, row_steps=[row] * 16, column_steps=[steps])})
+                     for steps in (column, column + further))
+    assert_round_trip(limit)
+    with pytest.raises(ArtifactError, match="tensor w has .* infinite"):
+        parse_pcll(beyond.file())
 
 
 # ---------------------------------------------------------------- what is reported about tensors
@@ -187,7 +211,7 @@ def test_coded_size_and_entropy():
     assert (tensors["d"].bits, tensors["d"].entropy, tensors["d"].levels) == (40, 0, 1)
     coded = [(path.context(i, 3), index + 7) for i, index in enumerate(path.indices)]
     ideal = sum(14 - math.log2(frequencies[context][symbol]) for context, symbol in coded)
-    assert tensors["e"].bits == pytest.approx(8 * (6 + 16 + 5) + ideal)
+    assert tensors["e"].bits == pytest.approx(8 * (6 + 2 * (16 + 5)) + ideal)
     expected = sum(entropy([symbol for c, symbol in coded if c == context]) for context in range(3))
     assert tensors["e"].entropy == pytest.approx(expected)
     assert tensors["e"].levels == len({symbol for _, symbol in coded}) == 6

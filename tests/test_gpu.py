@@ -62,7 +62,7 @@ def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
 
 
 def test_compiled_and_plain_runs_agree(tmp_path):
-    plain, compiled = (losses(run(tmp_path, COMPILE=mode, TTT_PROTOCOL="off")) for mode in ("off", "on"))
+    plain, compiled = (losses(run(tmp_path, COMPILE=mode, TTT_PROTOCOL="off")) for mode in ("0", "1"))
     assert len(plain) == 30 and max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 0.05
 
 
@@ -76,7 +76,7 @@ def test_a_resumed_run_goes_on(tmp_path):
 
 def test_full_memory_is_one_sentence(tmp_path):
     done = run(tmp_path, TRAIN_SEQ_LEN="16384", TRAIN_BATCH_TOKENS=str(16384 * 4096), MICRO_BATCH_SEQS="4096",
-               TTT_CHUNK_TOKENS="16384", COMPILE="off")
+               TTT_CHUNK_TOKENS="16384", COMPILE="0")
     assert done.returncode == 2 and done.stderr.endswith("EVAL_BATCH_SEQS or TTT_BATCH_SEQS.\n")
 
 

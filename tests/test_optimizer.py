@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import random_model, tiny_settings
 
-from train_gpt import MATRICES, NorMuon, Ranks, average_weights, build_optimizers, newton_schulz, rate_scale, set_rates
+from train_gpt import MATRICES, NorMuon, Ranks, build_optimizers, newton_schulz, rate_scale, set_rates
 
 
 def reference_step(p, g, momentum, second, lr, mu, beta2, weight_decay):
@@ -82,27 +82,3 @@ def test_schedule_reaches_zero_at_the_wall_clock_cap():
     scales = [rate_scale(step, 0.5 * step, s) for step in range(101)]  # half a second a step: 100 steps fit
     assert scales[:61] == [1] * 61 and scales[100] == 0
     assert all(math.isclose(a - b, 1 / 40, abs_tol=1e-9) for a, b in zip(scales[60:100], scales[61:101], strict=True))
-
-
-@pytest.mark.parametrize("steps", [1, 5, 50, 500])
-def test_average_forgets_the_start(steps):
-    """Weights that rise by one each step: the average must lie within a tenth of the run (or 1/(1-decay) steps)."""
-    model = torch.nn.Linear(1, 1, bias=False)
-    average = average_weights(model, 0.99)
-    for step in range(steps):
-        model.weight.data.fill_(float(step))
-        average.update_parameters(model)
-    behind = steps - 1 - average.module.weight.item()
-    assert 0 <= behind <= min(100, 0.13 * steps)
-
-
-def test_average_has_the_stated_decay_in_the_long_run():
-    model = torch.nn.Linear(1, 1, bias=False)
-    average = average_weights(model, 0.9)
-    model.weight.data.fill_(0.0)
-    for _ in range(300):
-        average.update_parameters(model)
-    model.weight.data.fill_(1.0)
-    for step in range(1, 6):
-        average.update_parameters(model)
-        assert average.module.weight.item() == pytest.approx(1 - 0.9**step, abs=1e-5)

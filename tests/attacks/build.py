@@ -66,23 +66,41 @@ class Codebook:
 class Trellis:
     shape: tuple[int, ...]
     indices: list[int]  # of each element
-    step: float
-    row_scales: list[int] | None = None  # zeros when None, and so the next
+    step: float  # a float32
+    row_scales: list[int] | None = None  # zeros when None, like the other lists
     column_scales: list[int] | None = None
     offset: int = 0
+    row_steps: list[int] | None = None
+    column_steps: list[int] | None = None
     codec: int = 3
 
     def __post_init__(self) -> None:
+        columns = math.prod(self.shape[1:])
         self.row_scales = self.row_scales or [0] * self.shape[0]
-        self.column_scales = self.column_scales or [0] * math.prod(self.shape[1:])
+        self.column_scales = self.column_scales or [0] * columns
+        self.row_steps = self.row_steps or [0] * self.shape[0]
+        self.column_steps = self.column_steps or [0] * columns
 
     def side(self) -> bytes:
-        scales = self.row_scales + self.column_scales
-        return struct.pack(f"<fh{len(scales)}b", self.step, self.offset, *scales)
+        numbers = self.row_scales + self.column_scales + self.row_steps + self.column_steps
+        return struct.pack(f"<fh{len(numbers)}b", self.step, self.offset, *numbers)
 
     def context(self, element: int, contexts: int) -> int:
         row, column = divmod(element, math.prod(self.shape[1:]))
-        return min(max(self.offset + self.row_scales[row] + self.column_scales[column], 0), contexts - 1)
+        of_row = self.row_scales[row] - self.row_steps[row]
+        of_column = self.column_scales[column] - self.column_steps[column]
+        return min(max(self.offset + of_row + of_column, 0), contexts - 1)
+
+    def row_factor(self, row: int) -> np.float32:
+        return np.float32(quarter_power(self.row_steps[row]))
+
+    def column_factor(self, column: int) -> np.float32:
+        return np.float32(self.step / 4 * quarter_power(self.column_steps[column]))
+
+
+def quarter_power(exponent: int) -> float:
+    """2^(exponent / 4)."""
+    return math.ldexp(math.sqrt(math.sqrt(2 ** (exponent % 4))), exponent // 4)
 
 
 @dataclass
@@ -285,9 +303,11 @@ def values(tensor: Floats | Codebook | Trellis, log2_states: int) -> np.ndarray:
     columns = math.prod(tensor.shape[1:])
     weights, state = [], 0
     for element, index in enumerate(tensor.indices):
-        if element % columns == 0:
+        row, column = divmod(element, columns)
+        if column == 0:
             state = 0
         union = state % 2
-        weights.append(np.float32((4 * index + 1) * (1 - 2 * union)) * np.float32(tensor.step / 4))
+        point = np.float32((4 * index + 1) * (1 - 2 * union))
+        weights.append(point * tensor.row_factor(row) * tensor.column_factor(column))
         state = state // 2 ^ (h0 // 2 if union else 0) ^ (h1 // 2 if index % 2 else 0)
     return np.array(weights, np.float32).reshape(tensor.shape)

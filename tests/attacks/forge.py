@@ -45,7 +45,8 @@ def _sample() -> Container:
         "c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], [[1, 2, 3, 3], [2, 1, 3, 3]],
                       [1, 0, 0, 1, 1, 0, 1, 0, 1]),
         "d": Codebook((5,), [0] * 5, [0.25]),
-        "e": Trellis((16, 5), [0, *pattern] * 4 + pattern[:12], 0.125, [0, 1] * 8, [1, 0, 0, 1, 0]),
+        "e": Trellis((16, 5), [0, *pattern] * 4 + pattern[:12], 0.125, [2, 0] * 8, [4, -2, 0, 2, 0], 0, [2, -1] * 8,
+                     [3, -2, 0, 1, 0]),
     }
     return build({"name": "sample", "width": 8}, tensors, Model(contexts=3))
 
@@ -413,16 +414,27 @@ def steps_that_are_no_scale() -> Files:
 
 
 @attack
-def wrong_scales() -> Files:
-    """Too many or too few of them; offsets and scales that lead to other contexts."""
-    for scales in ([], [0] * 4, [0] * 6):
-        yield changed(lambda c, x=scales: setattr(c.tensors[4], "column_scales", x))
-        yield changed(lambda c, x=scales: setattr(c.tensors[4], "row_scales", x))
+def wrong_scales_and_steps() -> Files:
+    """Too many or too few of them; offsets, scales and steps that lead to other contexts."""
+    for field, count, at in (("row_scales", 16, 5), ("column_scales", 5, 4), ("row_steps", 16, 5),
+                             ("column_steps", 5, 4)):
+        for numbers in ([], [0] * (count - 1), [0] * (count + 1)):
+            yield changed(lambda c, f=field, x=numbers: setattr(c.tensors[4], f, x))
+        for number in (-128, -3, 2, 127):
+            yield changed(lambda c, f=field, at=at, x=number: getattr(c.tensors[4], f).__setitem__(at, x))
     for offset in (-32768, -1000, -1, 1, 2, 1000, 32767):
         yield changed(lambda c, x=offset: setattr(c.tensors[4], "offset", x))
-    for scale in (-128, -1, 2, 127):
-        yield changed(lambda c, x=scale: c.tensors[4].row_scales.__setitem__(5, x))
-        yield changed(lambda c, x=scale: c.tensors[4].column_scales.__setitem__(4, x))
+
+
+@attack
+def steps_that_overflow_or_vanish() -> Files:
+    """In one row or column, and in a single context, so that nothing else is wrong."""
+    indices = [0, 7] * 40
+    for step, row, column in ((2.0**100, 0, 127), (2.0**100, 0, 120), (2.0**100, 0, 101), (2.0**100, 127, 0),
+                              (2.0**100, 101, 0), (2.0**80, 127, 60), (2.0**70, 127, 127), (2.0**-100, 0, -97),
+                              (2.0**-100, 0, -128), (2.0**-100, 127, -128), (2.0**-95, 0, -128)):
+        rows, columns = [0] * 15 + [row], [column] + [0] * 4
+        yield build({}, {"t": Trellis((16, 5), indices, step, row_steps=rows, column_steps=columns)}).file()
 
 
 @attack

@@ -52,14 +52,14 @@ def seeds() -> list[bytes]:
         {"w": Codebook((8, 5), [(min(abs(x), 3) + i % 5 // 3) % 4 for i, x in enumerate(noise(40, 1))], [-1, 0, 1, 2],
                        classes=[0, 0, 0, 1, 1])},
         {"a": Codebook((9,), [x % 2 for x in noise(9, 1)], [0, 1]), "b": Codebook((40,), [0] * 40, [2.0])},
-        {"w": Trellis((16, 3), noise(48, 1), 0.5)},
-        {"a": Trellis((17, 2, 2), noise(68, 3), 2.0**-100, [x for x in noise(17, 2)], None, 3),
-         "b": Trellis((16, 4), noise(64, 3), 2.0**100, None, [x for x in noise(4, 2)], -1)},
+        {"w": Trellis((16, 3), noise(48, 1), 0.5, row_steps=noise(16, 20), column_steps=noise(3, 20))},
+        {"a": Trellis((17, 2, 2), noise(68, 3), 2.0**-100, noise(17, 2), None, 3, noise(17, 1), noise(4, 1)),
+         "b": Trellis((16, 4), noise(64, 3), 2.0**100, None, noise(4, 2), -1, None, noise(4, 2))},
     ]
     models = [None, None, None, None, None, Model(2, 1), Model(8, 5)]
     lanes = {"h": Codebook((200, 3), [min(abs(x), 2) + i % 3 % 2 for i, x in enumerate(noise(600, 1))], [-1, 0, 1, 2],
                            classes=[0, 1, 0]),
-             "t": Trellis((17, 40), noise(680, 1.5), 1.0, noise(17, 1))}
+             "t": Trellis((17, 40), noise(680, 1.5), 1.0, noise(17, 1), None, 0, None, noise(40, 1))}
     built = [build({"seed": i, "rate": 0.5}, tensors, model)
              for i, (tensors, model) in enumerate(zip([*small, lanes], [*models, Model(4, 3)], strict=True))]
     return [container.content() for container in [sample(), *built]]
