@@ -631,7 +631,7 @@ FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
 FREQUENCY_BITS = 14  # a context's rANS frequencies add up to 2^14, or are all 0 where it never occurs
 TRELLIS_GAIN = 1.3  # of the trellis over a uniform quantiser of the same step, whose error is step^2 / 12
-FEEDBACK_BLOCK = 32  # columns that are quantised before their error is fed back
+FEEDBACK_BLOCK = 32  # columns that are quantised before their error is fed back; as many after them are looked at
 FINENESS = (-4, 24)  # of a row or column: its root mean square in steps, at least and at most, in quarter octaves
 DAMPING = 0.1  # what is added to the moments, as a part of their mean
 PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24),
@@ -776,10 +776,10 @@ def trellis_table(states: int) -> np.ndarray:
     return state >> 1 ^ (state & 1) * (h0 >> 1) ^ parity * (h1 >> 1)
 
 
-def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices and points (int32 [R,C]), the points nearest to 4y in the sum of squares of each row, and the states [R]
-    after them: Viterbi's algorithm, all rows at once, from the states `start`. Both branches into a state have the
-    union bit u = its top bit, and differ in parity."""
+def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int, keep: int) -> tuple:
+    """Indices and points (int32 [R,keep]) of the first columns, and the states [R] after them. Points are nearest to
+    4y [R,C] in each row's sum of squares, by Viterbi's algorithm, all rows at once, from the states `start`. Both
+    branches into a state have the union bit u = its top bit, and differ in parity."""
     before = np.argsort(trellis_table(states), axis=0).T  # the state that a branch of this parity into this comes from
     column, row = np.ascontiguousarray(y.T), np.arange(len(y))  # [C,R]
     point = np.stack((column, -column)) - np.float32(0.25)  # [u,C,R]: the union of u = 1 is the mirror image
@@ -795,14 +795,13 @@ def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int) -> tuple
             candidates[parity].reshape(2, states // 2, -1)[:] += error[parity, :, c, None]
         np.less(candidates[1], candidates[0], out=odd[c])
         np.minimum(candidates[0], candidates[1], out=cost)
-    state = last = cost.argmin(axis=0)
-    indices, points = np.empty((2, *y.shape), dtype=np.int32)
+    path, (indices, points) = [cost.argmin(axis=0)], np.empty((2, *y.shape), dtype=np.int32)  # path: last state first
     for c in range(len(column) - 1, -1, -1):
-        parity, union = odd[c, state, row].astype(np.intp), state // (states // 2)
+        parity, union = odd[c, path[-1], row].astype(np.intp), path[-1] // (states // 2)
         indices[:, c] = index[parity, union, c, row]
         points[:, c] = (4 * indices[:, c] + 1) * (1 - 2 * union)
-        state = before[parity, state]
-    return indices, points, last
+        path.append(before[parity, path[-1]])
+    return indices[:, :keep], points[:, :keep], path[len(column) - keep]
 
 
 def trellis_units(step: np.float32, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -837,14 +836,15 @@ def code_trellis(w: np.ndarray, moments: tuple[np.ndarray, np.ndarray], coarsene
         steps[1 - axis][:] += ratio - np.clip(ratio, *FINENESS)
         np.clip(steps[1 - axis], -127, 127, out=steps[1 - axis])
     row_unit, column_unit = trellis_units(step, *steps)
-    y, error, indices, state = np.empty(rows.shape), np.zeros_like(rows), np.empty(rows.shape, dtype=np.int32), 0
+    error, state, (indices, points) = np.zeros_like(rows), 0, np.empty((2, *rows.shape), dtype=np.int32)
     for b in blocks:
-        past = (root[: b.start, b] @ np.linalg.inv(root[b, b])).astype(np.float32)
-        y[:, b] = np.clip((rows[:, b] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[b]), -2000, 2000)
-        indices[:, b], points, state = trellis_search(y[:, b].astype(np.float32), state, states)
-        error[:, b] = points * row_unit * column_unit[b] - rows[:, b]
-    row_scales = quarter_octaves(np.square(y).mean(axis=1))
-    column_scales = quarter_octaves(np.square(y / quarter_power(row_scales)[:, None]).mean(axis=0))
+        seen, width = slice(b.start, b.stop + FEEDBACK_BLOCK), indices[:, b].shape[1]
+        past = (root[: b.start, seen] @ np.linalg.inv(root[seen, seen])).astype(np.float32)
+        target = (rows[:, seen] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[seen])
+        indices[:, b], points[:, b], state = trellis_search(np.clip(target, -2000, 2000), state, states, width)
+        error[:, b] = points[:, b] * row_unit * column_unit[b] - rows[:, b]
+    row_scales = quarter_octaves(np.square(points / 4).mean(axis=1))
+    column_scales = quarter_octaves(np.square(points / 4 / quarter_power(row_scales)[:, None]).mean(axis=0))
     offset = int(np.median(row_scales))
     scales = (np.clip(s, -127, 127) for s in (row_scales - offset + steps[0], column_scales + steps[1]))
     return Coded(TRELLIS, w.shape, struct.pack("<f", step), indices.ravel(), scales=(offset, *scales, *steps))
@@ -1220,7 +1220,7 @@ def rounded_to_int6(matrices: list[Tensor]):
     weights (arXiv 1308.3432), which are back afterwards."""
     exact = [w.detach().clone() for w in matrices]
     for w in matrices:
-        scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
+        scale = w.data.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
         w.data.div_(scale).round_().mul_(scale)
     yield
     for w, before in zip(matrices, exact, strict=True):
@@ -1287,8 +1287,8 @@ class Trainer:
         s, rate = self.s, self.step * self.s.train_batch_tokens / self.seconds
         weights = sum(p.numel() for name, p in self.model.named_parameters() if name.endswith((*MATRICES, "tok_emb")))
         mfu = rate * 6 * (weights + s.num_layers * s.train_seq_len * s.model_dim) / (989e12 * self.ranks.world)
-        known = self.finished and torch.cuda.get_device_name().startswith(("NVIDIA H100", "NVIDIA H200"))
-        return f"tok_s:{rate:.0f}" + (f" mfu:{mfu:.3f}" if known else "")
+        hopper = self.finished and torch.cuda.get_device_name().startswith(("NVIDIA H100", "NVIDIA H200"))
+        return f"tok_s:{rate:.0f}" + f" mfu:{mfu:.3f}" * bool(hopper)
 
     def warm_up(self) -> None:
         """Steps that prime the compiler; what they did is undone."""
@@ -1339,8 +1339,8 @@ class Trainer:
 
 def find_checkpoint(s: Settings) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(s.resume)] if s.resume != "latest" else [
-        path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name)]
+    mine = (path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name))
+    paths = list(mine) if s.resume == "latest" else [Path(s.resume)]
     if not paths or not paths[0].is_file():
         raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
     return max(paths, key=os.path.getmtime)

@@ -1,13 +1,14 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
-    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--steps-only] [--jobs J] [--csv FILE] [NAME=VALUE ...]
+    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J]
+                           [--csv FILE] [NAME=VALUE ...]
 
 Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
 full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
 second, the steps and the warm-down are multiplied by how much faster a step is without the part, which is measured
 beforehand in paired runs on one thread, so that nothing else that the machine does counts. The score is bits per byte
 of the exported artifact, one window after the other, without adaptation. A positive difference says that the part
-helps.
+helps. --variant compares other settings in the same way, where a negative difference says that they help.
 """
 
 import argparse
@@ -94,18 +95,20 @@ def run(settings: dict[str, str]) -> tuple[float, float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="NAME")
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="NAME")
+    parser.add_argument("--variant", nargs="+", default=[], metavar="NAME=VALUE,...", help="more settings to compare")
     parser.add_argument("--steps-only", action="store_true", help="leave out the comparison after the same seconds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
+    PARTS.update((text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant)
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in args.settings)
     for name in ("DATA_PATH", "TOKENIZER_PATH"):
         if name in base:
             base[name] = str(Path(base[name]).resolve())
     s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
-    parts = [FULL, *(part for part in args.only if part != FULL)]
+    parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
     ratio = {part: 1.0 if part == FULL else speed_up(base, part) for part in parts}
 
     def steps(part: str, same: str) -> dict[str, str]:

@@ -1,56 +1,101 @@
-"""Bits per byte against bytes: exports a checkpoint's averaged weights with each codec at several coarsenesses.
+"""Measures bits per byte against bytes for a trained checkpoint: codec, allocation of the bits, and error feedback.
 
-    python tests/bench_rate.py CHECKPOINT.pt --data DIR --tokenizer FILE [--coarseness C ...] [--csv rate.csv]
+    python tests/bench_rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL [--csv rate.csv]
 
-Coarseness multiplies the quantiser's step (trellis) or divides the levels of the codebooks (huffman); 1 is the default.
-The score is of one window after the other, on all of DIR's fineweb_val_*.bin. records/plot.py draws the CSV file.
+FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin of text that is not
+for the final score (held-out text of the training mix, say), scored whole, one window after the other. Allocations:
+
+    levels        the error of k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels (entry 532)
+    one step      the same step for every weight
+    relative      the same error in proportion to each matrix's variance
+    tensor        a step for each matrix, by what an error in it costs
+    row, column   and for each row and column, as train_gpt.py exports
 """
 
 import argparse
 import csv
+import dataclasses
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
 
 
+def even(w: np.ndarray, cost: float) -> tuple[np.ndarray, np.ndarray]:
+    """Moments by which every weight of w costs the same."""
+    return np.full(len(w), cost), np.eye(w[0].size)
+
+
+def levels_error(name: str, w: np.ndarray, s: train_gpt.Settings) -> float:
+    """Mean squared error of the codebook that entry 532 would give the matrix."""
+    coded = train_gpt.code_tensor(name, w, dataclasses.replace(s, codec="huffman", embed_codec="huffman"), 1, 0, {})
+    decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": coded}, 4))[1]["w"]
+    return float(np.square(decoded - w, dtype=np.float64).mean())
+
+
+def allocations(weights: dict[str, np.ndarray], moments: dict, s: train_gpt.Settings) -> dict[tuple[str, str], dict]:
+    """For each allocation and kind of feedback the moments that make code_trellis allocate so."""
+    matrices = {name: weights[name] for name in moments}
+    diagonal = {name: (row, np.diag(np.diagonal(column))) for name, (row, column) in moments.items()}
+    sizes = np.array([w.size for w in matrices.values()])
+    variance = float(np.average([w.var() for w in matrices.values()], weights=sizes))
+    return {
+        ("levels", "none"): {n: even(w, 1 / levels_error(n, w, s)) for n, w in matrices.items()},
+        ("one step", "none"): {n: even(w, 5e3 / variance) for n, w in matrices.items()},
+        ("relative", "none"): {n: even(w, 5e3 / w.var()) for n, w in matrices.items()},
+        ("tensor", "none"): {n: even(w, moments[n][0].mean() * np.diagonal(moments[n][1]).mean())
+                             for n, w in matrices.items()},
+        ("row, column", "none"): diagonal,
+        ("row, column", "blocks"): moments,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--train", required=True, help="folder of fineweb_train_*.bin")
     parser.add_argument("--data", required=True, help="folder of fineweb_val_*.bin")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--coarseness", type=float, nargs="+", default=[0.5, 0.7, 1, 1.4, 2, 2.8, 4])
+    parser.add_argument("--calibration-tokens", type=int, default=32768)
+    parser.add_argument("--coarseness", type=float, nargs="+", default=[0.5, 1, 2, 4])
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
     state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
-    s = train_gpt.Settings(**state["settings"] | dict(data_path=args.data, tokenizer_path=args.tokenizer))
+    known = {name: value for name, value in state["settings"].items() if name in train_gpt.ALL}
+    s = train_gpt.Settings(**known | dict(data_path=args.data, tokenizer_path=args.tokenizer, embed_codec="trellis",
+                                          calibration_tokens=args.calibration_tokens))
     ranks, quiet = train_gpt.join_ranks(s), SimpleNamespace(progress=lambda *args: None)
     evaluator = train_gpt.Evaluator(train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size), s, ranks, quiet)
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     weights = {name.removeprefix("module."): w for name, w in state["average"].items() if name.startswith("module.")}
     model.load_state_dict(weights)
+    moments = train_gpt.calibrate(model, train_gpt.TokenStream(args.train, "train", s.vocab_size), s, ranks)
     weights = {name: w.float().numpy() for name, w in weights.items()}
-    quantised = sum(w.size for name, w in weights.items() if name.endswith(train_gpt.QUANTISED))
+    quantised = sum(weights[name].size for name in moments)
     exact = evaluator.score(model, "", s.train_seq_len).val_bpb
-    print(f"{quantised} quantised weights; exact: {exact:.4f} bpb\n\n"
-          f"{'codec':8} {'coarseness':>10} {'bytes':>10} {'bits/weight':>11} {'bpb':>8} {'cost':>8}")
+    print(f"{quantised} quantised weights; exact: {exact:.4f} bpb\n\n{'codec':8} {'allocation':12} {'feedback':8} "
+          f"{'coarseness':>10} {'bytes':>10} {'bits/weight':>11} {'bpb':>8} {'cost':>8}")
+    cases = {("huffman", "levels", "none"): {}}
+    cases |= {("trellis", *case): costs for case, costs in allocations(weights, moments, s).items()}
     rows = []
-    for codec in ("huffman", "trellis"):
-        s = train_gpt.Settings(**state["settings"] | dict(codec=codec))
+    for (codec, allocation, feedback), costs in cases.items():
+        s = dataclasses.replace(s, codec=codec, embed_codec=codec)
         for coarseness in args.coarseness:
-            tensors = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5) for name, w in weights.items()}
+            tensors = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5, costs) for name, w in weights.items()}
             artifact = train_gpt.encode_pcll({}, tensors, s.trellis_states)
             floats = sum(len(t.side) for t in tensors.values() if t.codec in (train_gpt.FLOAT16, train_gpt.FLOAT32))
             decoded = train_gpt.decode_pcll(artifact)[1]
             model.load_state_dict({name: torch.from_numpy(w) for name, w in decoded.items()})
             bpb = evaluator.score(model, "", s.train_seq_len).val_bpb
             bits = 8 * (len(artifact) - floats) / quantised
-            print(f"{codec:8} {coarseness:10.2f} {len(artifact):10d} {bits:11.3f} {bpb:8.4f} {bpb - exact:+8.4f}")
-            rows.append([codec, "levels", "none", coarseness, len(artifact), f"{bits:.4f}", f"{bpb:.6f}"])
+            print(f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {len(artifact):10d} {bits:11.3f} "
+                  f"{bpb:8.4f} {bpb - exact:+8.4f}", flush=True)
+            rows.append([codec, allocation, feedback, coarseness, len(artifact), f"{bits:.4f}", f"{bpb:.6f}"])
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             writer = csv.writer(file)

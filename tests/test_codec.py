@@ -161,7 +161,7 @@ def test_trellis_search_finds_the_best_path(states):
     """Brute force over all short index sequences near the weights."""
     rng = np.random.default_rng(states)
     y = (rng.standard_normal((3, 5)) * 1.5).astype(np.float32)
-    indices, points, _ = train_gpt.trellis_search(y, 0, states)
+    indices, points, _ = train_gpt.trellis_search(y, 0, states, 5)
     assert (points == points_of(indices, states)).all()
     found = points / 4
     for row, path in zip(y, found, strict=True):
@@ -175,7 +175,7 @@ def test_more_trellis_states_mean_less_error_and_all_beat_a_uniform_quantiser():
     y = np.random.default_rng(0).standard_normal((64, 400)).astype(np.float32) * 5
     errors = []
     for states in (4, 8, 16, 32, 64, 128, 256):
-        values = train_gpt.trellis_search(y, 0, states)[1] / 4
+        values = train_gpt.trellis_search(y, 0, states, 400)[1] / 4
         errors.append(np.square(values - y).mean())
     assert errors == sorted(errors, reverse=True)
     assert errors[0] < 0.84 / 12 and errors[-1] < 0.75 / 12  # 0.99 dB with 4 states, 1.33 dB with 256 are possible
