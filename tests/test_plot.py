@@ -136,8 +136,8 @@ def test_bytes_are_all_attributed(tiny):
     _, tensors, weights = decode_artifact.parse_pcll(data)
     mlp = [tensor.bits / 8 for tensor in tensors if ".mlp." in tensor.name]
     share = {name.partition("\n")[0]: share for name, share in shares.items()}
-    assert len(mlp) == 4 and 0.9 * sum(mlp) < share["MLP"] < sum(mlp) + 20
-    assert 0.5 < share["token embedding"] / (2 * weights["tok_emb"].size) < 1
+    assert len(mlp) == 4 and 0.7 * sum(mlp) < share["MLP"] < sum(mlp) + 20
+    assert 0.1 < share["token embedding"] / (2 * weights["tok_emb"].size) < 0.5
     assert set(share) == {"code", *plot.PARTS, "header, tables"}
 
 
