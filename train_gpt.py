@@ -827,23 +827,23 @@ def code_trellis(w: np.ndarray, moments: tuple[np.ndarray, np.ndarray], coarsene
     rows = w.reshape(len(w), -1)
     row, column = (m / np.diagonal(m).mean() if m.ndim > 1 else m / m.mean() for m in moments)
     root = np.linalg.cholesky((column + DAMPING * np.eye(len(column)))[::-1, ::-1])[::-1, ::-1]  # root root^T = column
-    blocks = [slice(first, first + FEEDBACK_BLOCK) for first in range(0, len(column), FEEDBACK_BLOCK)]
+    width = FEEDBACK_BLOCK if np.count_nonzero(column) > len(column) else len(column)  # else nothing is fed back
+    blocks = [slice(first, first + width) for first in range(0, len(column), width)]
     cost = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])  # what no later block can make good
     unit = moments[0].mean() * np.diagonal(moments[1]).mean()
     step = np.float32(min(coarseness * math.sqrt(12 * TRELLIS_GAIN / unit), 8 * np.sqrt(np.square(rows).mean())))
     steps = -quarter_octaves(row + DAMPING), -quarter_octaves(cost)
-    for axis in (1, 0):  # no step is more than twice or less than 1/32 of the root mean square of its row or column
+    for axis in (1, 0):  # no step is more than twice or less than 1/64 of the root mean square of its row or column
         row_unit, column_unit = trellis_units(step, *steps)
         ratio = quarter_octaves(np.square(rows / (4 * row_unit * column_unit)).mean(axis=axis))
-        steps[1 - axis][:] += ratio - np.clip(ratio, *FINENESS)
-        np.clip(steps[1 - axis], -127, 127, out=steps[1 - axis])
+        steps[1 - axis][:] = np.clip(steps[1 - axis] + ratio - np.clip(ratio, *FINENESS), -127, 127)
     row_unit, column_unit = trellis_units(step, *steps)
     error, state, (indices, points) = np.zeros_like(rows), 0, np.empty((2, *rows.shape), dtype=np.int32)
     for b in blocks:
-        seen, width = slice(b.start, b.stop + FEEDBACK_BLOCK), indices[:, b].shape[1]
+        seen, keep = slice(b.start, b.stop + FEEDBACK_BLOCK), indices[:, b].shape[1]
         past = (root[: b.start, seen] @ np.linalg.inv(root[seen, seen])).astype(np.float32)
         target = (rows[:, seen] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[seen])
-        indices[:, b], points[:, b], state = trellis_search(np.clip(target, -2000, 2000), state, states, width)
+        indices[:, b], points[:, b], state = trellis_search(np.clip(target, -2000, 2000), state, states, keep)
         error[:, b] = points[:, b] * row_unit * column_unit[b] - rows[:, b]
     row_scales = quarter_octaves(np.square(points / 4).mean(axis=1))
     column_scales = quarter_octaves(np.square(points / 4 / quarter_power(row_scales)[:, None]).mean(axis=0))
@@ -1406,8 +1406,8 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
     """A short table, and what to type next; `headline` is the score that stands for the run."""
     for name, score in scores.items():
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
-    total = code_bytes + artifact_bytes
-    log(f"  {code_bytes} code + {artifact_bytes} artifact = {total} bytes, headroom {s.size_cap_bytes - total}")
+    log(f"  {code_bytes} code + {artifact_bytes} artifact = {code_bytes + artifact_bytes} bytes, headroom "
+        f"{s.size_cap_bytes - code_bytes - artifact_bytes}")
     claim = ("--ttt " if "adaptation" in headline else "") + f"--claim {scores[headline].val_bpb:.6f}"
     log(f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path} {claim}")
 
