@@ -6,28 +6,23 @@
 The entry "pcloadloveletter v6" (number 532) of the Parameter Golf challenge, rebuilt: code plus artifact stay under
 16,000,000 bytes, the score is bits per byte (bpb) on the FineWeb validation split. Every setting is an environment
 variable; the table of them stands below. The artifact's format is specified in `decode_artifact.py`.
-
 In this order: settings, ranks and log, data, model, optimizer, codec, export, evaluation, training, main.
 """
 
 import ast
+import bisect
 import contextlib
-import copy
 import dataclasses
-import glob
 import hashlib
 import io
 import json
 import math
 import os
-import platform
-import random
 import signal
 import struct
 import sys
-import sysconfig
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -38,10 +33,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.overrides import TorchFunctionMode
 
 # ---- Settings -------------------------------------------------------------------------------------------------------
-
 
 class UserError(Exception):
     """Something that the person who started the run can mend; its text is the one sentence that they see."""
@@ -49,15 +44,15 @@ class UserError(Exception):
 
 @dataclass(frozen=True)
 class Settings:
-    """Each field is set by the environment variable of its upper-case name. A line ends with the source of the default:
-    an entry's number, "base" for the challenge's baseline script, or "ours". The artifact states all settings from the
-    model's on; a checkpoint is resumed only with the same model and training."""
+    """Each is set by the environment variable of its upper-case name. A line ends with the source of the default: an
+    entry's number, "base" for the challenge's baseline script, or "ours". The artifact states those of the model and
+    after; a checkpoint is resumed only with the same model and training."""
 
     # Run
     preset: str = "pcll"  # a named set of settings: pcll, pcloadloveletter_v6, demo; ours
     run_id: str = ""  # name of the log file logs/RUN_ID.txt; empty: date and time; base
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: the GPU if there is one; ours
-    compile: Literal["auto", "on", "off"] = "auto"  # torch.compile; auto: on a GPU; 532
+    compile: bool = True  # torch.compile on a GPU; 532
     artifact_path: str = "artifact.pcll"  # where the artifact is written; ours
     data_path: str = "data/datasets/fineweb10B_sp1024"  # folder of fineweb_train_*.bin and fineweb_val_*.bin; base
     tokenizer_path: str = "data/tokenizers/fineweb_1024_bpe.model"  # SentencePiece model; base
@@ -106,13 +101,16 @@ class Settings:
     muon_momentum_warmup_steps: int = 1500  # steps of the momentum's linear warm-up; 532
     weight_decay: float = 0.04  # decoupled, in units of the learning rate; 532
     grad_clip_norm: float = 0.3  # global norm of the gradient at most, 0: no limit; 532
-    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 532
+    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.95 at 200 steps; 532
     late_qat_threshold: float = 0.1  # int6 fake quantisation once the rate's scale is below this, 0: never; 532
     late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
     # Export
+    calibration_tokens: int = 131072  # training tokens that show which weights' errors matter (trellis); ours
+    calibration_seconds: float = 3.0  # of the cap that are kept for this; ours
+    quantisation_nats: float = 0.0005  # what quantisation may cost by that measure; FIT changes it; ours
     codec: Literal["huffman", "trellis"] = "trellis"  # of the matrices (huffman: 532); ours
-    embed_codec: Literal["float16", "float32", "huffman", "trellis"] = "float16"  # of tok_emb; 532
-    mlp_levels: int = 48  # codebook levels of the MLP matrices; 532
+    embed_codec: Literal["float16", "float32", "huffman", "trellis"] = "trellis"  # of tok_emb (532: float16); ours
+    mlp_levels: int = 48  # codebook levels (huffman) of the MLP matrices; 532
     qkv_levels: int = 80  # codebook levels of the query, key and value matrices; 532
     other_levels: int = 64  # codebook levels of all other matrices; 532
     trellis_states: Literal[4, 8, 16, 32, 64, 128, 256] = 32  # of the trellis quantiser; ours
@@ -125,17 +123,23 @@ class Settings:
     ttt_protocol: Literal["off", "score_first", "train_then_score"] = "score_first"  # the last is not legal; 549
     ttt_chunk_tokens: int = 32768  # tokens scored, then learned from, at a time; 549
     ttt_epochs: int = 3  # passes over a chunk (train_then_score: over everything); 549
-    ttt_optimizer: Literal["adamw", "sgd"] = "adamw"  # sgd: momentum 0.9; 532
-    ttt_lr: float = 0.0005  # learning rate at the first chunk, falls as a cosine; ours
+    ttt_optimizer: Literal["adamw", "sgd"] = "sgd"  # sgd: momentum 0.9 (adamw: 532, with a rate of 0.00005); 549
+    ttt_lr: float = 0.002  # learning rate at the first chunk, falls as a cosine; 549
     ttt_batch_seqs: int = 16  # sequences per adaptation step over all ranks; 532
     ttt_grad_clip: float = 1.0  # global norm of the adaptation's gradient at most; 532
+
+
+    @property
+    def training_seconds(self) -> float:  # the part of the cap in which steps are made; 0: no limit
+        return self.max_wallclock_seconds and max(1e-9, self.max_wallclock_seconds - self.calibration_seconds)
 
 
 PRESETS: dict[str, dict] = {
     "pcll": {},
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
     "pcloadloveletter_v6": dict(
-        bos_reset=False, bigram_init_std=0.0, codec="huffman", ttt_protocol="train_then_score", ttt_epochs=10,
+        bos_reset=False, bigram_init_std=0.0, codec="huffman", embed_codec="float16",
+        calibration_seconds=0.0, ttt_protocol="train_then_score", ttt_epochs=10, ttt_optimizer="adamw",
         ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
@@ -143,12 +147,13 @@ PRESETS: dict[str, dict] = {
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
         bigram_buckets=1024, bigram_dim=32, iterations=200, max_wallclock_seconds=0.0, train_batch_tokens=8192,
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=100, muon_momentum_warmup_steps=100,
-        late_qat_min_elements=4096, train_log_every=25, eval_stride=64, ttt_chunk_tokens=8192),
+        calibration_tokens=16384, ema_decay=0.95, late_qat_min_elements=4096, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
+TABLES = ("tok_emb", "bigram.table")
 MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")  # ends of the names of what NorMuon trains
 ALL = tuple(field.name for field in dataclasses.fields(Settings))
-QUANTISED = (*MATRICES, "bigram.table")  # ends of the names of what CODEC quantises
+QUANTISED = (*MATRICES, *TABLES)  # by CODEC, tok_emb by EMBED_CODEC
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
@@ -181,12 +186,13 @@ def load_settings(environment: dict[str, str]) -> Settings:
 def check_settings(s: Settings) -> None:
     """Raises UserError for a value out of range or for settings that exclude each other."""
     for name, value in dataclasses.asdict(s).items():
-        size = name.startswith(("num_", "model_", "mlp_h", "rope_", "logit_", "bigram_d", "micro_", "train_", "eval_"))
+        size = name.startswith(("num_", "model_", "mlp_h", "rope_", "logit_", "bigram_d", "micro_", "train_", "eval_",
+                                "calibration_t", "quant"))
         lowest = -1 if name == "checkpoint_every" else 0
         if type(value) in (int, float) and (value < lowest or (value == 0 and size)):
             raise UserError(f"{name.upper()} must be {'above' if size else 'at least'} {lowest}, not {value}.")
-    for small, large in (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"),
-                         ("train_seq_len", "train_batch_tokens"), ("train_seq_len", "ttt_chunk_tokens")):
+    by_sequence = [("train_seq_len", name) for name in ("train_batch_tokens", "calibration_tokens", "ttt_chunk_tokens")]
+    for small, large in (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"), *by_sequence):
         if getattr(s, large) % getattr(s, small):
             raise UserError(f"{small.upper()}={getattr(s, small)} must divide {large.upper()}={getattr(s, large)}.")
     limits = {"rope_dims": s.model_dim // s.num_heads, "eval_stride": s.train_seq_len, "vocab_size": 65536,
@@ -199,7 +205,6 @@ def check_settings(s: Settings) -> None:
 
 
 # ---- Ranks and log --------------------------------------------------------------------------------------------------
-
 
 @dataclass(frozen=True)
 class Ranks:
@@ -247,9 +252,8 @@ class Log:
     def __init__(self, run_id: str, ranks: Ranks, append: bool):
         self.active, self.console_time = ranks.rank == 0, 0.0
         if self.active:
-            path = Path("logs") / f"{run_id}.txt"
-            path.parent.mkdir(exist_ok=True)
-            self.file = open(path, "a" if append else "w", encoding="utf-8", buffering=1)
+            os.makedirs("logs", exist_ok=True)
+            self.file = open(f"logs/{run_id}.txt", "a" if append else "w", encoding="utf-8", buffering=1)
             self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
@@ -275,8 +279,6 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"{path} could not be written: {error.strerror}.") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -291,33 +293,29 @@ class TokenStream:
     """The shards of a split as one endless sequence that is read by position: loading has no state to lose."""
 
     def __init__(self, folder: str, split: str, vocab_size: int):
-        self.paths = sorted(glob.glob(f"{glob.escape(folder)}/fineweb_{split}_*.bin"))
+        self.paths = sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
         if not self.paths:
             raise UserError(f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own data.")
-        self.changed = [os.stat(path).st_mtime_ns for path in self.paths]
-        self.starts = np.cumsum([0] + [self.count(path) for path in self.paths])
-        self.total, self.vocab_size = int(self.starts[-1]), vocab_size
-
-    @staticmethod
-    def count(path: str) -> int:
-        """Tokens of a shard: 256 int32 (magic, version, token count, zeros), then the tokens as uint16."""
-        size, header = os.path.getsize(path), np.fromfile(path, dtype="<i4", count=256)
-        if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-            raise UserError(f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}.")
-        if header[2] < 1 or size != 1024 + 2 * int(header[2]):
-            raise UserError(f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that.")
-        return int(header[2])
+        self.changed = [path.stat().st_mtime_ns for path in self.paths]
+        self.starts, self.vocab_size = [0], vocab_size  # where each shard begins, and the end
+        for path in self.paths:  # 256 int32 (magic, version, token count, zeros), then the tokens as uint16
+            size, header = path.stat().st_size, np.fromfile(path, dtype="<i4", count=256)
+            if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
+                raise UserError(f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}.")
+            if header[2] < 1 or size != 1024 + 2 * int(header[2]):
+                raise UserError(f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that.")
+            self.starts.append(self.starts[-1] + int(header[2]))
+        self.total = self.starts[-1]
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens (uint16) from position `start`; after the last shard comes the first again."""
         pieces = []
         while count > 0:
-            start %= self.total
-            index = int(np.searchsorted(self.starts, start, side="right")) - 1
-            offset, path = start - int(self.starts[index]), self.paths[index]
-            wanted = min(count, int(self.starts[index + 1]) - start)
+            index = bisect.bisect(self.starts, start := start % self.total) - 1
+            offset, path = start - self.starts[index], self.paths[index]
+            wanted = min(count, self.starts[index + 1] - start)
             piece = np.fromfile(path, dtype="<u2", count=wanted, offset=1024 + 2 * offset)
-            if len(piece) < wanted or os.stat(path).st_mtime_ns != self.changed[index]:
+            if len(piece) < wanted or path.stat().st_mtime_ns != self.changed[index]:
                 raise UserError(f"{path} was changed while the run was reading it.")
             if piece.max() >= self.vocab_size:
                 raise UserError(f"{path} holds token {piece.max()}, but VOCAB_SIZE is {self.vocab_size}.")
@@ -367,8 +365,7 @@ class ByteCounter:
             text, counted = self.tokenizer.decode(document.tolist()), int(self.count(document).sum())
             whole = BOS_ID in document[:1] and "\ufffd" not in text  # and of valid UTF-8
             if whole and len(text.encode()) != counted:
-                raise UserError(f"TOKENIZER_PATH: the text {text[:40]!r}... has {len(text.encode())} bytes, but its "
-                                f"pieces count {counted}; bits per byte would be wrong.")
+                raise UserError(f"TOKENIZER_PATH: {text[:40]!r} has {len(text.encode())} bytes, its pieces {counted}.")
 
 
 def make_demo_data(s: Settings) -> None:
@@ -376,11 +373,10 @@ def make_demo_data(s: Settings) -> None:
     the docstrings of its modules. One document in eight validates, the others train."""
     from pydoc_data.topics import topics  # here, because only the demo needs it
 
-    texts = set(topics.values())
-    for path in Path(sysconfig.get_path("stdlib")).glob("*.py"):
-        texts.add(ast.get_docstring(ast.parse(path.read_bytes())) or "")
+    modules = [ast.parse(path.read_bytes()) for path in Path(os.__file__).parent.glob("*.py")]
+    texts = {*topics.values(), *(ast.get_docstring(module) or "" for module in modules)}
     documents, model = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200], io.BytesIO()
-    random.Random(0).shuffle(documents)
+    np.random.default_rng(0).shuffle(documents)
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents), model_writer=model, model_type="bpe", vocab_size=s.vocab_size,
         byte_fallback=True, split_digits=True, pad_id=0, bos_id=BOS_ID, eos_id=2, unk_id=3, minloglevel=2,
@@ -388,13 +384,12 @@ def make_demo_data(s: Settings) -> None:
     write_atomically(Path(s.tokenizer_path), model.getvalue())
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
     for split, part in (("val", documents[::8]), ("train", [d for i, d in enumerate(documents) if i % 8])):
-        tokens = np.array([t for text in part for t in (BOS_ID, *tokenizer.encode(text))], dtype="<u2")
+        tokens = np.concatenate(tokenizer.encode(part, add_bos=True)).astype("<u2")
         header = np.array([SHARD_MAGIC, SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
         write_atomically(Path(s.data_path) / f"fineweb_{split}_000000.bin", header.tobytes() + tokens.tobytes())
 
 
 # ---- Model. Shapes: B sequences, T tokens, D = model_dim, H query heads, K key/value heads, E = D/H -----------------
-
 
 def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
@@ -515,9 +510,9 @@ class GPT(nn.Module):
         self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
         self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
         nn.init.normal_(self.tok_emb, std=0.005)
-        for block in self.blocks:  # output projections stay zero
-            for matrix in (block.attn.q, block.attn.k, block.attn.v, block.mlp.up):
-                nn.init.orthogonal_(matrix)
+        for name, p in self.blocks.named_parameters():
+            if name.endswith((".q", ".k", ".v", ".up")):  # output projections stay zero
+                nn.init.orthogonal_(p)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B,T] -> the first hidden state [B,T,D]."""
@@ -553,13 +548,7 @@ def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor
     return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
 
-def maybe_compile(model: GPT, s: Settings) -> nn.Module:
-    wanted = s.compile == "on" or (s.compile == "auto" and model.tok_emb.is_cuda)
-    return torch.compile(model, dynamic=False) if wanted else model
-
-
-# ---- Optimizer: NorMuon for matrices, AdamW for the rest, and the average of the weights ----------------------------
-
+# ---- Optimizer: NorMuon for matrices, AdamW for the rest ------------------------------------------------------------
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
     """Roughly the nearest semi-orthogonal matrices to a stack g [N,R,C], by Muon's iteration (Keller Jordan, 2024)."""
@@ -573,17 +562,14 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 class NorMuon(torch.optim.Optimizer):
     """Muon whose update is scaled per row by a second moment, with its norm kept (arXiv 2510.05491). Matrices of one
-    shape are worked on as one stack. Only the orthogonalisation, the expensive part, is shared out over the ranks: they
-    must have the same gradients, and each holds the whole state. A group's "lr", in units of the update's spectral
-    norm, must be set before each step."""
+    shape are a stack. Only the orthogonalisation, the expensive part, is shared out over the ranks: they must have the
+    same gradients, and each holds the whole state. "lr", the update's spectral norm, must be set before each step."""
 
     def __init__(self, params, ranks: Ranks, lr: float, momentum: float, weight_decay: float, beta2: float = 0.95):
         super().__init__(params, dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay))
         self.ranks = ranks
-        stacks = {}
-        for p in self.param_groups[0]["params"]:
-            stacks.setdefault(p.shape, []).append(p)
-        self.stacks = list(stacks.values())
+        shapes = dict.fromkeys(p.shape for p in self.param_groups[0]["params"])
+        self.stacks = [[p for p in self.param_groups[0]["params"] if p.shape == shape] for shape in shapes]
         cost = {(i, j): min(p.shape) ** 2 * max(p.shape) for i, ps in enumerate(self.stacks) for j, p in enumerate(ps)}
         # owned[rank][stack]: which matrices the rank orthogonalises; the costliest first, each to the least busy rank
         load, self.owned = [0] * ranks.world, [[[] for _ in self.stacks] for _ in range(ranks.world)]
@@ -598,15 +584,13 @@ class NorMuon(torch.optim.Optimizer):
         flat = torch.zeros(sum(u.numel() for u in updates), dtype=dtype, device=updates[0].device)
         results = [part.view_as(u) for part, u in zip(flat.split([u.numel() for u in updates]), updates, strict=True)]
         for mine, update, result in zip(self.owned[self.ranks.rank], updates, results, strict=True):
-            if mine:
-                result[mine] = newton_schulz(update[mine])
+            result[mine] = newton_schulz(update[mine])
         self.ranks.sum_(flat)
         return results
 
     @torch.no_grad()
     def step(self) -> None:
-        group = self.param_groups[0]
-        updates = []
+        group, updates = self.param_groups[0], []
         for params in self.stacks:
             grad = torch.stack([p.grad for p in params])
             state = self.state[params[0]]  # a stack's state is kept under its first matrix
@@ -631,32 +615,25 @@ def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.
     """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
     matrices, embeddings, others = [], [], []
     for name, p in model.named_parameters():
-        embedding = name in ("tok_emb", "bigram.table")
+        embedding = name in TABLES
         (matrices if name.endswith(MATRICES) else embeddings if embedding else others).append(p)
-    by_muon = s.matrix_optimizer == "normuon"
     groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
-    groups += [] if by_muon else [dict(params=matrices, base_lr=s.matrix_lr)]
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=s.weight_decay,
-                              fused=ranks.device.type == "cuda")
-    return [NorMuon(matrices, ranks, s.matrix_lr, s.muon_momentum, s.weight_decay), adamw] if by_muon else [adamw]
-
-
-def average_weights(model: GPT, decay: float) -> AveragedModel:
-    """An exponential moving average whose window is never longer than about a tenth of the steps so far."""
-
-    @torch.no_grad()
-    def update(averaged, current, num_averaged):
-        torch._foreach_lerp_(averaged, current, 1 - min((1 + num_averaged.item()) / (10 + num_averaged.item()), decay))
-
-    return AveragedModel(model, multi_avg_fn=update)
+    if s.matrix_optimizer == "adamw":
+        groups.append(dict(params=matrices, base_lr=s.matrix_lr))
+    cuda, muon = ranks.device.type == "cuda", (ranks, s.matrix_lr, s.muon_momentum, s.weight_decay)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=s.weight_decay, fused=cuda)
+    return [NorMuon(matrices, *muon), adamw] if s.matrix_optimizer == "normuon" else [adamw]
 
 
 # ---- Codec: the PCLL container and its weight codecs; the format is specified in decode_artifact.py -----------------
 
 FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
-FREQUENCY_BITS = 14  # a context's rANS frequencies add up to 2^14
-MAX_INDEX = 2047  # largest magnitude of a trellis index
+FREQUENCY_BITS = 14  # a context's rANS frequencies add up to 2^14, or are all 0 where it never occurs
+TRELLIS_GAIN = 1.3  # of the trellis over a uniform quantiser of the same step, whose error is step^2 / 12
+FEEDBACK_BLOCK = 32  # columns that are quantised before their error is fed back
+FINENESS = (-4, 24)  # of a row or column: its root mean square in steps, at least and at most, in quarter octaves
+DAMPING = 0.1  # what is added to the moments, as a part of their mean
 PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24),
                  128: (0o235, 0o126), 256: (0o515, 0o362)}  # states: Ungerboeck's h0, h1
 
@@ -670,7 +647,7 @@ class Coded:
     side: bytes = b""  # its side data (of trellis tensors: without the scales)
     symbols: np.ndarray | None = None  # flat: uint16 class * K + level (huffman) or int32 indices (trellis)
     lengths: np.ndarray | None = None  # Huffman code lengths, uint8 [classes,K]
-    scales: tuple[int, np.ndarray, np.ndarray] | None = None  # trellis: offset, of rows, of columns, in quarter octaves
+    scales: tuple | None = None  # trellis, in quarter octaves: offset, scales of rows and columns, steps of both
 
 
 def code_floats(w: np.ndarray, dtype: str) -> Coded:
@@ -694,23 +671,23 @@ def kmeans(w: np.ndarray, levels: int, iterations: int = 20) -> tuple[np.ndarray
     centroids = np.unique(centroids.astype(np.float16) + np.float16(0))  # + 0 turns -0 into 0
     exact = centroids.astype(np.float32)
     indices = np.searchsorted((exact[1:] + exact[:-1]) / 2, w.ravel())
-    used = np.bincount(indices, minlength=len(centroids)) > 0
-    return centroids[used], (np.cumsum(used) - 1).astype(np.uint8)[indices]
+    used, indices = np.unique(indices, return_inverse=True)
+    return centroids[used], indices.astype(np.uint8)
 
 
 def code_huffman(w: np.ndarray, levels: int) -> Coded:
-    """K-means levels with one Huffman code; or with two, for the columns that are cheap in the first, and the dear."""
+    """K-means levels with one Huffman code, or two if that pays: one for each class of columns, by turns refitted."""
     centroids, indices = kmeans(w, levels)
     rows, k = indices.reshape(-1, math.prod(w.shape[1:])), len(centroids)
     counts = np.bincount((rows + np.arange(rows.shape[1]) * k).ravel(), minlength=rows.shape[1] * k).reshape(-1, k)
     one = huffman_lengths(counts.sum(axis=0))
-    dear = (counts @ one > np.median(counts @ one)).astype(int)
-    codes = [huffman_lengths(counts[dear == c].sum(axis=0)) for c in (0, 1)]
-    lengths, classes = np.unique(codes, axis=0, return_inverse=True)  # in ascending order
-    classes = classes[dear].astype(np.uint8)
+    classes = counts @ one > np.median(counts @ one)
+    for _ in range(3):
+        lengths = np.unique([huffman_lengths(counts[classes == c].sum(axis=0)) for c in (0, 1)], axis=0)  # ascending
+        classes = (counts @ lengths.T).argmin(axis=1)
     if (counts * (one.astype(int) - lengths[classes])).sum() <= 8 * k + len(counts):  # the bits that they cost
         lengths, classes = one[None], 0 * classes
-    side = struct.pack("<B", k) + code_floats(centroids, "float16").side + classes.tobytes() + lengths.tobytes()
+    side = bytes([k]) + code_floats(centroids, "float16").side + np.packbits(classes).tobytes() + lengths.tobytes()
     return Coded(HUFFMAN, w.shape, side, (rows + classes.astype(np.uint16) * k).ravel(), lengths)
 
 
@@ -722,17 +699,16 @@ def huffman_lengths(counts: np.ndarray) -> np.ndarray:
     for _ in range(MAX_CODE_LENGTH):
         merged = sorted(leaves + packages)
         packages = [(a[0] + b[0], a[1] + b[1]) for a, b in zip(merged[::2], merged[1::2], strict=False)]
-    chosen = [symbol for _, symbols in packages[: len(leaves) - 1] for symbol in symbols]
-    return np.bincount(np.array(chosen, dtype=int), minlength=len(leaves)).astype(np.uint8)
+    chosen = np.array([symbol for _, symbols in packages[: len(leaves) - 1] for symbol in symbols], dtype=int)
+    return np.bincount(chosen, minlength=len(leaves)).astype(np.uint8)
 
 
 def canonical_codes(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Symbols (class * K + level) in the order of their codes, class by class, and each symbol's code (uint32)."""
     order = np.argsort(lengths + 32 * np.arange(len(lengths))[:, None], axis=None, kind="stable")
     shift = MAX_CODE_LENGTH - lengths.ravel()[order].astype(np.int64)
-    widths = 1 << shift
     codes = np.empty(lengths.size, dtype=np.uint32)
-    codes[order] = (np.cumsum(widths) - widths) % (1 << MAX_CODE_LENGTH) >> shift
+    codes[order] = (np.cumsum(1 << shift) - (1 << shift)) % (1 << MAX_CODE_LENGTH) >> shift
     return order, codes
 
 
@@ -748,21 +724,16 @@ def lane_groups(sizes: list[int], lanes: int) -> list[tuple[int, int]]:
 
 def huffman_encode(tensors: list[Coded]) -> bytes:
     """The bits of all tensors' codes, lane after lane: bits of each lane (u32), then words of 16 bits."""
-    sizes = [len(t.symbols) for t in tensors]
-    lanes = lane_count(sum(sizes))
-    rows = np.cumsum([0] + [-(-size // lanes) for size in sizes])
-    length = np.zeros((rows[-1], lanes), dtype=np.uint8)
-    code = np.zeros((rows[-1], lanes), dtype=np.uint32)
-    for t, size, row in zip(tensors, sizes, rows, strict=False):
-        length[row:].reshape(-1)[:size] = t.lengths.ravel()[t.symbols]
-        code[row:].reshape(-1)[:size] = canonical_codes(t.lengths)[1][t.symbols]
-    bits = length.sum(axis=0, dtype=np.int64)
-    at = np.cumsum(length, axis=0, dtype=np.int64) - length + np.cumsum(bits) - bits
-    window = code << (32 - (at & 15) - length).astype(np.uint32)  # a code at its place within two words
-    num_words = int(-(-bits.sum() // 16))
-    words = np.bincount(at.ravel() >> 4, weights=window.ravel() >> 16, minlength=num_words + 1)
-    words[1:] += np.bincount(at.ravel() >> 4, weights=window.ravel() & 0xFFFF, minlength=num_words + 1)[:-1]
-    return bits.astype("<u4").tobytes() + words[:num_words].astype("<u2").tobytes()
+    lanes, parts = lane_count(sum(len(t.symbols) for t in tensors)), []
+    for t in tensors:  # length and code of each element, 0 bits where a tensor's last group is filled up
+        pairs = np.stack((t.lengths.ravel(), canonical_codes(t.lengths)[1]))[:, t.symbols].astype(np.uint16)
+        parts.append(np.pad(pairs, ((0, 0), (0, -len(t.symbols) % lanes))).reshape(2, -1, lanes))
+    length, code = np.concatenate(parts, axis=1)
+    bits, length, code = length.sum(axis=0, dtype="<u4"), length.T.ravel(), code.T.ravel()
+    ends = np.cumsum(length, dtype=np.uint32)
+    places = np.repeat(ends, length) - np.arange(1, ends[-1] + 1, dtype=np.uint32)  # of each bit within its code
+    packed = np.packbits((np.repeat(code, length) >> places.astype(np.uint16) & 1).astype(bool)).tobytes()
+    return bits.tobytes() + np.frombuffer(packed + b"\0" * (len(packed) % 2), ">u2").astype("<u2").tobytes()
 
 
 def huffman_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray]:
@@ -789,24 +760,14 @@ def huffman_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray
     return results
 
 
-def half_power(e: np.ndarray) -> np.ndarray:
-    """2^(e/2) in float64, the same on every machine."""
-    return np.ldexp(np.where(e % 2, math.sqrt(2.0), 1.0), e // 2)
+def quarter_power(e: np.ndarray) -> np.ndarray:
+    """2^(e/4) in float64, the same on every machine."""
+    return np.ldexp(np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0]))[e % 4], e // 4)
 
 
 def quarter_octaves(mean_square: np.ndarray) -> np.ndarray:
     """round(4 log2(rms)) by exact thresholds 2^(e/2 - 1/4): a logarithm would differ from machine to machine."""
-    thresholds = half_power(np.arange(-250, 250)) / math.sqrt(math.sqrt(2.0))
-    return np.searchsorted(thresholds, mean_square, side="right") - 251
-
-
-def context_scales(y: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Offset, and scales of the rows and of the columns, of y = w/step [R,C], in quarter octaves."""
-    square = np.square(y, dtype=np.float64)
-    rows = quarter_octaves(square.mean(axis=1))
-    columns = quarter_octaves((square * half_power(-rows)[:, None]).mean(axis=0))
-    offset = int(np.median(rows))
-    return offset, np.clip(rows - offset, -127, 127), np.clip(columns, -127, 127)
+    return np.searchsorted(quarter_power(2 * np.arange(-250, 250) - 1), mean_square, side="right") - 251
 
 
 def trellis_table(states: int) -> np.ndarray:
@@ -815,72 +776,84 @@ def trellis_table(states: int) -> np.ndarray:
     return state >> 1 ^ (state & 1) * (h0 >> 1) ^ parity * (h1 >> 1)
 
 
-def trellis_search(y: np.ndarray, states: int) -> np.ndarray:
-    """Indices (int32 [R,C]) whose points are nearest to y = w/step in the sum of squares of each row: Viterbi's
-    algorithm, all rows at once. Both branches into a state have the union bit u = its top bit, and differ in parity."""
-    before = np.empty((2, states), dtype=np.intp)  # the state that a branch of this parity into this state comes from
-    for state, following in enumerate(trellis_table(states)):
-        before[(0, 1), following] = state
-    result = np.empty(y.shape, dtype=np.int32)
-    block = max(16, 32768 // states)  # rows whose path costs stay in the cache
-    for first in range(0, len(y), block):
-        column = np.ascontiguousarray(y[first : first + block].T)  # [C,r]
-        point = np.stack((column, -column)) - np.float32(0.25)  # [u,C,r]: the union of u = 1 is the mirror image
-        index = np.stack([2 * np.rint((point - np.float32(p)) / 2) + np.float32(p) for p in (0, 1)])  # [parity,u,C,r]
-        error = np.square(point - index)
-        cost = np.full((states, column.shape[1]), np.inf, dtype=np.float32)
-        cost[0] = 0
-        candidates = np.empty((2, *cost.shape), dtype=np.float32)
-        odd = np.empty((len(column), *cost.shape), dtype=bool)
-        for c in range(len(column)):
-            for parity in (0, 1):
-                np.take(cost, before[parity], axis=0, out=candidates[parity])
-                halves = candidates[parity].reshape(2, states // 2, -1)
-                halves += error[parity, :, c, None]
-            np.less(candidates[1], candidates[0], out=odd[c])
-            np.minimum(candidates[0], candidates[1], out=cost)
-        state, row = cost.argmin(axis=0), np.arange(column.shape[1])
-        for c in range(len(column) - 1, -1, -1):
-            parity = odd[c, state, row].astype(np.intp)
-            result[first : first + block, c] = index[parity, state // (states // 2), c, row]
-            state = before[parity, state]
-    return result
+def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Indices and points (int32 [R,C]), the points nearest to 4y in the sum of squares of each row, and the states [R]
+    after them: Viterbi's algorithm, all rows at once, from the states `start`. Both branches into a state have the
+    union bit u = its top bit, and differ in parity."""
+    before = np.argsort(trellis_table(states), axis=0).T  # the state that a branch of this parity into this comes from
+    column, row = np.ascontiguousarray(y.T), np.arange(len(y))  # [C,R]
+    point = np.stack((column, -column)) - np.float32(0.25)  # [u,C,R]: the union of u = 1 is the mirror image
+    index = np.stack([2 * np.rint((point - np.float32(p)) / 2) + np.float32(p) for p in (0, 1)])  # [parity,u,C,R]
+    error = np.square(point - index)
+    cost = np.full((states, len(y)), np.inf, dtype=np.float32)
+    cost[start, row] = 0
+    candidates = np.empty((2, *cost.shape), dtype=np.float32)
+    odd = np.empty((len(column), *cost.shape), dtype=bool)
+    for c in range(len(column)):
+        for parity in (0, 1):
+            np.take(cost, before[parity], axis=0, out=candidates[parity])
+            candidates[parity].reshape(2, states // 2, -1)[:] += error[parity, :, c, None]
+        np.less(candidates[1], candidates[0], out=odd[c])
+        np.minimum(candidates[0], candidates[1], out=cost)
+    state = last = cost.argmin(axis=0)
+    indices, points = np.empty((2, *y.shape), dtype=np.int32)
+    for c in range(len(column) - 1, -1, -1):
+        parity, union = odd[c, state, row].astype(np.intp), state // (states // 2)
+        indices[:, c] = index[parity, union, c, row]
+        points[:, c] = (4 * indices[:, c] + 1) * (1 - 2 * union)
+        state = before[parity, state]
+    return indices, points, last
 
 
-def trellis_values(indices: np.ndarray, step: np.float32, states: int) -> np.ndarray:
-    """Weights (float32 [R,C]) of indices [R,C]."""
-    following, points = trellis_table(states), 4 * indices + 1
-    state = np.zeros(len(indices), dtype=np.intp)
+def trellis_units(step: np.float32, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Factors (float32 [R,1] and [C]) between points and weights, of steps of rows and columns in quarter octaves."""
+    return quarter_power(rows).astype(np.float32)[:, None], (step / 4.0 * quarter_power(columns)).astype(np.float32)
+
+
+def trellis_weights(indices: np.ndarray, units: tuple[np.ndarray, np.ndarray], states: int) -> np.ndarray:
+    """Weights (float32 [R,C]) of indices [R,C] and the factors of their rows and columns."""
+    following, points, state = trellis_table(states), 4 * indices + 1, np.zeros(len(indices), dtype=np.intp)
     for c in range(indices.shape[1]):
         points[:, c] *= 1 - 2 * (state & 1)
         state = following[state, indices[:, c] & 1]
-    return points.astype(np.float32) * (step / np.float32(4))
+    return points.astype(np.float32) * units[0] * units[1]
 
 
-def code_trellis(w: np.ndarray, target_mse: float, coarseness: float, states: int) -> Coded:
-    """Quantised to a mean squared error of about target_mse, with a step `coarseness` times the one for that."""
+def code_trellis(w: np.ndarray, moments: tuple[np.ndarray, np.ndarray], coarseness: float, states: int) -> Coded:
+    """Quantised so that every weight's error e costs about coarseness^2, where the moments (row [R], column [C,C]) say
+    that row r costs row_r e_r column e_r^T. Each block of columns makes good, as far as it can, what the errors in the
+    blocks before it cost (GPTQ, arXiv 2210.17323, in the form of LDLQ, arXiv 2307.13304)."""
     rows = w.reshape(len(w), -1)
-    sample = rows[:: max(1, len(rows) // 32)]
-    step = np.float32(math.sqrt(12 * 1.3 * target_mse))  # the trellis gains about 1.3 over a uniform quantiser
-    error = trellis_values(trellis_search(sample / step, states), step, states) - sample
-    step = np.float32(coarseness * step * math.sqrt(target_mse / np.square(error, dtype=np.float64).mean()))
-    indices = trellis_search(rows / step, states)
-    if np.abs(indices).max() > MAX_INDEX:
-        return code_floats(w, "float16")
-    return Coded(TRELLIS, w.shape, struct.pack("<f", step), indices.ravel(), scales=context_scales(rows / step))
-
-
-def normalize_frequencies(counts: np.ndarray) -> np.ndarray:
-    """Integer frequencies that add up to 2^14, at least 1 for every symbol that occurs; all zero if none does."""
-    free = (1 << FREQUENCY_BITS) - np.count_nonzero(counts)
-    frequencies = (counts > 0) + counts * free // max(1, counts.sum())
-    frequencies[counts.argmax()] += ((1 << FREQUENCY_BITS) - frequencies.sum()) * counts.any()
-    return frequencies
+    row, column = (m / np.diagonal(m).mean() if m.ndim > 1 else m / m.mean() for m in moments)
+    root = np.linalg.cholesky((column + DAMPING * np.eye(len(column)))[::-1, ::-1])[::-1, ::-1]  # root root^T = column
+    blocks = [slice(first, first + FEEDBACK_BLOCK) for first in range(0, len(column), FEEDBACK_BLOCK)]
+    cost = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])  # what no later block can make good
+    unit = moments[0].mean() * np.diagonal(moments[1]).mean()
+    step = np.float32(min(coarseness * math.sqrt(12 * TRELLIS_GAIN / unit), 8 * np.sqrt(np.square(rows).mean())))
+    steps = -quarter_octaves(row + DAMPING), -quarter_octaves(cost)
+    for axis in (1, 0):  # no step is more than twice or less than 1/32 of the root mean square of its row or column
+        row_unit, column_unit = trellis_units(step, *steps)
+        ratio = quarter_octaves(np.square(rows / (4 * row_unit * column_unit)).mean(axis=axis))
+        steps[1 - axis][:] += ratio - np.clip(ratio, *FINENESS)
+        np.clip(steps[1 - axis], -127, 127, out=steps[1 - axis])
+    row_unit, column_unit = trellis_units(step, *steps)
+    y, error, indices, state = np.empty(rows.shape), np.zeros_like(rows), np.empty(rows.shape, dtype=np.int32), 0
+    for b in blocks:
+        past = (root[: b.start, b] @ np.linalg.inv(root[b, b])).astype(np.float32)
+        y[:, b] = np.clip((rows[:, b] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[b]), -2000, 2000)
+        indices[:, b], points, state = trellis_search(y[:, b].astype(np.float32), state, states)
+        error[:, b] = points * row_unit * column_unit[b] - rows[:, b]
+    row_scales = quarter_octaves(np.square(y).mean(axis=1))
+    column_scales = quarter_octaves(np.square(y / quarter_power(row_scales)[:, None]).mean(axis=0))
+    offset = int(np.median(row_scales))
+    scales = (np.clip(s, -127, 127) for s in (row_scales - offset + steps[0], column_scales + steps[1]))
+    return Coded(TRELLIS, w.shape, struct.pack("<f", step), indices.ravel(), scales=(offset, *scales, *steps))
 
 
 def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     """Completes the tensors' side data; returns the shared model and the rANS stream (arXiv 1311.2540, 1402.3392)."""
-    contexts = [offset + rows[:, None] + columns for offset, rows, columns in (t.scales for t in tensors)]
+    contexts = [offset + (row - row_step)[:, None] + column - column_step
+                for offset, row, column, row_step, column_step in (t.scales for t in tensors)]
     base = max(min(int(c.min()) for c in contexts), max(int(c.max()) for c in contexts) - 63)
     context = np.concatenate([np.maximum(c - base, 0).ravel() for c in contexts])
     for t in tensors:
@@ -890,7 +863,9 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     shape = (int(context.max()) + 1, 2 * largest + 1)
     cell = context * shape[1] + index + largest
     counts = np.bincount(cell, minlength=shape[0] * shape[1]).reshape(shape)
-    frequencies = np.stack([normalize_frequencies(row) for row in counts])
+    slots, totals = (1 << FREQUENCY_BITS) * counts.any(axis=1, keepdims=True), counts.sum(axis=1, keepdims=True)
+    frequencies = (counts > 0) * (1 + counts * (slots - (counts > 0).sum(axis=1, keepdims=True)) // (totals + 1))
+    frequencies[np.arange(len(counts)), counts.argmax(axis=1)] += (slots - frequencies.sum(axis=1, keepdims=True))[:, 0]
     model = struct.pack("<BHB", states.bit_length() - 1, largest, shape[0]) + frequencies.astype("<u2").tobytes()
     frequency = frequencies.astype(np.uint64).ravel()
     below = (np.cumsum(frequencies, axis=1) - frequencies).astype(np.uint64).ravel()
@@ -907,32 +882,31 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
 
 
 def trellis_decode(content: io.BytesIO, tensors: list[tuple]) -> list[np.ndarray]:
-    """Weights of each tensor, given as (shape, step, offset, row scales, column scales)."""
+    """Weights of each tensor, given as (shape, step, offset, row scales, column scales, row steps, column steps)."""
     log_states, largest, num_contexts = (take(content, dtype).item() for dtype in ("u1", "<u2", "u1"))
     frequencies = take(content, "<u2", num_contexts * (2 * largest + 1)).reshape(num_contexts, -1).astype(np.uint32)
-    lanes = lane_count(sum(math.prod(shape) for shape, *_ in tensors))
+    sizes = [math.prod(shape) for shape, *_ in tensors]
+    lanes = lane_count(sum(sizes))
     state = take(content, "<u4", lanes).astype(np.uint32)
     words = take(content, "<u2", take(content, "<u4").item()).astype(np.uint32)
     slots = np.repeat(np.tile(np.arange(2 * largest + 1, dtype=np.uint16), num_contexts), frequencies.ravel())
     first = np.cumsum(frequencies.sum(axis=1)) - frequencies.sum(axis=1)  # slot of each context, where it has any
     below = np.cumsum(frequencies, axis=1, dtype=np.uint32) - frequencies
-    context = [np.clip(offset + rows[:, None] + columns, 0, num_contexts - 1).astype(np.uint8).ravel()
-               for _, _, offset, rows, columns in tensors]
-    sizes = [len(c) for c in context]
-    context = np.concatenate(context)
+    context = np.concatenate([(offset + (row - row_step)[:, None] + column - column_step).ravel()
+                              for _, _, offset, row, column, row_step, column_step in tensors])
+    context = np.clip(context, 0, num_contexts - 1).astype(np.uint8)
     symbols, used = np.empty(len(context), dtype=np.uint16), 0
     for start, stop in lane_groups(sizes, lanes):
         x, c = state[: stop - start], context[start:stop]
         slot = x & ((1 << FREQUENCY_BITS) - 1)
         symbols[start:stop] = symbol = slots[first[c] + slot]
         x[:] = frequencies[c, symbol] * (x >> FREQUENCY_BITS) + slot - below[c, symbol]
-        low = x < 1 << 16
-        count = np.count_nonzero(low)
-        x[low] = x[low] << 16 | words[used : used + count]
-        used += count
+        low = np.flatnonzero(x < 1 << 16)
+        x[low] = x[low] << 16 | words[used : used + len(low)]
+        used += len(low)
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
-    return [trellis_values(part.reshape(shape[0], -1), step, 1 << log_states).reshape(shape)
-            for part, (shape, step, *_) in zip(parts, tensors, strict=True)]
+    return [trellis_weights(part.reshape(shape[0], -1), trellis_units(step, *steps), 1 << log_states).reshape(shape)
+            for part, (shape, step, _, _, _, *steps) in zip(parts, tensors, strict=True)]
 
 
 def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
@@ -941,13 +915,10 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
     table = struct.pack("<H", len(tensors))
     for name, t in tensors.items():
-        table += struct.pack("<B", len(name)) + name.encode() + struct.pack("<BB", t.codec, len(t.shape))
-        table += struct.pack(f"<{len(t.shape)}I", *t.shape)
-    streams = b""
-    if huffman := [t for t in tensors.values() if t.codec == HUFFMAN]:
-        streams += huffman_encode(huffman)
-    if trellis := [t for t in tensors.values() if t.codec == TRELLIS]:
-        streams += trellis_encode(trellis, states)
+        numbers = struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
+        table += struct.pack("<B", len(name)) + name.encode() + numbers
+    huffman, trellis = ([t for t in tensors.values() if t.codec == codec] for codec in (HUFFMAN, TRELLIS))
+    streams = (huffman_encode(huffman) if huffman else b"") + (trellis_encode(trellis, states) if trellis else b"")
     content = struct.pack("<I", len(text)) + text + table + b"".join(t.side for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
     if (size := sum(math.prod(t.shape) for t in tensors.values())) > (1 << 16) + 64 * (16 + len(frame)):
@@ -956,7 +927,6 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
 
 
 def take(content: io.BytesIO, dtype: str, count: int = 1) -> np.ndarray:
-    """The next numbers of the content."""
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
 
@@ -968,13 +938,12 @@ def read_side_data(content: io.BytesIO, codec: int, shape: tuple[int, ...]):
         planes = np.ascontiguousarray(take(content, "u1", width * size).reshape(width, size).T)
         return planes.view(f"<f{width}").astype(np.float32).reshape(shape)
     if codec == HUFFMAN:
-        centroids = read_side_data(content, FLOAT16, (take(content, "u1").item(),))
-        classes = take(content, "u1", math.prod(shape[1:]))
+        centroids, columns = read_side_data(content, FLOAT16, (take(content, "u1").item(),)), math.prod(shape[1:])
+        classes = np.unpackbits(take(content, "u1", -(-columns // 8)), count=columns)
         lengths = take(content, "u1", (int(classes.max()) + 1) * len(centroids)).reshape(-1, len(centroids))
         return shape, centroids, classes, lengths
     step, offset = take(content, "<f4")[0], take(content, "<i2").item()
-    rows, columns = take(content, "i1", shape[0]), take(content, "i1", size // shape[0])
-    return shape, step, offset, rows.astype(np.int64), columns.astype(np.int64)
+    return shape, step, offset, *(take(content, "i1", n).astype(int) for n in 2 * (shape[0], size // shape[0]))
 
 
 def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
@@ -993,30 +962,68 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
     return config, weights
 
 
-# ---- Export: which tensor gets which codec, and how the file is made to fit under the cap ---------------------------
+# ---- Export: what errors cost, which tensor gets which codec, and how the file is made to fit under the cap ---------
+
+class Moments(TorchFunctionMode):
+    """While it is on, adds up over the tokens of a float32 model's passes, for each matrix [R,C], the squares of the
+    gradients at its outputs, rows [R], and the products of its inputs, columns [C,C]. If both are independent, half of
+    their product is an error's cost in nats (arXiv 1503.05671). To a table's rows goes the square of their gradient."""
+
+    def __init__(self, model: GPT):
+        super().__init__()
+        self.names = {p: name for name, p in model.named_parameters() if name.endswith(QUANTISED)}
+        self.rows = {name: p.new_full((len(p),), 1e-30) for p, name in self.names.items()}
+        self.columns = {name: 1e-30 * torch.eye(p.size(1), device=p.device) for p, name in self.names.items()}
+        for name in self.rows.keys() & TABLES:
+            model.get_parameter(name).register_hook(lambda g, name=name: self.add(name, g.square().mean(dim=1)))
+
+    def add(self, name: str, squares: Tensor) -> None:
+        self.rows[name] += squares
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = self.names.get(args[1]) if function is F.linear else None
+        if name and name not in TABLES:
+            inputs = args[0].detach().flatten(0, -2)
+            self.columns[name] += inputs.T @ inputs
+            result.register_hook(lambda g: self.add(name, g.flatten(0, -2).square().sum(dim=0)))
+        return result
 
 
-def code_tensor(name: str, w: np.ndarray, s: Settings, coarseness: float, dither: float) -> Coded:
-    """Matrices are quantised with the error of k-means with their class's number of levels, divided by `coarseness`; a
-    `dither` (0..1) of the number lets them change one by one. EMBED_CODEC rules the embedding; all else is float16."""
+def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For each matrix that may be quantised the moments that code_trellis takes, in units of QUANTISATION_NATS; of
+    training tokens alone, as `stream` has no others."""
+    exact = GPT(s).to(ranks.device)
+    exact.load_state_dict(model.state_dict())
+    one_by_one = replace(s, train_batch_tokens=s.calibration_tokens, micro_batch_seqs=1)  # the same on any ranks
+    with Moments(exact) as moments:
+        for inputs, targets in train_batches(stream, 0, one_by_one, ranks):
+            (next_token_loss(exact, inputs, targets) * targets.numel()).backward()
+    unit = 2 * s.quantisation_nats / sum(p.numel() for p in moments.names)  # what a weight may cost, and the half
+    rows, columns = ({name: ranks.sum_(m).double().cpu().numpy() / s.calibration_tokens for name, m in sums.items()}
+                     for sums in (moments.rows, moments.columns))
+    return {name: (rows[name] / unit, np.eye(len(m)) if name in TABLES else m) for name, m in columns.items()}
+
+
+def code_tensor(name: str, w: np.ndarray, s: Settings, coarseness: float, dither: float, moments: dict) -> Coded:
+    """Matrices are quantised, `coarseness` times as coarsely as set; a `dither` (0..1) lets numbers of levels change by
+    one. EMBED_CODEC rules the embedding; all else is float16."""
     codec = s.embed_codec if name == "tok_emb" else s.codec if name.endswith(QUANTISED) else "float16"
     if codec.startswith("float") or np.abs(w).max() >= 65504:
         return code_floats(w, codec if codec == "float32" else "float16")
+    if codec == "trellis" and w.ndim > 1 and len(w) >= 16 and np.abs(w).max() > 1e-10:
+        return code_trellis(w, moments[name], coarseness, s.trellis_states)
     levels = s.mlp_levels if ".mlp." in name else s.qkv_levels if name.endswith((".q", ".k", ".v")) else s.other_levels
-    if codec == "trellis" and w.ndim > 1 and len(w) >= 16:
-        centroids, indices = kmeans(w, levels)
-        if (target_mse := np.square(centroids.astype(np.float64)[indices] - w.ravel()).mean()) > 1e-20:
-            return code_trellis(w, target_mse, coarseness, s.trellis_states)
     return code_huffman(w, min(255, max(2, int(levels / coarseness + dither))))
 
 
-def export(weights: dict[str, np.ndarray], config: dict, s: Settings, code_bytes: int, log: Log) -> bytes:
+def export(weights: dict[str, np.ndarray], moments: dict, config: dict, s: Settings, code_bytes: int, log) -> bytes:
     """The artifact's bytes, within the cap with the code, or UserError. By secants: an octave is a bit a weight."""
-    budget = s.size_cap_bytes - code_bytes
+    budget, fitting = s.size_cap_bytes - code_bytes, None
     bit = sum(w.size for name, w in weights.items() if name.endswith(QUANTISED)) / 8  # bytes
-    octaves, last, size, low, high, fitting = 0.0, 0.0, 0, -4.0, 6.0, None  # low: too large a file, high: one that fits
+    octaves, last, size, low, high = 0.0, 0.0, 0, -4.0, 10.0  # low: too large a file, high: one that fits
     for attempt in range(10):
-        tensors = {name: code_tensor(name, w, s, 2.0**octaves, i * 0.618034 % 1)
+        tensors = {name: code_tensor(name, w, s, 2.0**octaves, i * 0.618034 % 1, moments)
                    for i, (name, w) in enumerate(weights.items())}
         artifact = encode_pcll(config, tensors, s.trellis_states)
         log(f"export: coarseness {2.0**octaves:.4f}, {len(artifact)} bytes, budget {budget}")
@@ -1031,21 +1038,16 @@ def export(weights: dict[str, np.ndarray], config: dict, s: Settings, code_bytes
         octaves += step if fitting else max(step, 0.002 * 2**attempt)
         octaves = octaves if low < octaves < high else (low + high) / 2
     if fitting is None:
-        raise UserError(f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and {len(artifact)}"
-                        " of artifact: make the model smaller, or set FIT=shrink.")
+        raise UserError(f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and "
+                        f"{len(artifact)} of artifact: make the model smaller, or set FIT=shrink.")
     return fitting
 
 
 # ---- Evaluation: a ledger of scores, sliding windows, and test-time training ----------------------------------------
 
-
-class LedgerError(Exception):
-    """An attempt to score out of order, or to learn from a token that has no score yet."""
-
-
 class Ledger:
     """The validation tokens t and the score of each position (i predicts t[i+1]), entered once and in order. A target
-    is looked at only with the logits that predict it; tokens to learn from are handed out only once scored."""
+    is looked at only with the logits that predict it; what to learn from is handed out once scored; else ValueError."""
 
     def __init__(self, tokens: Tensor):
         self.tokens = tokens
@@ -1059,14 +1061,14 @@ class Ledger:
 
     def enter(self, start: int, nats: Tensor) -> None:
         if start != self.scored or len(nats) == 0 or start + len(nats) > len(self.nats):
-            raise LedgerError(f"{len(nats)} positions from {start} are not the next of {len(self.nats)} to score")
+            raise ValueError(f"{len(nats)} positions from {start} are not the next of {len(self.nats)} to score")
         self.nats[start : start + len(nats)] = nats
         self.scored += len(nats)
 
     def learnable(self, start: int, stop: int) -> Tensor:
         """Tokens start..stop: the inputs and targets of positions start..stop-1, all of them scored."""
         if not 0 <= start < stop <= self.scored:
-            raise LedgerError(f"positions {start}..{stop - 1} are not all scored yet: {self.scored} are")
+            raise ValueError(f"positions {start}..{stop - 1} are not all scored yet: {self.scored} are")
         return self.tokens[start : stop + 1]
 
 
@@ -1117,23 +1119,22 @@ class Evaluator:
         began, total, size = time.monotonic(), 0.0, int(self.bytes_before[-1])
         ledger = Ledger(self.tokens)
         windows = sliding_windows(self.host_tokens, self.s, stride)
-        chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 64))
+        chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 4 * self.ranks.world))
         for part in np.split(windows, np.flatnonzero(np.diff(chunks)) + 1):
             low, high = int(part[0, 1]), int(part[-1, 2])
-            bpb = f"bpb so far {total / math.log(2) / self.bytes_before[low]:.4f}, " if low else ""
-            nats = self.nats(model, ledger, part, stride, lambda done, low=low, high=high, bpb=bpb: self.log.progress(
-                name, (low + done * (high - low)) / len(ledger.nats), time.monotonic() - began, bpb))
+            nats, done = self.nats(model, ledger, part, stride), high / len(ledger.nats)
             ledger.enter(low, nats)
             total += float(nats.double().sum())
-            if learner and high < len(ledger.nats):
-                done = (high - 1) // self.s.ttt_chunk_tokens / (chunks[-1] + 1)
-                learner.learn(ledger.learnable(low, high), done, self.s.ttt_epochs)
+            self.log.progress(name, done, time.monotonic() - began,
+                              f"bpb so far {total / math.log(2) / self.bytes_before[high]:.4f}, ")
+            if learner and done < 1:
+                learner.learn(ledger.learnable(low, high), low / len(ledger.nats), self.s.ttt_epochs)
         return Score(total / ledger.scored, total / math.log(2) / size, ledger.scored, size, time.monotonic() - began)
 
     @torch.inference_mode()
-    def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int, tick) -> Tensor:
+    def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int) -> Tensor:
         """Nats (float32) of the consecutive positions that the windows score. A segment's first window is scored whole,
-        padded on the right; of others only the last `stride` positions go through the head. tick gets the part done."""
+        padded on the right; of others only the last `stride` positions go through the head."""
         length, batch_size, device = self.s.train_seq_len, self.s.eval_batch_seqs, self.tokens.device
         low, high = int(windows[0, 1]), int(windows[-1, 2])
         nats = torch.zeros(high - low + 1, device=device)  # the last entry takes what is padding
@@ -1141,15 +1142,13 @@ class Evaluator:
         batches = [(part[first : first + batch_size], keep)
                    for part, keep in ((windows[whole], length), (windows[~whole], stride))
                    for first in range(0, len(part), batch_size)]
-        for number in range(self.ranks.rank, len(batches), self.ranks.world):
-            batch, keep = batches[number]
+        for batch, keep in batches[self.ranks.rank :: self.ranks.world]:
             start, first, stop = torch.from_numpy(batch).to(device).T[..., None]
             inputs = ledger.tokens[torch.minimum(start + torch.arange(length, device=device), stop - 1)]
             positions = start + torch.arange(length - keep, length, device=device)
             scored = (first <= positions) & (positions < stop)
             surprise = ledger.surprise(torch.where(scored, positions, first), model(inputs, keep))
             nats[torch.where(scored, positions - low, high - low)] = surprise
-            tick((number + 1) / len(batches))
         return self.ranks.sum_(nats[:-1])
 
     def train_then_score(self, model: nn.Module) -> Score:
@@ -1194,7 +1193,6 @@ class Learner:
 
 # ---- Training -------------------------------------------------------------------------------------------------------
 
-
 def flat_gradient(params: list[nn.Parameter], extra: int = 0) -> Tensor:
     """One float32 buffer of which every parameter's gradient is a view, with `extra` numbers at its end."""
     flat = torch.zeros(sum(p.numel() for p in params) + extra, device=params[0].device)
@@ -1211,8 +1209,8 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 def rate_scale(step: int, seconds: float, s: Settings) -> float:
     """Scale of all rates: 1, then linearly to 0 over the last steps, which a cap estimates from the mean step time."""
     left = s.iterations - step
-    if s.max_wallclock_seconds > 0 and step > 0:
-        left = min(left, (s.max_wallclock_seconds - seconds) * step / seconds)
+    if s.training_seconds and step > 0:
+        left = min(left, (s.training_seconds - seconds) * step / seconds)
     return max(0.0, min(1.0, left / max(s.warmdown_iters, 1)))
 
 
@@ -1223,7 +1221,7 @@ def rounded_to_int6(matrices: list[Tensor]):
     exact = [w.detach().clone() for w in matrices]
     for w in matrices:
         scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
-        w.data.copy_((w.detach() / scale).round() * scale)
+        w.data.div_(scale).round_().mul_(scale)
     yield
     for w, before in zip(matrices, exact, strict=True):
         w.data.copy_(before)
@@ -1237,14 +1235,14 @@ class Trainer:
         self.stream = TokenStream(s.data_path, "train", s.vocab_size)
         if s.train_batch_tokens // s.train_seq_len < ranks.world:
             raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
-        self.runner = maybe_compile(model, s)
+        self.runner = torch.compile(model, dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
         self.gradient = flat_gradient(list(model.parameters()), extra=1)
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
         self.start()
 
     def start(self) -> None:
         self.optimizers = build_optimizers(self.model, self.s, self.ranks)
-        self.average = average_weights(self.model, self.s.ema_decay)
+        self.average = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(self.s.ema_decay))
         self.step, self.seconds, self.quantised = 0, 0.0, []
         self.report = torch.zeros(2 + len(list(self.model.parameters())), device=self.gradient.device)
 
@@ -1271,29 +1269,30 @@ class Trainer:
             self.finished.synchronize()
             self.finished.record()
 
+    def ended(self) -> bool:
+        return self.step >= self.s.iterations or 0 < self.s.training_seconds <= self.seconds
+
     def loss(self) -> float:
         """The last step's mean loss in nats over all ranks' tokens; UserError if a loss or gradient was not finite."""
         step, loss, *norms = self.report.tolist()
-        names = (name for name, _ in self.model.named_parameters())
-        bad = [name for name, norm in zip(names, norms, strict=True) if not math.isfinite(norm)]
+        bad = [n for (n, _), norm in zip(self.model.named_parameters(), norms, strict=True) if not math.isfinite(norm)]
         if bad or not math.isfinite(loss):
             raise UserError(f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not finite, first "
                             f"{bad[:1]}. Lower the learning rates; RESUME=latest goes back to the last checkpoint.")
         return loss
 
     def speed(self) -> str:
-        """Tokens a second so far, and the model-flops utilisation where the GPU's peak (dense bfloat16) is known: 6
-        operations for each weight of a matrix and token, and 6 T D a layer for causal attention, forward and back."""
-        s, gpu = self.s, torch.cuda.get_device_name() if self.finished else ""
-        rate = self.step * s.train_batch_tokens / self.seconds
+        """Tokens a second so far, and the model-flops utilisation of H100s and H200s (dense bfloat16): 6 operations for
+        each weight of a matrix and token, and 6 T D a layer for causal attention, forward and back."""
+        s, rate = self.s, self.step * self.s.train_batch_tokens / self.seconds
         weights = sum(p.numel() for name, p in self.model.named_parameters() if name.endswith((*MATRICES, "tok_emb")))
-        peak = 989e12 if "H100" in gpu or "H200" in gpu else 312e12 if "A100" in gpu else math.inf
-        mfu = rate * 6 * (weights + s.num_layers * s.train_seq_len * s.model_dim) / (peak * self.ranks.world)
-        return f"tok_s:{rate:.0f}" + f" mfu:{mfu:.3f}" * (mfu > 0)
+        mfu = rate * 6 * (weights + s.num_layers * s.train_seq_len * s.model_dim) / (989e12 * self.ranks.world)
+        known = self.finished and torch.cuda.get_device_name().startswith(("NVIDIA H100", "NVIDIA H200"))
+        return f"tok_s:{rate:.0f}" + (f" mfu:{mfu:.3f}" if known else "")
 
     def warm_up(self) -> None:
         """Steps that prime the compiler; what they did is undone."""
-        before = copy.deepcopy(self.model.state_dict())
+        before = {name: w.clone() for name, w in self.model.state_dict().items()}
         set_rates(self.optimizers, 1.0)
         for _ in range(self.s.warmup_steps):
             self.update()
@@ -1303,9 +1302,8 @@ class Trainer:
     def set_schedule(self) -> None:
         """Learning rates, momentum and late quantisation-aware training, as the step and the clock have it."""
         scale = rate_scale(self.step, self.seconds, self.s)
-        warm = min(1.0, self.step / max(self.s.muon_momentum_warmup_steps, 1))
-        start = self.s.muon_momentum_warmup_start
-        set_rates(self.optimizers, scale, start + warm * (self.s.muon_momentum - start))
+        warm, start = self.step / max(self.s.muon_momentum_warmup_steps, 1), self.s.muon_momentum_warmup_start
+        set_rates(self.optimizers, scale, start + min(1.0, warm) * (self.s.muon_momentum - start))
         self.quantised = [p for name, p in self.model.named_parameters() if scale < self.s.late_qat_threshold
                           and name.startswith("blocks") and name.endswith(MATRICES)
                           and p.numel() > self.s.late_qat_min_elements]
@@ -1325,11 +1323,10 @@ class Trainer:
     def load(self, path: Path) -> None:
         """Goes on where the checkpoint was written; UserError if it is damaged or of another configuration."""
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = state["settings"]
+            theirs = (state := torch.load(path, map_location="cpu", weights_only=True))["settings"]
         except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
             raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
-        for name in ALL[ALL.index("vocab_size") : ALL.index("codec")]:
+        for name in ALL[ALL.index("vocab_size") : ALL.index("calibration_tokens")]:
             if theirs.get(name) != getattr(self.s, name):
                 raise UserError(f"{name.upper()}={getattr(self.s, name)}, but RESUME={path} has {theirs.get(name)}.")
         self.model.load_state_dict(state["model"])
@@ -1342,16 +1339,16 @@ class Trainer:
 
 def find_checkpoint(s: Settings) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    pattern = f"checkpoints/{glob.escape(s.run_id) or '*'}/*.pt" if s.resume == "latest" else glob.escape(s.resume)
-    paths = sorted(glob.glob(pattern), key=os.path.getmtime)
-    if not paths or not os.path.isfile(paths[-1]):
+    paths = [Path(s.resume)] if s.resume != "latest" else [
+        path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name)]
+    if not paths or not paths[0].is_file():
         raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
-    return Path(paths[-1])
+    return max(paths, key=os.path.getmtime)
 
 
 def heed_signals() -> list[float]:
-    """The times of all Ctrl-C and SIGTERM from now on: the first asks the training to stop after its step, one that
-    comes a second later (torchrun passes each on twice) stops at once."""
+    """The times of all Ctrl-C and SIGTERM from now on: the first asks the training to stop after its step, one a second
+    later (torchrun passes each on twice) stops at once."""
     times = []
 
     def receive(number, frame):
@@ -1369,26 +1366,24 @@ def train(trainer: Trainer, log: Log, folder: Path, validate) -> None:
     s, ranks = trainer.s, trainer.ranks
     every = s.checkpoint_every if s.checkpoint_every >= 0 else 0 if 0 < s.max_wallclock_seconds <= 600 else 60
     signals, saved, began = heed_signals(), time.monotonic(), time.monotonic() - trainer.seconds
-    while trainer.step < s.iterations and not 0 < s.max_wallclock_seconds <= trainer.seconds:
+    while not trainer.ended():
         trainer.set_schedule()
         trainer.update()
         trainer.seconds, stop = ranks.from_first(time.monotonic() - began, len(signals))
         step, seconds = trainer.step, trainer.seconds
-        log.progress("training", max(step / s.iterations, seconds / (s.max_wallclock_seconds or math.inf)), seconds)
-        if step <= 5 or step % s.train_log_every == 0 or step == s.iterations:
+        log.progress("training", max(step / s.iterations, seconds / (s.training_seconds or math.inf)), seconds)
+        if step <= 5 or step % s.train_log_every == 0 or trainer.ended():
             log(f"step:{step}/{s.iterations} train_loss:{trainer.loss():.4f} train_time:{1000 * seconds:.0f}ms "
                 f"step_avg:{1000 * seconds / step:.2f}ms {trainer.speed()}")
         if s.val_loss_every and step % s.val_loss_every == 0:
             log(f"step:{step}/{s.iterations} {validate(trainer.model)} train_time:{1000 * seconds:.0f}ms")
             began = time.monotonic() - seconds  # validation is not training time
-        if ranks.rank == 0 and (stop or (every and (time.monotonic() - saved >= every or step == s.iterations))):
+        if ranks.rank == 0 and (stop or (every and (time.monotonic() - saved >= every or trainer.ended()))):
             log(f"checkpoint: {trainer.save(folder)}", console=False)
             saved = time.monotonic()
         if stop:
             raise UserError(f"Stopped at step {step}; to go on: RESUME={folder}/{step:08d}.pt, all else the same.")
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)
-    trainer.loss()
+    signals.append(0.0)  # from now on a signal stops at once
     if trainer.step < s.iterations:
         log(f"stopping_early: wallclock_cap train_time:{1000 * trainer.seconds:.0f}ms "
             f"step:{trainer.step}/{s.iterations}")
@@ -1396,12 +1391,11 @@ def train(trainer: Trainer, log: Log, folder: Path, validate) -> None:
 
 # ---- Main -----------------------------------------------------------------------------------------------------------
 
-
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
         log(f"{source}\n{'=' * 80}", console=False)
-    log(f"python {platform.python_version()} torch {torch.__version__} numpy {np.__version__} zstandard "
+    log(f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} zstandard "
         f"{zstandard.__version__} GPU {torch.cuda.get_device_name() if ranks.device.type == 'cuda' else 'none'}")
     log("\n".join(f"{name}:{value}" for name, value in dataclasses.asdict(s).items()), console=False)
     log(f"preset:{s.preset} world_size:{ranks.world} device:{ranks.device.type} dtype:{model.dtype} seed:{s.seed} "
@@ -1410,12 +1404,26 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
 
 def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, artifact_bytes: int, s: Settings):
     """A short table, and what to type next; `headline` is the score that stands for the run."""
-    total = code_bytes + artifact_bytes
     for name, score in scores.items():
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
+    total = code_bytes + artifact_bytes
     log(f"  {code_bytes} code + {artifact_bytes} artifact = {total} bytes, headroom {s.size_cap_bytes - total}")
     claim = ("--ttt " if "adaptation" in headline else "") + f"--claim {scores[headline].val_bpb:.6f}"
     log(f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path} {claim}")
+
+
+def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log: Log) -> None:
+    """Calibrates on all ranks; the first one quantises the weights and writes the file."""
+    s, ranks, model, began = trainer.s, trainer.ranks, trainer.model, time.monotonic()
+    moments = calibrate(model, trainer.stream, s, ranks) if "trellis" in (s.codec, s.embed_codec) else {}
+    log(f"calibration_time:{1000 * (time.monotonic() - began):.0f}ms")
+    if ranks.rank == 0:
+        config = {name: getattr(s, name) for name in ALL[ALL.index("vocab_size") :]}
+        weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
+        artifact = export(weights, moments, config | {"tokenizer_sha256": tokenizer_sha256}, s, code_bytes, log)
+        write_atomically(Path(s.artifact_path), artifact)
+    ranks.from_first()  # all wait for the file
+    log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
 
 
 def run(s: Settings, ranks: Ranks) -> None:
@@ -1423,7 +1431,7 @@ def run(s: Settings, ranks: Ranks) -> None:
     code_bytes, checkpoint = len(source.encode()), find_checkpoint(s) if s.resume else None
     run_id = s.run_id or (checkpoint.parent.name if checkpoint else time.strftime("%Y%m%d_%H%M%S"))
     log = Log(run_id, ranks, append=checkpoint is not None)
-    if s.preset == "demo" and s.data_path == PRESETS["demo"]["data_path"] and not glob.glob(f"{s.data_path}/*.bin"):
+    if s.preset == "demo" and s.data_path == PRESETS["demo"]["data_path"] and not any(Path(s.data_path).glob("*.bin")):
         if ranks.rank == 0:
             make_demo_data(s)
         ranks.from_first()
@@ -1433,26 +1441,19 @@ def run(s: Settings, ranks: Ranks) -> None:
     model = GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     log_start(log, source, s, ranks, model)
     trainer, began = Trainer(model, s, ranks), time.monotonic()
+    runner = trainer.runner
     trainer.warm_up()
     log(f"warm-up and compilation: {time.monotonic() - began:.1f} s, not counted as training")
     if checkpoint:
         trainer.load(checkpoint)
         log(f"resumed from {checkpoint} at step {trainer.step}")
     train(trainer, log, Path("checkpoints") / run_id, lambda m: evaluator.score(m, "validation", s.train_seq_len))
-    model = trainer.average.module
-    del trainer  # frees the memory of its optimizers
-    runner = maybe_compile(model, s)
+    model.load_state_dict(trainer.average.module.state_dict())
     scores = {"before export, plain": evaluator.score(runner, "before export", s.train_seq_len)}
-    began = time.monotonic()
-    if ranks.rank == 0:
-        config = {name: getattr(s, name) for name in ALL[ALL.index("vocab_size") :]}
-        config["tokenizer_sha256"] = counter.sha256
-        weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
-        write_atomically(Path(s.artifact_path), export(weights, config, s, code_bytes, log))
-    ranks.from_first()  # all wait for the file
+    write_artifact(trainer, counter.sha256, code_bytes, log)
+    del trainer  # frees the memory of its optimizers
     artifact = Path(s.artifact_path).read_bytes()
     model.load_state_dict({name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()})
-    log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
     log(f"Code size: {code_bytes} bytes\nSerialized model pcll: {len(artifact)} bytes\n"
         f"Total submission size pcll: {code_bytes + len(artifact)} bytes")
     scores["after export, plain"] = evaluator.score(runner, "after export", s.train_seq_len)
@@ -1464,8 +1465,8 @@ def run(s: Settings, ranks: Ranks) -> None:
         scores[headline] = evaluator.score(runner, "score-first adaptation", s.eval_stride, Learner(runner, s, ranks))
         log(f"final_pcll_ttt_exact {scores[headline]}")
     elif s.ttt_protocol == "train_then_score":
-        scores[NOT_LEGAL] = illegal = evaluator.train_then_score(runner)
-        log(f"{NOT_LEGAL} train_then_score {illegal}")
+        scores[NOT_LEGAL] = evaluator.train_then_score(runner)
+        log(f"{NOT_LEGAL} train_then_score {scores[NOT_LEGAL]}")
     log_end(log, scores, headline, code_bytes, len(artifact), s)
     if ranks.world > 1:
         dist.barrier()
@@ -1476,7 +1477,7 @@ def explain(error: BaseException) -> str:
     """One sentence for the person who started the run; raises an error that is a mistake of ours."""
     if isinstance(error, torch.OutOfMemoryError):
         return "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
-    if isinstance(error, dist.DistError) or "Connection closed" in str(error):
+    if isinstance(error, dist.DistError) or "gloo" in str(error):
         return "Another rank has ended; its own output says why."
     if isinstance(error, OSError):
         return f"{error.filename or 'A file could not be written'}: {error.strerror}."
@@ -1487,8 +1488,7 @@ def explain(error: BaseException) -> str:
 
 def main() -> int:
     try:
-        s = load_settings(dict(os.environ))
-        run(s, join_ranks(s))
+        run(s := load_settings(dict(os.environ)), join_ranks(s))
         return 0
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
         print(explain(error), file=sys.stderr)
