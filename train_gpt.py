@@ -1120,7 +1120,7 @@ class Evaluator:
         ledger = Ledger(self.tokens)
         windows = sliding_windows(self.host_tokens, self.s, stride)
         chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 4 * self.ranks.world))
-        for part in np.split(windows, np.flatnonzero(np.diff(chunks)) + 1):
+        for index, part in enumerate(np.split(windows, np.flatnonzero(np.diff(chunks)) + 1)):
             low, high = int(part[0, 1]), int(part[-1, 2])
             nats, done = self.nats(model, ledger, part, stride), high / len(ledger.nats)
             ledger.enter(low, nats)
@@ -1128,7 +1128,7 @@ class Evaluator:
             self.log.progress(name, done, time.monotonic() - began,
                               f"bpb so far {total / math.log(2) / self.bytes_before[high]:.4f}, ")
             if learner and done < 1:
-                learner.learn(ledger.learnable(low, high), low / len(ledger.nats), self.s.ttt_epochs)
+                learner.learn(ledger.learnable(low, high), index / (chunks[-1] + 1), self.s.ttt_epochs)
         return Score(total / ledger.scored, total / math.log(2) / size, ledger.scored, size, time.monotonic() - began)
 
     @torch.inference_mode()

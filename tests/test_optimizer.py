@@ -78,7 +78,7 @@ def test_schedule_by_steps():
 
 
 def test_schedule_reaches_zero_at_the_wall_clock_cap():
-    s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=50)
+    s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53, CALIBRATION_SECONDS=3)
     scales = [rate_scale(step, 0.5 * step, s) for step in range(101)]  # half a second a step: 100 steps fit
     assert scales[:61] == [1] * 61 and scales[100] == 0
     assert all(math.isclose(a - b, 1 / 40, abs_tol=1e-9) for a, b in zip(scales[60:100], scales[61:101], strict=True))
