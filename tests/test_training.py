@@ -251,7 +251,7 @@ class Clock:
 
 @pytest.mark.parametrize("durations", [[0.5], [0.3, 0.7], [0.2] * 20 + [0.4] * 200])
 def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, durations):
-    s = dict(DATA_PATH=".", ITERATIONS="10000", WARMDOWN_ITERS="40", MAX_WALLCLOCK_SECONDS="53", CALIBRATION_SECONDS="3")
+    s = dict(DATA_PATH=".", ITERATIONS="10000", WARMDOWN_ITERS="40", MAX_WALLCLOCK_SECONDS="53")  # 3 to calibrate
     s = tiny_settings(**s)
     trainer = Trainer(GPT(s), s, Ranks(0, 1, CPU))
     clock = Clock(monkeypatch, trainer, itertools.cycle(durations))
