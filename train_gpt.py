@@ -101,7 +101,7 @@ class Settings:
     muon_momentum_warmup_steps: int = 1500  # steps of the momentum's linear warm-up; 532
     weight_decay: float = 0.04  # decoupled, in units of the learning rate; 532
     grad_clip_norm: float = 0.3  # global norm of the gradient at most, 0: no limit; 532
-    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.95 at 200 steps; 532
+    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.97 at 200 steps; 532
     late_qat_threshold: float = 0.1  # int6 fake quantisation once the rate's scale is below this, 0: never; 532
     late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
     # Export
@@ -128,7 +128,6 @@ class Settings:
     ttt_batch_seqs: int = 16  # sequences per adaptation step over all ranks; 532
     ttt_grad_clip: float = 1.0  # global norm of the adaptation's gradient at most; 532
 
-
     @property
     def training_seconds(self) -> float:  # the part of the cap in which steps are made; 0: no limit
         return self.max_wallclock_seconds and max(1e-9, self.max_wallclock_seconds - self.calibration_seconds)
@@ -140,22 +139,21 @@ PRESETS: dict[str, dict] = {
     "frontier": dict(num_layers=13, mlp_hidden=2048, fit="fill"),
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
     "pcloadloveletter_v6": dict(
-        bos_reset=False, bigram_init_std=0.0, codec="huffman", embed_codec="float16",
-        calibration_seconds=0.0, ttt_protocol="train_then_score", ttt_epochs=10, ttt_optimizer="adamw",
-        ttt_lr=0.001),
+        bos_reset=False, bigram_init_std=0.0, codec="huffman", embed_codec="float16", calibration_seconds=0.0,
+        ttt_protocol="train_then_score", ttt_epochs=10, ttt_optimizer="adamw", ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
         data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model", dtype="float32",
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
         bigram_buckets=1024, bigram_dim=32, iterations=200, max_wallclock_seconds=0.0, train_batch_tokens=8192,
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=100, muon_momentum_warmup_steps=100,
-        calibration_tokens=16384, ema_decay=0.95, late_qat_min_elements=4096, eval_stride=64, ttt_chunk_tokens=8192),
+        calibration_tokens=16384, ema_decay=0.97, late_qat_min_elements=4096, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
 TABLES = ("tok_emb", "bigram.table")
 MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")  # ends of the names of what NorMuon trains
-ALL = tuple(field.name for field in dataclasses.fields(Settings))
 QUANTISED = (*MATRICES, *TABLES)  # by CODEC, tok_emb by EMBED_CODEC
+ALL = tuple(field.name for field in dataclasses.fields(Settings))
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
@@ -617,8 +615,7 @@ def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.
     """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
     matrices, embeddings, others = [], [], []
     for name, p in model.named_parameters():
-        embedding = name in TABLES
-        (matrices if name.endswith(MATRICES) else embeddings if embedding else others).append(p)
+        (matrices if name.endswith(MATRICES) else embeddings if name in TABLES else others).append(p)
     groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
     if s.matrix_optimizer == "adamw":
         groups.append(dict(params=matrices, base_lr=s.matrix_lr))
@@ -859,7 +856,8 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     base = max(min(int(c.min()) for c in contexts), max(int(c.max()) for c in contexts) - 63)
     context = np.concatenate([np.maximum(c - base, 0).ravel() for c in contexts])
     for t in tensors:
-        t.side += struct.pack("<h", t.scales[0] - base) + np.concatenate(t.scales[1:]).astype(np.int8).tobytes()
+        offset, *scales = t.scales
+        t.side = t.side[:4] + struct.pack("<h", offset - base) + np.concatenate(scales).astype(np.int8).tobytes()
     index = np.concatenate([t.symbols for t in tensors])
     largest = int(np.abs(index).max())
     shape = (int(context.max()) + 1, 2 * largest + 1)
@@ -977,16 +975,17 @@ class Moments(TorchFunctionMode):
         self.rows = {name: p.new_full((len(p),), 1e-30) for p, name in self.names.items()}
         self.columns = {name: 1e-30 * torch.eye(p.size(1), device=p.device) for p, name in self.names.items()}
         for name in self.rows.keys() & TABLES:
-            model.get_parameter(name).register_hook(
-                lambda g, name=name: self.rows.update({name: self.rows[name] + g.square().mean(dim=1)}))
+            model.get_parameter(name).register_hook(lambda g, name=name: self.add(name, g.square().mean(dim=1)))
+
+    def add(self, name: str, squares: Tensor) -> None:
+        self.rows[name] += squares
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function is F.linear and (name := self.names.get(args[1], "tok_emb")) not in TABLES:
+        if function is F.linear and (name := self.names.get(args[1], "")).endswith(MATRICES):
             inputs = args[0].detach().flatten(0, -2)
             self.columns[name] += inputs.T @ inputs
-            result.register_hook(
-                lambda g: self.rows.update({name: self.rows[name] + g.flatten(0, -2).square().sum(dim=0)}))
+            result.register_hook(lambda g: self.add(name, g.flatten(0, -2).square().sum(dim=0)))
         return result
 
 
@@ -1235,7 +1234,8 @@ class Trainer:
         self.stream = TokenStream(s.data_path, "train", s.vocab_size)
         if s.train_batch_tokens // s.train_seq_len < ranks.world:
             raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
-        self.runner = torch.compile(model, dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
+        how = dict(dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
+        self.runner, self.loss_of = torch.compile(model, **how), torch.compile(next_token_loss, **how)
         self.gradient = flat_gradient(list(model.parameters()), extra=1)
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
         self.start()
@@ -1252,7 +1252,7 @@ class Trainer:
         self.gradient.zero_()
         with rounded_to_int6(self.quantised):
             for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
-                loss = next_token_loss(self.runner, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
+                loss = self.loss_of(self.model, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
                 loss.backward()
                 self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
 
 
-def even(w: np.ndarray, cost: float) -> tuple[np.ndarray, np.ndarray]:
-    """Moments by which every weight of w costs the same."""
-    return np.full(len(w), cost), np.eye(w[0].size)
+def even(w: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
+    """Moments by which every weight of w costs the same, at a mean squared error of about `error`."""
+    return np.full(len(w), 1 / error), np.eye(w[0].size)
 
 
 def levels_error(name: str, w: np.ndarray, s: train_gpt.Settings) -> float:
@@ -47,10 +47,10 @@ def allocations(weights: dict[str, np.ndarray], moments: dict, s: train_gpt.Sett
     sizes = np.array([w.size for w in matrices.values()])
     variance = float(np.average([w.var() for w in matrices.values()], weights=sizes))
     return {
-        ("levels", "none"): {n: even(w, 1 / levels_error(n, w, s)) for n, w in matrices.items()},
-        ("one step", "none"): {n: even(w, 1e3 / variance) for n, w in matrices.items()},
-        ("relative", "none"): {n: even(w, 1e3 / w.var()) for n, w in matrices.items()},
-        ("tensor", "none"): {n: even(w, moments[n][0].mean() * np.diagonal(moments[n][1]).mean())
+        ("levels", "none"): {n: even(w, levels_error(n, w, s)) for n, w in matrices.items()},
+        ("one step", "none"): {n: even(w, variance / 1e3) for n, w in matrices.items()},
+        ("relative", "none"): {n: even(w, w.var() / 1e3) for n, w in matrices.items()},
+        ("tensor", "none"): {n: even(w, 1 / (moments[n][0].mean() * np.diagonal(moments[n][1]).mean()))
                              for n, w in matrices.items()},
         ("row, column", "none"): diagonal,
         ("row, column", "blocks"): moments,

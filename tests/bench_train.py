@@ -79,7 +79,7 @@ def parts(trainer: train_gpt.Trainer) -> dict:
     batches = load()
 
     def forward():
-        loss[:] = [train_gpt.next_token_loss(trainer.runner, *batch) for batch in batches[:1]]
+        loss[:] = [trainer.loss_of(trainer.model, *batch) for batch in batches[:1]]
 
     def backward():
         forward()

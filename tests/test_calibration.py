@@ -46,30 +46,26 @@ def test_moments_of_one_token_are_its_squared_gradients():
             torch.testing.assert_close(moments.rows[name], p.grad.square().mean(dim=1), rtol=1e-3, atol=1e-12)
 
 
-def test_moments_add_up_over_tokens():
-    model, tokens = random_model(tiny_settings()), torch.arange(1, 17).view(1, -1)
-    x = {}
-    handle = train_gpt.linear
+def test_moments_add_up_over_tokens(monkeypatch):
+    model, tokens, plain, inputs = random_model(tiny_settings()), torch.arange(1, 17).view(1, -1), train_gpt.linear, {}
 
-    def watch(inputs, w):
-        x.setdefault(id(w), inputs.detach().flatten(0, -2))
-        return handle(inputs, w)
+    def watched(x, w):
+        inputs[w] = x.detach().flatten(0, -2)
+        return plain(x, w)
 
-    train_gpt.linear = watch
-    try:
-        with Moments(model) as moments:
-            train_gpt.next_token_loss(model, tokens, tokens).backward()
-    finally:
-        train_gpt.linear = handle
+    monkeypatch.setattr(train_gpt, "linear", watched)
+    with Moments(model) as moments:
+        train_gpt.next_token_loss(model, tokens, tokens).backward()
     for name, p in model.named_parameters():
         if name.endswith(train_gpt.MATRICES):
-            torch.testing.assert_close(moments.columns[name], x[id(p)].T @ x[id(p)], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(moments.columns[name], inputs[p].T @ inputs[p], rtol=1e-4, atol=1e-5)
 
 
-def test_the_moments_foretell_what_noise_costs():
+@pytest.mark.parametrize("name", ["0.attn.out", "0.mlp.down", "1.attn.q", "1.mlp.up"])
+def test_the_moments_foretell_what_noise_costs(name):
     """The labels are drawn from the model's own distribution, where the second derivative is Fisher's information."""
     s = tiny_settings(CALIBRATION_TOKENS=16 * 400)
-    model = random_model(s)
+    model, name = random_model(s), f"blocks.{name}"
     torch.manual_seed(1)
     tokens = torch.randint(3, s.vocab_size, (400, 16))
     with torch.no_grad():
@@ -77,33 +73,31 @@ def test_the_moments_foretell_what_noise_costs():
         targets = torch.distributions.Categorical(logits=logits).sample()
     with Moments(model) as moments:
         F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum").backward()
-    name = "blocks.1.mlp.up"
     noise = 0.02 * torch.randn(model.get_parameter(name).shape)
     rows, columns = (m[name].double().numpy() for m in (moments.rows, moments.columns))
     foretold = 0.5 * cost(np.zeros_like(noise), noise.numpy(), (rows / targets.numel(), columns / targets.numel()))
     with torch.no_grad():
         model.get_parameter(name).add_(noise)
         shift = F.kl_div(model(tokens).log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum")
-    assert float(shift) / targets.numel() == pytest.approx(foretold, rel=0.5)
+    assert float(shift) / targets.numel() == pytest.approx(foretold, rel=0.3)
 
 
-def test_feedback_lowers_the_cost_and_changes_nothing_where_columns_are_independent():
+@pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
+def test_feedback_buys_the_same_cost_with_fewer_bytes(strength):
     w = np.random.default_rng(0).standard_normal((64, 160)).astype(np.float32)
-    row = np.random.default_rng(1).uniform(0.5, 2, 64) * 1e3
-    for strength in (0.3, 1.0, 3.0):
-        column = correlated(160, strength)
-        alone = np.diag(np.diagonal(column))
-        fed = decoded(code_trellis(w, (row, column), 1.0, 8))
-        not_fed = decoded(code_trellis(w, (row, alone), 1.0, 8))
-        scale = np.square(fed - w).sum() / np.square(not_fed - w).sum()  # steps differ: at equal error it must pay
-        assert cost(w, fed, (row, column)) < cost(w, not_fed, (row, column)) * max(1.0, scale)
-    independent = np.diag(np.linspace(0.5, 2, 160))
-    once = code_trellis(w, (row, independent), 1.0, 8)
-    steps = [train_gpt.quarter_power(e) for e in once.scales[3:]]
-    y = w / (np.frombuffer(once.side, "<f4")[0] * steps[0][:, None] * steps[1])
-    best = train_gpt.trellis_search(y.astype(np.float32), 0, 8, 160)[1] / 4
-    got = decoded(once) / (w / y)
-    assert np.square(got - y).mean() < 1.02 * np.square(best - y).mean()  # decisions fall a block ahead, not at the end
+    row, column = np.random.default_rng(1).uniform(500, 2000, 64), correlated(160, strength)
+    fed = code_trellis(w, (row, column), 1.0, 8)
+    alone = code_trellis(w, (row, np.diag(np.diagonal(column))), 1.0, 8)
+    assert len(encode_pcll({}, {"w": fed}, 8)) < 0.97 * len(encode_pcll({}, {"w": alone}, 8))
+    assert cost(w, decoded(fed), (row, column)) < 1.02 * cost(w, decoded(alone), (row, column))
+
+
+def test_independent_columns_are_quantised_as_one_path():
+    w = np.random.default_rng(0).standard_normal((64, 160)).astype(np.float32)
+    coded = code_trellis(w, (np.linspace(500, 2000, 64), np.diag(np.linspace(0.5, 2, 160))), 1.0, 8)
+    rows, columns = train_gpt.trellis_units(np.frombuffer(coded.side, "<f4")[0], *coded.scales[3:])
+    indices, points, _ = train_gpt.trellis_search(w / (4 * rows * columns), 0, 8, 160)
+    assert (coded.symbols == indices.ravel()).all() and (decoded(coded) == points.astype("f4") * rows * columns).all()
 
 
 def test_dear_rows_and_columns_get_fine_steps():

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+from bench_rate import even
 from conftest import ROOT, random_model, tiny_settings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -53,11 +54,6 @@ def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
         assert ours[name].dtype == theirs[name].dtype == np.float32 and ours[name].shape == theirs[name].shape
         assert ours[name].tobytes() == theirs[name].tobytes(), name
     return ours
-
-
-def even(w: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
-    """Moments for which every weight of w costs the same, and a mean squared error of `error` is aimed at."""
-    return np.full(len(w), 1 / error), np.eye(w[0].size)
 
 
 @settings(max_examples=150, deadline=None)

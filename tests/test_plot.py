@@ -134,10 +134,10 @@ def test_bytes_are_all_attributed(tiny):
     assert math.isclose(sum(shares.values()), len(data) + 1000)
     assert all(share > 0 for share in shares.values())
     _, tensors, weights = decode_artifact.parse_pcll(data)
-    mlp = [tensor.bits / 8 for tensor in tensors if ".mlp." in tensor.name]
     share = {name.partition("\n")[0]: share for name, share in shares.items()}
-    assert len(mlp) == 4 and 0.7 * sum(mlp) < share["MLP"] < sum(mlp) + 20
-    assert 0.1 < share["token embedding"] / (2 * weights["tok_emb"].size) < 0.5
+    for part, name in (("MLP", ".mlp."), ("token embedding", "tok_emb")):  # zstd finds something in the side data
+        coded = sum(tensor.bits / 8 for tensor in tensors if name in tensor.name)
+        assert 0.7 * coded < share[part] < coded + 20
     assert set(share) == {"code", *plot.PARTS, "header, tables"}
 
 
