@@ -1,7 +1,7 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
-    python tests/ablate.py [--seeds 1337 42] [--only NAME ...] [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J]
-                           [--csv FILE] [NAME=VALUE ...]
+    python tests/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...] [--variant NAME=VALUE,... ...]
+                           [--steps-only] [--jobs J] [--csv FILE]
 
 Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
 full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
@@ -58,12 +58,12 @@ def environment(base: dict[str, str], part: str) -> dict[str, str]:
     return base | changes
 
 
-def speed_up(base: dict[str, str], part: str, rounds: int = 8) -> float:
-    """How many steps without the part fit into the time of one with it: the median over paired steps, one thread."""
+def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 8) -> float:
+    """How many steps with the other settings fit into the time of one: the median over paired steps, one thread."""
     torch.set_num_threads(1)
     trainers = []
-    for name in (FULL, part):
-        s = train_gpt.load_settings(environment(base, name))
+    for settings in (base, other):
+        s = train_gpt.load_settings(settings)
         ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
         trainers.append(train_gpt.Trainer(train_gpt.GPT(s), s, ranks))
         trainers[-1].set_schedule()
@@ -78,18 +78,40 @@ def speed_up(base: dict[str, str], part: str, rounds: int = 8) -> float:
     return statistics.median(ratios[1:])
 
 
-def run(settings: dict[str, str]) -> tuple[float, float, int]:
-    """bpb before and after export, and the bytes of the artifact."""
+def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
+    """bpb before and after export, and the bytes of the artifact, of a run in the folder."""
     fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len))
-    with tempfile.TemporaryDirectory() as folder:
-        inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-        done = subprocess.run([sys.executable, ROOT / "train_gpt.py"], cwd=folder, capture_output=True, text=True,
-                              env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed)
+    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    done = subprocess.run([sys.executable, ROOT / "train_gpt.py"], cwd=folder, capture_output=True, text=True,
+                          env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed)
     if done.returncode:
         sys.exit(f"{settings}: {done.stderr}")
     before, after = (float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
                      for when in ("before", "after"))
     return before, after, int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+
+
+def run_alone(settings: dict[str, str]) -> tuple[float, float, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        return run(settings, folder)
+
+
+def base_settings(items: list[str]) -> dict[str, str]:
+    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other folders."""
+    base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
+    return base | {name: str(Path(base[name]).resolve()) for name in ("DATA_PATH", "TOKENIZER_PATH") if name in base}
+
+
+def show(rows: list[dict], path: Path | None) -> None:
+    """Prints a table, and writes it as CSV if there is a path."""
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    for row in rows:
+        print("| " + " | ".join(map(str, row.values())) + " |")
+    if path:
+        with open(path, "w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
 
 
 def main() -> None:
@@ -103,13 +125,10 @@ def main() -> None:
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
     PARTS.update((text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant)
-    base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in args.settings)
-    for name in ("DATA_PATH", "TOKENIZER_PATH"):
-        if name in base:
-            base[name] = str(Path(base[name]).resolve())
+    base = base_settings(args.settings)
     s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
-    ratio = {part: 1.0 if part == FULL else speed_up(base, part) for part in parts}
+    ratio = {part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts}
 
     def steps(part: str, same: str) -> dict[str, str]:
         factor = ratio[part] if same == "seconds" else 1.0
@@ -120,7 +139,7 @@ def main() -> None:
             if same == "steps" or abs(ratio[part] - 1) >= 0.01}
     with ThreadPoolExecutor(args.jobs) as pool:
         results = {}
-        for job, result in zip(jobs, pool.map(run, jobs.values()), strict=True):
+        for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
             results[job] = result
             print(f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb", file=sys.stderr, flush=True)
     rows = []
@@ -134,14 +153,7 @@ def main() -> None:
             row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
         row["bytes"] = round(statistics.mean(results[part, "steps", seed][2] for seed in args.seeds))
         rows.append(row)
-    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
-    for row in rows:
-        print("| " + " | ".join(map(str, row.values())) + " |")
-    if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+    show(rows, args.csv)
 
 
 if __name__ == "__main__":
