@@ -1,6 +1,6 @@
 """Times our evaluation against a direct re-implementation of the loops that entries of the challenge use.
 
-    python tests/bench_eval.py [--tokens N] [--repeats R] [--data DIR --tokenizer FILE]
+    python tests/bench_eval.py [--tokens N] [--repeats R] [--data DIR]
 
 Both score the same tokens with the same weights on the same device, in turn; the table shows medians and the median of
 the paired ratios. The entries' loop sends all positions of every window through the output head and then walks over
