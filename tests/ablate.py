@@ -58,7 +58,7 @@ def environment(base: dict[str, str], part: str) -> dict[str, str]:
     return base | changes
 
 
-def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 8) -> float:
+def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> float:
     """How many steps with the other settings fit into the time of one: the median over paired steps, one thread."""
     torch.set_num_threads(1)
     trainers = []
