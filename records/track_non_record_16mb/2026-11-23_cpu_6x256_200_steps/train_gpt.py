@@ -49,7 +49,7 @@ class Settings:
     after; a checkpoint is resumed only with the same model and training."""
 
     # Run
-    preset: str = "pcll"  # a named set of settings: pcll, pcloadloveletter_v6, demo; ours
+    preset: str = "pcll"  # a named set of settings: pcll, frontier, pcloadloveletter_v6, demo; ours
     run_id: str = ""  # name of the log file logs/RUN_ID.txt; empty: date and time; base
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: the GPU if there is one; ours
     compile: bool = True  # torch.compile on a GPU; 532
@@ -101,7 +101,7 @@ class Settings:
     muon_momentum_warmup_steps: int = 1500  # steps of the momentum's linear warm-up; 532
     weight_decay: float = 0.04  # decoupled, in units of the learning rate; 532
     grad_clip_norm: float = 0.3  # global norm of the gradient at most, 0: no limit; 532
-    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.95 at 200 steps; 532
+    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.97 at 200 steps; 532
     late_qat_threshold: float = 0.1  # int6 fake quantisation once the rate's scale is below this, 0: never; 532
     late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
     # Export
@@ -128,7 +128,6 @@ class Settings:
     ttt_batch_seqs: int = 16  # sequences per adaptation step over all ranks; 532
     ttt_grad_clip: float = 1.0  # global norm of the adaptation's gradient at most; 532
 
-
     @property
     def training_seconds(self) -> float:  # the part of the cap in which steps are made; 0: no limit
         return self.max_wallclock_seconds and max(1e-9, self.max_wallclock_seconds - self.calibration_seconds)
@@ -136,24 +135,25 @@ class Settings:
 
 PRESETS: dict[str, dict] = {
     "pcll": {},
+    # 38 M parameters, as many as fill the cap at 3.3 bits: more than 100 tokens each, so that size is what is missing.
+    "frontier": dict(num_layers=13, mlp_hidden=2048, fit="fill"),
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
     "pcloadloveletter_v6": dict(
-        bos_reset=False, bigram_init_std=0.0, codec="huffman", embed_codec="float16",
-        calibration_seconds=0.0, ttt_protocol="train_then_score", ttt_epochs=10, ttt_optimizer="adamw",
-        ttt_lr=0.001),
+        bos_reset=False, bigram_init_std=0.0, codec="huffman", embed_codec="float16", calibration_seconds=0.0,
+        ttt_protocol="train_then_score", ttt_epochs=10, ttt_optimizer="adamw", ttt_lr=0.001),
     # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
     "demo": dict(
         data_path="data/demo", tokenizer_path="data/demo/bpe_1024.model", dtype="float32",
         num_layers=4, model_dim=128, num_heads=4, num_kv_heads=2, mlp_hidden=320, rope_dims=8, xsa_last_n=2,
         bigram_buckets=1024, bigram_dim=32, iterations=200, max_wallclock_seconds=0.0, train_batch_tokens=8192,
         train_seq_len=256, micro_batch_seqs=32, warmup_steps=1, warmdown_iters=100, muon_momentum_warmup_steps=100,
-        calibration_tokens=16384, ema_decay=0.95, late_qat_min_elements=4096, eval_stride=64, ttt_chunk_tokens=8192),
+        calibration_tokens=16384, ema_decay=0.97, late_qat_min_elements=4096, eval_stride=64, ttt_chunk_tokens=8192),
 }
 
 TABLES = ("tok_emb", "bigram.table")
 MATRICES = (".q", ".k", ".v", ".out", ".up", ".down", "bigram.proj")  # ends of the names of what NorMuon trains
-ALL = tuple(field.name for field in dataclasses.fields(Settings))
 QUANTISED = (*MATRICES, *TABLES)  # by CODEC, tok_emb by EMBED_CODEC
+ALL = tuple(field.name for field in dataclasses.fields(Settings))
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
@@ -615,8 +615,7 @@ def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.
     """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
     matrices, embeddings, others = [], [], []
     for name, p in model.named_parameters():
-        embedding = name in TABLES
-        (matrices if name.endswith(MATRICES) else embeddings if embedding else others).append(p)
+        (matrices if name.endswith(MATRICES) else embeddings if name in TABLES else others).append(p)
     groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
     if s.matrix_optimizer == "adamw":
         groups.append(dict(params=matrices, base_lr=s.matrix_lr))
@@ -631,7 +630,7 @@ FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
 FREQUENCY_BITS = 14  # a context's rANS frequencies add up to 2^14, or are all 0 where it never occurs
 TRELLIS_GAIN = 1.3  # of the trellis over a uniform quantiser of the same step, whose error is step^2 / 12
-FEEDBACK_BLOCK = 32  # columns that are quantised before their error is fed back
+FEEDBACK_BLOCK = 32  # columns that are quantised before their error is fed back; as many after them are looked at
 FINENESS = (-4, 24)  # of a row or column: its root mean square in steps, at least and at most, in quarter octaves
 DAMPING = 0.1  # what is added to the moments, as a part of their mean
 PARITY_CHECKS = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24),
@@ -776,10 +775,10 @@ def trellis_table(states: int) -> np.ndarray:
     return state >> 1 ^ (state & 1) * (h0 >> 1) ^ parity * (h1 >> 1)
 
 
-def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Indices and points (int32 [R,C]), the points nearest to 4y in the sum of squares of each row, and the states [R]
-    after them: Viterbi's algorithm, all rows at once, from the states `start`. Both branches into a state have the
-    union bit u = its top bit, and differ in parity."""
+def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int, keep: int) -> tuple:
+    """Indices and points (int32 [R,keep]) of the first columns, and the states [R] after them. Points are nearest to
+    4y [R,C] in each row's sum of squares, by Viterbi's algorithm, all rows at once, from the states `start`. Both
+    branches into a state have the union bit u = its top bit, and differ in parity."""
     before = np.argsort(trellis_table(states), axis=0).T  # the state that a branch of this parity into this comes from
     column, row = np.ascontiguousarray(y.T), np.arange(len(y))  # [C,R]
     point = np.stack((column, -column)) - np.float32(0.25)  # [u,C,R]: the union of u = 1 is the mirror image
@@ -795,14 +794,13 @@ def trellis_search(y: np.ndarray, start: np.ndarray | int, states: int) -> tuple
             candidates[parity].reshape(2, states // 2, -1)[:] += error[parity, :, c, None]
         np.less(candidates[1], candidates[0], out=odd[c])
         np.minimum(candidates[0], candidates[1], out=cost)
-    state = last = cost.argmin(axis=0)
-    indices, points = np.empty((2, *y.shape), dtype=np.int32)
+    path, (indices, points) = [cost.argmin(axis=0)], np.empty((2, *y.shape), dtype=np.int32)  # path: last state first
     for c in range(len(column) - 1, -1, -1):
-        parity, union = odd[c, state, row].astype(np.intp), state // (states // 2)
+        parity, union = odd[c, path[-1], row].astype(np.intp), path[-1] // (states // 2)
         indices[:, c] = index[parity, union, c, row]
         points[:, c] = (4 * indices[:, c] + 1) * (1 - 2 * union)
-        state = before[parity, state]
-    return indices, points, last
+        path.append(before[parity, path[-1]])
+    return indices[:, :keep], points[:, :keep], path[len(column) - keep]
 
 
 def trellis_units(step: np.float32, rows: np.ndarray, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -826,25 +824,26 @@ def code_trellis(w: np.ndarray, moments: tuple[np.ndarray, np.ndarray], coarsene
     rows = w.reshape(len(w), -1)
     row, column = (m / np.diagonal(m).mean() if m.ndim > 1 else m / m.mean() for m in moments)
     root = np.linalg.cholesky((column + DAMPING * np.eye(len(column)))[::-1, ::-1])[::-1, ::-1]  # root root^T = column
-    blocks = [slice(first, first + FEEDBACK_BLOCK) for first in range(0, len(column), FEEDBACK_BLOCK)]
+    width = FEEDBACK_BLOCK if np.count_nonzero(column) > len(column) else len(column)  # else nothing is fed back
+    blocks = [slice(first, first + width) for first in range(0, len(column), width)]
     cost = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])  # what no later block can make good
     unit = moments[0].mean() * np.diagonal(moments[1]).mean()
     step = np.float32(min(coarseness * math.sqrt(12 * TRELLIS_GAIN / unit), 8 * np.sqrt(np.square(rows).mean())))
     steps = -quarter_octaves(row + DAMPING), -quarter_octaves(cost)
-    for axis in (1, 0):  # no step is more than twice or less than 1/32 of the root mean square of its row or column
+    for axis in (1, 0):  # no step is more than twice or less than 1/64 of the root mean square of its row or column
         row_unit, column_unit = trellis_units(step, *steps)
         ratio = quarter_octaves(np.square(rows / (4 * row_unit * column_unit)).mean(axis=axis))
-        steps[1 - axis][:] += ratio - np.clip(ratio, *FINENESS)
-        np.clip(steps[1 - axis], -127, 127, out=steps[1 - axis])
+        steps[1 - axis][:] = np.clip(steps[1 - axis] + ratio - np.clip(ratio, *FINENESS), -127, 127)
     row_unit, column_unit = trellis_units(step, *steps)
-    y, error, indices, state = np.empty(rows.shape), np.zeros_like(rows), np.empty(rows.shape, dtype=np.int32), 0
+    error, state, (indices, points) = np.zeros_like(rows), 0, np.empty((2, *rows.shape), dtype=np.int32)
     for b in blocks:
-        past = (root[: b.start, b] @ np.linalg.inv(root[b, b])).astype(np.float32)
-        y[:, b] = np.clip((rows[:, b] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[b]), -2000, 2000)
-        indices[:, b], points, state = trellis_search(y[:, b].astype(np.float32), state, states)
-        error[:, b] = points * row_unit * column_unit[b] - rows[:, b]
-    row_scales = quarter_octaves(np.square(y).mean(axis=1))
-    column_scales = quarter_octaves(np.square(y / quarter_power(row_scales)[:, None]).mean(axis=0))
+        seen, keep = slice(b.start, b.stop + FEEDBACK_BLOCK), indices[:, b].shape[1]
+        past = (root[: b.start, seen] @ np.linalg.inv(root[seen, seen])).astype(np.float32)
+        target = (rows[:, seen] - error[:, : b.start] @ past) / (4 * row_unit * column_unit[seen])
+        indices[:, b], points[:, b], state = trellis_search(np.clip(target, -2000, 2000), state, states, keep)
+        error[:, b] = points[:, b] * row_unit * column_unit[b] - rows[:, b]
+    row_scales = quarter_octaves(np.square(points / 4).mean(axis=1))
+    column_scales = quarter_octaves(np.square(points / 4 / quarter_power(row_scales)[:, None]).mean(axis=0))
     offset = int(np.median(row_scales))
     scales = (np.clip(s, -127, 127) for s in (row_scales - offset + steps[0], column_scales + steps[1]))
     return Coded(TRELLIS, w.shape, struct.pack("<f", step), indices.ravel(), scales=(offset, *scales, *steps))
@@ -857,7 +856,8 @@ def trellis_encode(tensors: list[Coded], states: int) -> bytes:
     base = max(min(int(c.min()) for c in contexts), max(int(c.max()) for c in contexts) - 63)
     context = np.concatenate([np.maximum(c - base, 0).ravel() for c in contexts])
     for t in tensors:
-        t.side += struct.pack("<h", t.scales[0] - base) + np.concatenate(t.scales[1:]).astype(np.int8).tobytes()
+        offset, *scales = t.scales
+        t.side = t.side[:4] + struct.pack("<h", offset - base) + np.concatenate(scales).astype(np.int8).tobytes()
     index = np.concatenate([t.symbols for t in tensors])
     largest = int(np.abs(index).max())
     shape = (int(context.max()) + 1, 2 * largest + 1)
@@ -982,8 +982,7 @@ class Moments(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        name = self.names.get(args[1]) if function is F.linear else None
-        if name and name not in TABLES:
+        if function is F.linear and (name := self.names.get(args[1], "")).endswith(MATRICES):
             inputs = args[0].detach().flatten(0, -2)
             self.columns[name] += inputs.T @ inputs
             result.register_hook(lambda g: self.add(name, g.flatten(0, -2).square().sum(dim=0)))
@@ -1120,7 +1119,7 @@ class Evaluator:
         ledger = Ledger(self.tokens)
         windows = sliding_windows(self.host_tokens, self.s, stride)
         chunks = (windows[:, 2] - 1) // (self.s.ttt_chunk_tokens * (1 if learner else 4 * self.ranks.world))
-        for part in np.split(windows, np.flatnonzero(np.diff(chunks)) + 1):
+        for index, part in enumerate(np.split(windows, np.flatnonzero(np.diff(chunks)) + 1)):
             low, high = int(part[0, 1]), int(part[-1, 2])
             nats, done = self.nats(model, ledger, part, stride), high / len(ledger.nats)
             ledger.enter(low, nats)
@@ -1128,7 +1127,7 @@ class Evaluator:
             self.log.progress(name, done, time.monotonic() - began,
                               f"bpb so far {total / math.log(2) / self.bytes_before[high]:.4f}, ")
             if learner and done < 1:
-                learner.learn(ledger.learnable(low, high), low / len(ledger.nats), self.s.ttt_epochs)
+                learner.learn(ledger.learnable(low, high), index / (chunks[-1] + 1), self.s.ttt_epochs)
         return Score(total / ledger.scored, total / math.log(2) / size, ledger.scored, size, time.monotonic() - began)
 
     @torch.inference_mode()
@@ -1220,7 +1219,7 @@ def rounded_to_int6(matrices: list[Tensor]):
     weights (arXiv 1308.3432), which are back afterwards."""
     exact = [w.detach().clone() for w in matrices]
     for w in matrices:
-        scale = w.detach().abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
+        scale = w.data.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
         w.data.div_(scale).round_().mul_(scale)
     yield
     for w, before in zip(matrices, exact, strict=True):
@@ -1235,7 +1234,8 @@ class Trainer:
         self.stream = TokenStream(s.data_path, "train", s.vocab_size)
         if s.train_batch_tokens // s.train_seq_len < ranks.world:
             raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
-        self.runner = torch.compile(model, dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
+        how = dict(dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
+        self.runner, self.loss_of = torch.compile(model, **how), torch.compile(next_token_loss, **how)
         self.gradient = flat_gradient(list(model.parameters()), extra=1)
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
         self.start()
@@ -1252,7 +1252,7 @@ class Trainer:
         self.gradient.zero_()
         with rounded_to_int6(self.quantised):
             for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
-                loss = next_token_loss(self.runner, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
+                loss = self.loss_of(self.model, inputs, targets) * (inputs.numel() / self.s.train_batch_tokens)
                 loss.backward()
                 self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)
@@ -1287,8 +1287,8 @@ class Trainer:
         s, rate = self.s, self.step * self.s.train_batch_tokens / self.seconds
         weights = sum(p.numel() for name, p in self.model.named_parameters() if name.endswith((*MATRICES, "tok_emb")))
         mfu = rate * 6 * (weights + s.num_layers * s.train_seq_len * s.model_dim) / (989e12 * self.ranks.world)
-        known = self.finished and torch.cuda.get_device_name().startswith(("NVIDIA H100", "NVIDIA H200"))
-        return f"tok_s:{rate:.0f}" + (f" mfu:{mfu:.3f}" if known else "")
+        hopper = self.finished and torch.cuda.get_device_name().startswith(("NVIDIA H100", "NVIDIA H200"))
+        return f"tok_s:{rate:.0f}" + f" mfu:{mfu:.3f}" * bool(hopper)
 
     def warm_up(self) -> None:
         """Steps that prime the compiler; what they did is undone."""
@@ -1339,8 +1339,8 @@ class Trainer:
 
 def find_checkpoint(s: Settings) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(s.resume)] if s.resume != "latest" else [
-        path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name)]
+    mine = (path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name))
+    paths = list(mine) if s.resume == "latest" else [Path(s.resume)]
     if not paths or not paths[0].is_file():
         raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
     return max(paths, key=os.path.getmtime)
@@ -1406,8 +1406,8 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, code_bytes: int, 
     """A short table, and what to type next; `headline` is the score that stands for the run."""
     for name, score in scores.items():
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
-    total = code_bytes + artifact_bytes
-    log(f"  {code_bytes} code + {artifact_bytes} artifact = {total} bytes, headroom {s.size_cap_bytes - total}")
+    log(f"  {code_bytes} code + {artifact_bytes} artifact = {code_bytes + artifact_bytes} bytes, headroom "
+        f"{s.size_cap_bytes - code_bytes - artifact_bytes}")
     claim = ("--ttt " if "adaptation" in headline else "") + f"--claim {scores[headline].val_bpb:.6f}"
     log(f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path} {claim}")
 
