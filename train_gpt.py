@@ -1234,8 +1234,8 @@ class Trainer:
         self.stream = TokenStream(s.data_path, "train", s.vocab_size)
         if s.train_batch_tokens // s.train_seq_len < ranks.world:
             raise UserError(f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks.")
-        how = dict(dynamic=False, disable=not (s.compile and model.tok_emb.is_cuda))
-        self.runner, self.loss_of = torch.compile(model, **how), torch.compile(next_token_loss, **how)
+        off = not (s.compile and model.tok_emb.is_cuda)
+        self.runner, self.loss_of = torch.compile(model, disable=off), torch.compile(next_token_loss, disable=off)
         self.gradient = flat_gradient(list(model.parameters()), extra=1)
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
         self.start()

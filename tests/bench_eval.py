@@ -110,7 +110,7 @@ def main() -> None:
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
 
     def compiled(network):
-        return torch.compile(network, dynamic=False, disable=not (s.compile and ranks.device.type == "cuda"))
+        return torch.compile(network, disable=not (s.compile and ranks.device.type == "cuda"))
 
     e, runner = evaluator(tokens, s, ranks), compiled(model)
 

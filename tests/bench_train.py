@@ -5,19 +5,23 @@
 Settings are train_gpt.py's environment variables; the default is the full preset on a GPU and the demo on a CPU, where
 tokens are random (times do not depend on them). First the count: operations and bytes of a step, and the time below
 which no step can go on this GPU. Then steps as in training. Then each part alone, with the device idle before and after
-it, so that the parts add up to a little more than a step.
+it, so that the parts add up to a little more than a step. Last, attention by each kernel that PyTorch has for it here.
 """
 
 import argparse
+import contextlib
 import os
 import statistics
 import sys
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
@@ -95,6 +99,26 @@ def parts(trainer: train_gpt.Trainer) -> dict:
     }
 
 
+def attention_kernels(s: train_gpt.Settings, device: torch.device, repeats: int) -> dict[str, float]:
+    """Seconds of causal attention, forward and backward, in all layers of a step, by each kernel that can do it; a
+    training takes the first of them that PyTorch prefers."""
+    batch, dim = min(s.micro_batch_seqs, s.train_batch_tokens // s.train_seq_len), s.model_dim // s.num_heads
+    q, k, v = (torch.randn(batch, heads, s.train_seq_len, dim, device=device, dtype=getattr(torch, s.dtype),
+                           requires_grad=True) for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads))
+    many = s.num_layers * s.train_batch_tokens / (batch * s.train_seq_len)
+
+    def forward_and_backward():
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        y.backward(y.detach())
+
+    times = {"PyTorch's choice": many * seconds(forward_and_backward, repeats)}
+    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
+        with contextlib.suppress(RuntimeError), warnings.catch_warnings(action="ignore"), sdpa_kernel(kernel):
+            forward_and_backward()
+            times[kernel.name] = many * seconds(forward_and_backward, repeats)
+    return times
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
@@ -133,9 +157,10 @@ def main() -> None:
             print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
         times = {name: many * seconds(part, args.steps) for name, (part, many) in parts(trainer).items()}
         times["backward"] = times.pop("forward + backward") - times["forward"]
-        print(f"\n{'part':12} {'ms':>9} {'of a step':>9}")
-        for name, duration in times.items():
-            print(f"{name:12} {1000 * duration:9.1f} {duration / step:9.0%}")
+        for title, table in ("part", times), ("attention alone", attention_kernels(s, ranks.device, args.steps)):
+            print(f"\n{title:20} {'ms':>9} {'of a step':>9}")
+            for name, duration in table.items():
+                print(f"{name:20} {1000 * duration:9.1f} {duration / step:9.0%}")
 
 
 if __name__ == "__main__":

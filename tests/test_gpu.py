@@ -53,6 +53,7 @@ def test_newton_schulz_in_bfloat16_is_close_to_float32():
 def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "recompile_limit" not in done.stderr  # beyond it the network is no longer compiled
     assert losses(done)[-1] < losses(done)[0] - 0.5
     claim = re.search(r"final_pcll_sliding_exact .*val_bpb:([\d.]+)", done.stdout)[1]
     command = [sys.executable, ROOT / "verify.py", "artifact.pcll", "--code", ROOT / "train_gpt.py", "--data",
