@@ -71,18 +71,20 @@ def evaluator(tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks)
     return e
 
 
-def scoring_operations(s: train_gpt.Settings) -> tuple[float, float]:
-    """Floating-point operations that it takes to score the challenge's split, and to learn from it by score_first: 2
-    for each weight of a matrix and token, 2 T D a layer for causal attention; learning costs 3 times a forward pass.
-    The last block's queries, MLP and the head see the scored positions alone."""
+def scoring_operations(s: train_gpt.Settings) -> tuple[float, float, float]:
+    """Floating-point operations that it takes to score the challenge's split, as entries do it and as we do it, and to
+    learn from it by score_first: 2 for each weight of a matrix and token, 2 T D a layer for causal attention; learning
+    costs 3 times a forward pass. Our last block's queries and MLP, and the head, see the scored positions alone."""
     shapes = {name: p.numel() for name, p in train_gpt.GPT(s).named_parameters() if name.endswith(train_gpt.MATRICES)}
     last = sum(n for name, n in shapes.items() if name.startswith(f"blocks.{s.num_layers - 1}.")
                and not name.endswith((".k", ".v")))
     attention, head = s.train_seq_len * s.model_dim, s.vocab_size * s.model_dim
     everywhere = 2 * (sum(shapes.values()) - last + (s.num_layers - 1) * attention)
     scored = 2 * (last + head + 2 * attention)  # a position at the end looks back on the whole window
-    score = FULL_SPLIT / s.eval_stride * (s.train_seq_len * everywhere + s.eval_stride * scored)
-    return score, FULL_SPLIT * s.ttt_epochs * 3 * (everywhere + 2 * (last + head + attention))
+    whole = everywhere + 2 * (last + head + attention)
+    windows = FULL_SPLIT / s.eval_stride
+    ours = windows * (s.train_seq_len * everywhere + s.eval_stride * scored)
+    return windows * s.train_seq_len * whole, ours, FULL_SPLIT * s.ttt_epochs * 3 * whole
 
 
 def timed(function) -> tuple[float, float]:
@@ -141,7 +143,9 @@ def main() -> None:
         ours_seconds[name] = b
         hours = b / (args.tokens - 1) * FULL_SPLIT / 3600
         print(f"{name:24} {a:10.2f} {b:10.2f} {ratio:7.2f} {differ:12.1e} {hours:22.2f} h")
-    score, learn = scoring_operations(train_gpt.load_settings({}))
+    theirs, ours, _ = scoring_operations(s)
+    print(f"operations of the sliding window, entries' over ours: {theirs / ours:.2f}")
+    _, score, learn = scoring_operations(train_gpt.load_settings({}))
     print(f"PRESET=pcll on the whole split, by operations alone: {score / 1e15:.0f} PFLOP to score, {learn / 1e15:.0f} "
           f"to learn from it; within 600 s on 8 H100 from {(score + learn) / PEAK / 600:.1%} of their peak on")
     passes = statistics.median(timed(training_passes)[0] for _ in range(args.repeats))
