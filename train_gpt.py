@@ -163,7 +163,7 @@ def parse_value(field: dataclasses.Field, text: str):
     switch = {"0": False, "false": False, "1": True, "true": True}
     choices = switch if field.type is bool else {str(choice): choice for choice in get_args(field.type)}
     try:
-        value = choices[text] if choices else field.type(text)
+        value = choices[text.lower()] if choices else field.type(text)
         if value in (math.inf, -math.inf) or value != value:
             raise ValueError
         return value
@@ -1139,11 +1139,10 @@ class Evaluator:
         low, high = int(windows[0, 1]), int(windows[-1, 2])
         nats = torch.zeros(high - low + 1, device=device)  # the last entry takes what is padding
         whole = windows[:, 0] == windows[:, 1]
-        batches = [(part[first : first + batch_size], keep)
-                   for part, keep in ((windows[whole], length), (windows[~whole], stride))
-                   for first in range(0, len(part), batch_size)]
+        batches = [(batch, keep) for part, keep in ((windows[whole], length), (windows[~whole], stride))
+                   for batch in torch.from_numpy(part).to(device).split(batch_size) if len(batch)]
         for batch, keep in batches[self.ranks.rank :: self.ranks.world]:
-            start, first, stop = torch.from_numpy(batch).to(device).T[..., None]
+            start, first, stop = batch.T[..., None]
             inputs = ledger.tokens[torch.minimum(start + torch.arange(length, device=device), stop - 1)]
             positions = start + torch.arange(length - keep, length, device=device)
             scored = (first <= positions) & (positions < stop)

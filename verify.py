@@ -572,8 +572,8 @@ def find_data(config: dict, args: argparse.Namespace) -> tuple[Path | None, Path
 
 def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float]) -> list[Finding]:
     """Every check of one artifact; `submitted` holds the bits per byte that a submission.json claims for it, if any."""
-    beside = [p for p in (path.with_name("train_gpt.py"), Path("train_gpt.py")) if p.is_file()]
-    script = args.code or args.model or next(iter(beside), None)
+    beside = path.with_name("train_gpt.py")
+    script = args.code or args.model or (beside if beside.is_file() else None)
     found = check_size(path, Path(script) if script else None)
     try:
         config, weights = read_pcll(path)
@@ -822,9 +822,13 @@ def read_submission(files: list[Path]) -> tuple[dict, Finding]:
 
 
 def submitted_scores(folder: Path) -> list[float]:
-    """Every val_bpb in a folder's submission.json, of the whole and of each seed; [] where there is none."""
+    """What a folder's submission.json claims for an artifact: each seed's val_bpb, or the headline alone where there are
+    no seeds or it is not their mean; [] where there is none."""
     table, _ = read_submission([path for path in folder.glob("submission*.json") if path.is_file()])
-    return [bpb for bpb in [claimed_bpb(table), *claimed_seeds(table).values()] if bpb]
+    headline, seeds = claimed_bpb(table), [bpb for bpb in claimed_seeds(table).values() if bpb]
+    if headline and (not seeds or abs(headline - sum(seeds) / len(seeds)) > 1e-3):
+        return [headline]
+    return seeds
 
 
 def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> bool:
@@ -1001,7 +1005,7 @@ def check_times(logs: list[Log], record: bool) -> list[Finding]:
     for name, check in (("train", "training time"), ("eval", "evaluation time")):
         timed = [(*max(log.facts[name]), log) for log in logs if log.facts[name]]
         seconds, line, log = max(timed, key=lambda entry: entry[0], default=(0.0, "", Log("")))
-        slack = max([1.0, *(step for step, _ in log.facts["step"])]) if name == "train" else 0.0
+        slack = max(1.0, log.last("step") or 0.0) if name == "train" else 0.0
         counts = name == "train" or log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic may take longer
         over = FAILED if log.last("world_size") == 8 and log.gpu in ("", "H100") else SUSPICION
         over = over if record and counts else NOT_CHECKABLE
@@ -1224,7 +1228,7 @@ def check(args: argparse.Namespace) -> list[Finding]:
         raise UnusableInput("--max-tokens must be at least 2")
     if target.is_dir():
         found = check_folder(target, args)
-        for artifact in sorted(target.glob("*.pcll")):
+        for artifact in sorted(path for path in target.glob("*.pcll") if path.is_file()):
             several = check_artifact(artifact, args, submitted_scores(target))
             found += [f._replace(detail=f"{artifact.name}: {f.detail}") for f in several]
         return found

@@ -11,7 +11,7 @@ from conftest import ROOT, tiny_settings
 from train_gpt import PRESETS, Settings, UserError, load_settings
 
 
-@pytest.mark.parametrize("name", ["pcll", "pcloadloveletter_v6", "demo"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_are_valid(name):
     assert load_settings({"PRESET": name}).preset == name
 
