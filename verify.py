@@ -669,7 +669,7 @@ RUNNING = re.compile(r"step|epoch|chunk|batch|progress|running|train_|\d/\d|base
                      r"|pre[-_ ]?quant|post[-_ ]?ema", re.I)  # fmt: skip
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 FACTS = {  # what lines of a log state: a number, with a unit where it is a time
-    "stop": re.compile("^stopping_early"),
+    "stop": re.compile(r"^stopping_early|^step:(\d+)/\1 "),
     "train": re.compile(r"train(?:ing)?_time[:=] ?" + NUM + r" ?(ms|s|min|m)\b"),
     "step": re.compile(r"step_avg[:=] ?" + NUM + r" ?(ms|s)\b"),
     "eval": re.compile(r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?" + NUM + r" ?(ms|s)\b"),
@@ -822,8 +822,8 @@ def read_submission(files: list[Path]) -> tuple[dict, Finding]:
 
 
 def submitted_scores(folder: Path) -> list[float]:
-    """What a folder's submission.json claims for an artifact: each seed's val_bpb, or the headline alone where there are
-    no seeds or it is not their mean; [] where there is none."""
+    """What a folder's submission.json claims for an artifact: each seed's val_bpb, or the headline alone where there
+    are no seeds or it is not their mean; [] where there is none."""
     table, _ = read_submission([path for path in folder.glob("submission*.json") if path.is_file()])
     headline, seeds = claimed_bpb(table), [bpb for bpb in claimed_seeds(table).values() if bpb]
     if headline and (not seeds or abs(headline - sum(seeds) / len(seeds)) > 1e-3):

@@ -26,7 +26,7 @@ NOT_LEGAL = (f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bp
              "eval_time:9ms")
 
 
-CHANGED = dict(ITERATIONS="3", WARMUP_STEPS="0", TTT_EPOCHS="1", TTT_CHUNK_TOKENS="1024")
+CHANGED = dict(ITERATIONS="3", WARMUP_STEPS="0", LN_SCALE="0", TTT_EPOCHS="1", TTT_CHUNK_TOKENS="1024")
 
 
 def tiny_run(base: Path) -> Path:

@@ -611,7 +611,8 @@ def test_the_cap(home, capsys, monkeypatch):
         monkeypatch.setattr(verify, "CAP_BYTES", cap)
         assert run(capsys, artifact, "--max-tokens", 50)[0] == code
         assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == verdict
-    (home / "train_gpt.py").unlink()
+    (home / "elsewhere").mkdir()
+    artifact = artifact.rename(home / "elsewhere" / artifact.name)  # the code here is not what it was made with
     assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "NOT CHECKABLE"
     monkeypatch.setattr(verify, "CAP_BYTES", 10)
     assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "FAILED"

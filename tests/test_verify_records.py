@@ -288,6 +288,12 @@ def test_artifact_in_the_folder(tmp_path):
     assert verify.submitted_scores(tmp_path) == []
 
 
+@pytest.mark.parametrize("headline, claims", [(1.15, [1.1, 1.2]), (1.1502, [1.1, 1.2]), (1.05, [1.05])])
+def test_an_artifact_answers_for_the_headline_unless_that_is_its_seeds_mean(tmp_path, headline, claims):
+    submission = {"val_bpb": headline, "seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.2}}}
+    assert verify.submitted_scores(make(tmp_path, submission=submission)) == claims
+
+
 # ---------------------------------------------------------------- times and hardware
 
 
@@ -326,6 +332,19 @@ def test_evaluation_time(tmp_path, eval_ms, verdict):
 def test_calibration_after_the_stop(tmp_path, stop, line, verdict, number):
     finding = one(tmp_path, stop=stop, after_stop=line + "\n")["calibration"]
     assert (finding.verdict, finding.number) == (verdict, number) and line in finding.line
+
+
+def test_calibration_after_the_last_step_of_all(tmp_path):
+    log = log_text(stop=590_000, after_stop="calibration_time:60000ms\n").replace("step:7000/20000", "step:20000/20000")
+    log = "".join(line for line in log.splitlines(True) if not line.startswith("stopping_early"))
+    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "track_10min_16mb"}))
+    assert finding["calibration"].verdict == SUSPICION and finding["calibration"].number == 60
+
+
+def test_a_slow_first_step_gives_no_more_time(tmp_path):
+    log = log_text(stop=655_000).replace("train_time:83000ms step_avg:83.00", "train_time:83000ms step_avg:60000.00")
+    found = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "track_10min_16mb"}))
+    assert found["training time"].verdict == FAILED
 
 
 def test_lines_of_resumed_and_of_measured_runs(tmp_path):
