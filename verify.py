@@ -1168,12 +1168,13 @@ def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
     functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
     texts = {name: ast.unparse(node) for name, node in functions.items()}
     for name, node in functions.items():
-        callers = [other for other, text in texts.items() if other != name and f"{name}(" in text]
-        scored = any("eval" in caller or "score" in caller for caller in callers)  # those adapt on what they scored
-        for loop in [] if scored else outer_loops(node):
-            body = ast.unparse(loop)
-            if ".backward(" in body and ".step(" in body and VAL_TOKENS.search(body) and not SCORED.search(body):
-                yield "trains on validation tokens without scoring them first", loop.lineno, f"loop in {name}"
+        bodies = {loop.lineno: ast.unparse(loop) for loop in outer_loops(node)}
+        learning = [line for line, body in bodies.items() if ".backward(" in body and ".step(" in body
+                    and VAL_TOKENS.search(body) and not SCORED.search(body)]
+        callers = [other for other, text in texts.items() if other != name and f"{name}(" in text] if learning else []
+        if not any("eval" in caller or "score" in caller for caller in callers):  # those adapt on what they scored
+            for line in learning:
+                yield "trains on validation tokens without scoring them first", line, f"loop in {name}"
     for node in ast.walk(tree):
         test, plain = getattr(node, "test", None), isinstance(node, ast.stmt) and not hasattr(node, "body")
         if test is not None or plain and not isinstance(getattr(node, "value", None), ast.Constant):  # no docstrings
