@@ -97,9 +97,13 @@ def run_alone(settings: dict[str, str]) -> tuple[float, float, int]:
 
 
 def base_settings(items: list[str]) -> dict[str, str]:
-    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other folders."""
+    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other folders. The
+    demo's data are made if they are to be used and not there."""
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
-    return base | {name: str(Path(base[name]).resolve()) for name in ("DATA_PATH", "TOKENIZER_PATH") if name in base}
+    s = train_gpt.load_settings(base)
+    if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s)
+    return base | {name: str(Path(getattr(s, name.lower())).resolve()) for name in ("DATA_PATH", "TOKENIZER_PATH")}
 
 
 def show(rows: list[dict], path: Path | None) -> None:

@@ -31,12 +31,12 @@ def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
     code = len((ROOT / "train_gpt.py").read_bytes())
     settings = settings | dict(FIT="fill", CHECKPOINT_EVERY="1000000")  # at the end alone
     with tempfile.TemporaryDirectory() as folder:
-        before = []
+        scores = []
         for size in sizes:
             exact, after, _ = run(settings | dict(SIZE_CAP_BYTES=str(code + size)), folder)
-            before = [*(before or [exact]), after]
+            scores = [*(scores or [exact]), after]
             settings = settings | dict(RESUME="latest")
-    return before
+    return scores
 
 
 def main() -> None:

@@ -157,14 +157,15 @@ def test_weights_that_no_gradient_reaches_are_still_written(tmp_path):
 
 @pytest.mark.parametrize("preset", train_gpt.PRESETS)
 def test_presets_export_what_the_verifier_reads(preset, tmp_path):
-    s = dataclasses.replace(train_gpt.load_settings({"PRESET": preset}), num_layers=3, model_dim=64, num_heads=4,
-                            num_kv_heads=2, mlp_hidden=96, rope_dims=8, bigram_buckets=64, train_seq_len=32)
+    s = dataclasses.replace(train_gpt.load_settings({"PRESET": preset}), num_layers=3, mlp_hidden=96, rope_dims=8,
+                            bigram_buckets=64, train_seq_len=32)
+    s = dataclasses.replace(s, model_dim=16 * s.num_heads)
     weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}
     moments = {name: (np.full(len(w), 1e3), np.eye(w[0].size)) for name, w in weights.items() if w.ndim > 1}
     config = {name: getattr(s, name) for name in train_gpt.ALL[train_gpt.ALL.index("vocab_size") :]}
     artifact = export(weights, moments, config, dataclasses.replace(s, fit="shrink"), 1000, lambda line: None)
     (tmp_path / "a.pcll").write_bytes(artifact)
     read, theirs = decode_artifact.read_pcll(tmp_path / "a.pcll")
-    assert read == config and math.prod(theirs["tok_emb"].shape) == 1024 * 64
+    assert read == config and math.prod(theirs["tok_emb"].shape) == 1024 * s.model_dim
     for name, w in decode_pcll(artifact)[1].items():
         assert (theirs[name] == w).all() and np.square(w - weights[name]).mean() < 0.01
