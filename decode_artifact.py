@@ -143,10 +143,21 @@ SLOT_BITS = 14
 SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
 STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
 MAX_INDEX = 2047  # magnitude of a trellis index
-PARITY_CHECKS = {2: (0o5, 0o2), 3: (0o13, 0o4), 4: (0o23, 0o4), 5: (0o45, 0o10), 6: (0o103, 0o24),
-                 7: (0o235, 0o126), 8: (0o515, 0o362)}  # log2 states -> h0, h1
-QUARTER_POWERS = np.ldexp(np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0])), np.arange(-32, 32)[:, None]).ravel()  # from 2^-32 on
-BLOCK = 2**16  # elements decoded between two look-ups of their values: bounds the memory for indices
+PARITY_CHECKS = {
+    2: (0o5, 0o2),
+    3: (0o13, 0o4),
+    4: (0o23, 0o4),
+    5: (0o45, 0o10),
+    6: (0o103, 0o24),
+    7: (0o235, 0o126),
+    8: (0o515, 0o362),
+}  # log2 states -> h0, h1
+QUARTER_POWERS = np.ldexp(
+    np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0])), np.arange(-32, 32)[:, None]
+).ravel()  # from 2^-32 on
+BLOCK = (
+    2**16
+)  # elements decoded between two look-ups of their values: bounds the memory for indices
 
 
 class ArtifactError(ValueError):
@@ -166,14 +177,26 @@ class Tensor:
     codec: int
     shape: tuple[int, ...]
     centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
-    classes: np.ndarray = field(default=None, repr=False)  # huffman: (columns,) uint8, which code a column has
-    lengths: np.ndarray = field(default=None, repr=False)  # huffman: (classes, K) code lengths in bits
-    row_scales: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) int32, plus offset, minus steps
-    column_scales: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) int32, minus steps
+    classes: np.ndarray = field(
+        default=None, repr=False
+    )  # huffman: (columns,) uint8, which code a column has
+    lengths: np.ndarray = field(
+        default=None, repr=False
+    )  # huffman: (classes, K) code lengths in bits
+    row_scales: np.ndarray = field(
+        default=None, repr=False
+    )  # trellis: (rows,) int32, plus offset, minus steps
+    column_scales: np.ndarray = field(
+        default=None, repr=False
+    )  # trellis: (columns,) int32, minus steps
     row_factors: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) float32
     column_factors: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) float32
-    bits: float = 0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
-    entropy: float | None = None  # bits of all symbols together, given their contexts or classes; None for floats
+    bits: float = (
+        0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
+    )
+    entropy: float | None = (
+        None  # bits of all symbols together, given their contexts or classes; None for floats
+    )
     levels: int | None = None  # different symbols that occur; None for floats
 
     @property
@@ -197,7 +220,10 @@ class Cursor:
 
     def take(self, size: int, what: str) -> memoryview:
         left = len(self.content) - self.position
-        require(size <= left, f"{what}: {size} bytes are due at content byte {self.position}, where {left} are left")
+        require(
+            size <= left,
+            f"{what}: {size} bytes are due at content byte {self.position}, where {left} are left",
+        )
         self.position += size
         return self.content[self.position - size : self.position]
 
@@ -215,7 +241,10 @@ class Words:
 
     def __init__(self, cursor: Cursor, elements: int):
         (count,) = cursor.unpack("I", "the word count of the trellis stream")
-        require(count <= elements, f"the trellis stream has {count} words for {elements} elements, which is too many")
+        require(
+            count <= elements,
+            f"the trellis stream has {count} words for {elements} elements, which is too many",
+        )
         self.words = cursor.array("<u2", count, "the trellis stream").astype(np.uint32)
         self.position = 0
 
@@ -223,7 +252,9 @@ class Words:
         """(count,) uint32."""
         start, self.position = self.position, self.position + count
         if self.position > len(self.words):
-            raise ArtifactError(f"the trellis stream ends after {len(self.words)} words, before its last element")
+            raise ArtifactError(
+                f"the trellis stream ends after {len(self.words)} words, before its last element"
+            )
         return self.words[start : self.position]
 
     def finish(self) -> None:
@@ -234,26 +265,43 @@ class Words:
 def inflate(data: bytes) -> bytes:
     """The content of a file; raises ArtifactError if the header or the zstd frame is not as specified."""
     require(len(data) <= MAX_FILE, f"the file has {len(data)} bytes, above the limit of {MAX_FILE}")
-    require(len(data) >= HEADER.size, f"the file has {len(data)} bytes, fewer than the header's {HEADER.size}")
+    require(
+        len(data) >= HEADER.size,
+        f"the file has {len(data)} bytes, fewer than the header's {HEADER.size}",
+    )
     magic, version, zero, content_size, frame_size = HEADER.unpack_from(data)
     require(magic == MAGIC, f"the file starts with {magic!r} and not with {MAGIC!r}")
-    require(version == VERSION, f"the file has version {version} and this program reads version {VERSION}")
+    require(
+        version == VERSION,
+        f"the file has version {version} and this program reads version {VERSION}",
+    )
     require(zero == 0, f"header bytes 6 and 7 hold {zero} and not zero")
     left = len(data) - HEADER.size
-    require(frame_size == left, f"the header announces a frame of {frame_size} bytes and {left} follow it")
+    require(
+        frame_size == left,
+        f"the header announces a frame of {frame_size} bytes and {left} follow it",
+    )
     limit = 2**20 + 64 * len(data)
-    require(content_size <= limit, f"the header announces {content_size} bytes of content, above the limit of {limit}")
+    require(
+        content_size <= limit,
+        f"the header announces {content_size} bytes of content, above the limit of {limit}",
+    )
     frame = memoryview(data)[HEADER.size :]
     try:
         about = zstandard.get_frame_parameters(frame)
-        require(about.content_size == content_size,
-                f"the zstd frame does not state the header's content size of {content_size} bytes")
+        require(
+            about.content_size == content_size,
+            f"the zstd frame does not state the header's content size of {content_size} bytes",
+        )
         require(about.has_checksum, "the zstd frame has no content checksum")
         require(about.dict_id == 0, f"the zstd frame asks for dictionary {about.dict_id}")
         return zstandard.ZstdDecompressor().decompress(
-            frame, max_output_size=content_size, read_across_frames=False, allow_extra_data=False)
+            frame, max_output_size=content_size, read_across_frames=False, allow_extra_data=False
+        )
     except zstandard.ZstdError as error:
-        raise ArtifactError(f"the zstd frame at file byte {HEADER.size} is not valid ({error})") from None
+        raise ArtifactError(
+            f"the zstd frame at file byte {HEADER.size} is not valid ({error})"
+        ) from None
 
 
 def read_config(cursor: Cursor) -> dict:
@@ -264,17 +312,24 @@ def read_config(cursor: Cursor) -> dict:
         config = json.loads(text.decode("ascii"))
         require(type(config) is dict, "the config is not a JSON object")
         for name, value in config.items():
-            require(type(value) in (str, int, float, bool),
-                    f"config entry {name!a:.60} is neither a string, a number nor a boolean")
-            require(type(value) is not int or -(2**63) <= value < 2**63,
-                    f"config entry {name!a:.60} is an integer of more than 64 bits")
+            require(
+                type(value) in (str, int, float, bool),
+                f"config entry {name!a:.60} is neither a string, a number nor a boolean",
+            )
+            require(
+                type(value) is not int or -(2**63) <= value < 2**63,
+                f"config entry {name!a:.60} is an integer of more than 64 bits",
+            )
         json.dumps(config, ensure_ascii=False).encode()  # refuses lone surrogates
         canonical = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     except ArtifactError:
         raise
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the config is not JSON of the permitted kind ({error})") from None
-    require(canonical.encode() == text, "the config is not in canonical form (sorted, compact, ASCII, no duplicates)")
+    require(
+        canonical.encode() == text,
+        "the config is not in canonical form (sorted, compact, ASCII, no duplicates)",
+    )
     return config
 
 
@@ -286,19 +341,29 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
     for index in range(count):
         (size,) = cursor.unpack("B", f"the name of tensor {index}")
         raw = bytes(cursor.take(size, f"the name of tensor {index}"))
-        require(NAME.fullmatch(raw) is not None,
-                f"the name of tensor {index}, {raw!r:.130}, is not 1 to 100 characters out of a-z 0-9 _ .")
+        require(
+            NAME.fullmatch(raw) is not None,
+            f"the name of tensor {index}, {raw!r:.130}, is not 1 to 100 characters out of a-z 0-9 _ .",
+        )
         name = raw.decode()
         require(raw > before, f"tensor {index}, {name}, comes out of order or twice")
         codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
         require(codec < len(CODECS), f"tensor {name} has the unknown codec {codec}")
-        require(dimensions <= MAX_DIMENSIONS, f"tensor {name} has {dimensions} dimensions, above {MAX_DIMENSIONS}")
+        require(
+            dimensions <= MAX_DIMENSIONS,
+            f"tensor {name} has {dimensions} dimensions, above {MAX_DIMENSIONS}",
+        )
         tensor = Tensor(name, codec, cursor.unpack(f"{dimensions}I", f"the shape of tensor {name}"))
         require(0 not in tensor.shape, f"tensor {name} has a dimension of 0")
         elements += tensor.size
-        require(elements <= limit, f"the tensors up to {name} have {elements} elements, above the limit of {limit}")
-        require(codec != TRELLIS or (dimensions >= 2 and tensor.shape[0] >= MIN_ROWS),
-                f"trellis tensor {name} has shape {tensor.shape}: it needs two dimensions and {MIN_ROWS} rows or more")
+        require(
+            elements <= limit,
+            f"the tensors up to {name} have {elements} elements, above the limit of {limit}",
+        )
+        require(
+            codec != TRELLIS or (dimensions >= 2 and tensor.shape[0] >= MIN_ROWS),
+            f"trellis tensor {name} has shape {tensor.shape}: it needs two dimensions and {MIN_ROWS} rows or more",
+        )
         tensors.append(tensor)
         before = raw
     return tensors
@@ -327,7 +392,9 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     (levels,) = cursor.unpack("B", what)
     require(levels >= 1, f"{what} is empty")
     tensor.centroids = centroids = read_planes(cursor, "<f2", levels, what)
-    require(bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing")
+    require(
+        bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing"
+    )
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
     what = f"the classes of the columns of tensor {tensor.name}"
     bits = np.unpackbits(cursor.array("u1", -(-tensor.columns // 8), what))
@@ -337,25 +404,38 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the code lengths of tensor {tensor.name}"
     number = 1 + int(tensor.classes.any())
     tensor.lengths = lengths = cursor.array("u1", number * levels, what).reshape(number, levels)
-    require(bool((lengths <= LONGEST_CODE).all()), f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits")
+    require(
+        bool((lengths <= LONGEST_CODE).all()),
+        f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits",
+    )
     for kraft in (1 << (LONGEST_CODE - lengths.astype(np.int64))).sum(axis=1).tolist():
-        require(kraft == 1 << LONGEST_CODE,
-                f"a code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full")
-    require(number == 1 or lengths[0].tobytes() < lengths[1].tobytes(), f"{what} are equal or out of order")
+        require(
+            kraft == 1 << LONGEST_CODE,
+            f"a code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full",
+        )
+    require(
+        number == 1 or lengths[0].tobytes() < lengths[1].tobytes(),
+        f"{what} are equal or out of order",
+    )
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
     what = f"the scales and steps of tensor {tensor.name}"
     step, offset = cursor.unpack("fh", what)
-    require(2.0**-100 <= step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100")
+    require(
+        2.0**-100 <= step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100"
+    )
     row_scales, column_scales, row_steps, column_steps = (
-        cursor.array("i1", count, what) for count in 2 * (tensor.shape[0], tensor.columns))
+        cursor.array("i1", count, what) for count in 2 * (tensor.shape[0], tensor.columns)
+    )
     tensor.row_scales = np.subtract(row_scales, row_steps, dtype=np.int32) + offset
     tensor.column_scales = np.subtract(column_scales, column_steps, dtype=np.int32)
     tensor.row_factors = step_factors(1.0, row_steps)
     tensor.column_factors = factors = step_factors(step / 4, column_steps)
-    require(bool((factors >= 2.0**-126).all() and np.isfinite(factors).all()),
-            f"tensor {tensor.name} has a column factor that is zero, subnormal or infinite")
+    require(
+        bool((factors >= 2.0**-126).all() and np.isfinite(factors).all()),
+        f"tensor {tensor.name} has a column factor that is zero, subnormal or infinite",
+    )
 
 
 def step_factors(unit: float, steps: np.ndarray) -> np.ndarray:
@@ -399,10 +479,15 @@ def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
 def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
     """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
     elements = sum(tensor.size for tensor in tensors)
-    lane_bits = cursor.array("<u4", lane_count(elements), "the bits per lane of the huffman stream").astype(np.int64)
+    lane_bits = cursor.array(
+        "<u4", lane_count(elements), "the bits per lane of the huffman stream"
+    ).astype(np.int64)
     ends = np.cumsum(lane_bits)
     total = int(ends[-1])
-    require(total <= LONGEST_CODE * elements, f"the huffman stream has {total} bits for {elements} elements")
+    require(
+        total <= LONGEST_CODE * elements,
+        f"the huffman stream has {total} bits for {elements} elements",
+    )
     words = cursor.array("<u2", -(-total // 16), "the huffman stream")
     windows = np.zeros(len(words) + 1, np.uint32)  # the 32 bits from each word on
     windows[:-1] = words
@@ -412,16 +497,23 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     for tensor in tensors:
         # In canonical order a class's codes tile the range 0..2^width of what the next `width` bits can be.
         number, levels = tensor.lengths.shape
-        order = np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(number)[:, None]
+        order = (
+            np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(number)[:, None]
+        )
         lengths = np.take(tensor.lengths, order.ravel()).astype(np.int64)
         width = int(lengths.max())
         spans = 1 << (width - lengths)
-        symbol_at, length_at = np.repeat(order.ravel().astype(np.uint16), spans), np.repeat(lengths, spans)
+        symbol_at, length_at = (
+            np.repeat(order.ravel().astype(np.uint16), spans),
+            np.repeat(lengths, spans),
+        )
         values = np.tile(tensor.centroids, number)
         counts = np.zeros(len(values), np.int64)
         weights = np.empty(tensor.size, np.float32)
         classes = np.resize(tensor.classes, tensor.size)
-        for block, block_classes in zip(*(groups(x, len(positions)) for x in (weights, classes)), strict=True):
+        for block, block_classes in zip(
+            *(groups(x, len(positions)) for x in (weights, classes)), strict=True
+        ):
             cells = block_classes.astype(np.intp) << width
             read_codes(positions[: block.shape[1]], windows, width, length_at, cells)
             symbols = symbol_at[cells]  # class * levels + level
@@ -432,8 +524,14 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
         tensor.entropy = entropy_bits(counts[seen], seen // levels)
         tensor.levels = len(np.unique(seen % levels))
         yield tensor.name, weights.reshape(tensor.shape)
-    require(np.array_equal(positions, ends), "a lane of the huffman stream does not end where its bits do")
-    require(not (windows[-2:-1] << (total % 16 or 16)).any(), "the huffman stream is not filled up with zeros")
+    require(
+        np.array_equal(positions, ends),
+        "a lane of the huffman stream does not end where its bits do",
+    )
+    require(
+        not (windows[-2:-1] << (total % 16 or 16)).any(),
+        "the huffman stream is not filled up with zeros",
+    )
 
 
 def read_codes(
@@ -455,20 +553,30 @@ class TrellisModel:
 
     log2_states: int
     largest: int  # magnitude K of an index: symbols 0..2K are the indices -K..K
-    frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it is unused
+    frequencies: (
+        np.ndarray
+    )  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it is unused
     unused: np.ndarray  # (contexts,) bool
 
 
 def read_model(cursor: Cursor) -> TrellisModel:
     log2_states, largest, contexts = cursor.unpack("BHB", "the trellis model")
-    require(log2_states in PARITY_CHECKS, f"the trellis model has 2^{log2_states} states and not 2^2 to 2^8")
-    require(largest <= MAX_INDEX, f"the trellis model has indices up to {largest}, above {MAX_INDEX}")
+    require(
+        log2_states in PARITY_CHECKS,
+        f"the trellis model has 2^{log2_states} states and not 2^2 to 2^8",
+    )
+    require(
+        largest <= MAX_INDEX, f"the trellis model has indices up to {largest}, above {MAX_INDEX}"
+    )
     require(1 <= contexts <= 64, f"the trellis model has {contexts} contexts and not 1 to 64")
     frequencies = cursor.array("<u2", contexts * (2 * largest + 1), "the table of frequencies")
     frequencies = frequencies.astype(np.int64).reshape(contexts, -1)
     totals = frequencies.sum(axis=1)
     for context, total in enumerate(totals.tolist()):
-        require(total in (0, SLOTS), f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0")
+        require(
+            total in (0, SLOTS),
+            f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0",
+        )
     return TrellisModel(log2_states, largest, frequencies, totals == 0)
 
 
@@ -481,7 +589,9 @@ def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray
     starts = (np.cumsum(filled, axis=1) - filled).ravel()
     symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint16), contexts), spans)
     frequency_at = np.repeat(spans.astype(np.uint32), spans)
-    place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(starts.astype(np.uint32), spans)
+    place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(
+        starts.astype(np.uint32), spans
+    )
     return symbol_at, frequency_at, place_at
 
 
@@ -489,14 +599,23 @@ def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
     elements = sum(tensor.size for tensor in tensors)
     model = read_model(cursor)
-    states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(np.uint32)
+    states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(
+        np.uint32
+    )
     require(bool((states >= STATE_FLOOR).all()), "a trellis state starts below 2^16")
     words = Words(cursor, elements)
     tables = slot_tables(model)
     for tensor in tensors:
         with np.errstate(over="ignore"):
-            top = np.float32(4 * model.largest + 1) * tensor.row_factors.max() * tensor.column_factors.max()
-        require(bool(np.isfinite(top)), f"tensor {tensor.name} has steps so large that a weight may be infinite")
+            top = (
+                np.float32(4 * model.largest + 1)
+                * tensor.row_factors.max()
+                * tensor.column_factors.max()
+            )
+        require(
+            bool(np.isfinite(top)),
+            f"tensor {tensor.name} has steps so large that a weight may be infinite",
+        )
         indices = decode_symbols(tensor, model, tables, states, words).astype(np.int32)
         indices -= model.largest
         weights = trellis_weights(indices.reshape(tensor.shape[0], -1), tensor, model.log2_states)
@@ -516,13 +635,17 @@ def decode_symbols(
     contexts, kinds = model.frequencies.shape
     context = element_contexts(tensor, model)
     symbols = np.empty(tensor.size, np.uint16)
-    for block, block_context in zip(groups(symbols, len(states)), groups(context, len(states)), strict=True):
+    for block, block_context in zip(
+        groups(symbols, len(states)), groups(context, len(states)), strict=True
+    ):
         cells = block_context.astype(np.intp) * SLOTS
         read_slots(states[: block.shape[1]], words, frequency_at, place_at, cells)
         block[...] = symbol_at[cells]
     cells, counts = distinct(context.astype(np.intp) * kinds + symbols, contexts * kinds)
     seen = cells // kinds
-    require(not model.unused[seen].any(), f"tensor {tensor.name} uses a context that has no frequencies")
+    require(
+        not model.unused[seen].any(), f"tensor {tensor.name} uses a context that has no frequencies"
+    )
     tensor.bits += float((counts * (SLOT_BITS - np.log2(model.frequencies.ravel()[cells]))).sum())
     tensor.entropy = entropy_bits(counts, seen)
     tensor.levels = len(np.unique(cells % kinds))
@@ -639,14 +762,27 @@ def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
     """What the command line prints, as JSON types: sizes in bytes (codes without padding), entropies in bits/weight."""
     content_bytes = HEADER.unpack_from(data)[3]
     rows = [
-        {"name": tensor.name, "shape": list(tensor.shape), "codec": CODECS[tensor.codec], "weights": tensor.size,
-         "levels": tensor.levels, "bytes": tensor.bits / 8, "bits_per_weight": tensor.bits / tensor.size,
-         "entropy": None if tensor.entropy is None else tensor.entropy / tensor.size}
+        {
+            "name": tensor.name,
+            "shape": list(tensor.shape),
+            "codec": CODECS[tensor.codec],
+            "weights": tensor.size,
+            "levels": tensor.levels,
+            "bytes": tensor.bits / 8,
+            "bits_per_weight": tensor.bits / tensor.size,
+            "entropy": None if tensor.entropy is None else tensor.entropy / tensor.size,
+        }
         for tensor in tensors
     ]
     weights, tensor_bytes = sum(row["weights"] for row in rows), sum(row["bytes"] for row in rows)
-    totals = {"weights": weights, "tensor_bytes": tensor_bytes, "shared_bytes": content_bytes - tensor_bytes,
-              "content_bytes": content_bytes, "file_bytes": len(data), "bits_per_weight": 8 * len(data) / weights}
+    totals = {
+        "weights": weights,
+        "tensor_bytes": tensor_bytes,
+        "shared_bytes": content_bytes - tensor_bytes,
+        "content_bytes": content_bytes,
+        "file_bytes": len(data),
+        "bits_per_weight": 8 * len(data) / weights,
+    }
     return {"version": VERSION, "config": config, "tensors": rows, "totals": totals}
 
 
@@ -654,16 +790,36 @@ def as_table(report: dict) -> str:
     totals = report["totals"]
     width = max(len("name"), *(len(row["name"]) for row in report["tensors"]))
     line = f"{{:{width}}}  {{:>16}}  {{:8}}{{:>7}}{{:>16}}{{:>13}}{{:>9}}".format
-    lines = [f"PCLL version {report['version']}, {len(report['tensors'])} tensors, {totals['weights']:,} weights",
-             "config " + json.dumps(report["config"], sort_keys=True), "",
-             line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy")]
+    lines = [
+        f"PCLL version {report['version']}, {len(report['tensors'])} tensors, {totals['weights']:,} weights",
+        "config " + json.dumps(report["config"], sort_keys=True),
+        "",
+        line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy"),
+    ]
     for row in report["tensors"]:
-        levels, entropy = ("-", "-") if row["levels"] is None else (row["levels"], f"{row['entropy']:.4f}")
-        lines.append(line(row["name"], "x".join(map(str, row["shape"])) or "scalar", row["codec"], levels,
-                          f"{row['bytes']:,.0f}", f"{row['bits_per_weight']:.4f}", entropy))
-    for label, key in (("tensors", "tensor_bytes"), ("config, table, models, padding", "shared_bytes"),
-                       ("content before zstd", "content_bytes"), ("file", "file_bytes")):
-        lines.append(f"{label:{width + 35}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}")
+        levels, entropy = (
+            ("-", "-") if row["levels"] is None else (row["levels"], f"{row['entropy']:.4f}")
+        )
+        lines.append(
+            line(
+                row["name"],
+                "x".join(map(str, row["shape"])) or "scalar",
+                row["codec"],
+                levels,
+                f"{row['bytes']:,.0f}",
+                f"{row['bits_per_weight']:.4f}",
+                entropy,
+            )
+        )
+    for label, key in (
+        ("tensors", "tensor_bytes"),
+        ("config, table, models, padding", "shared_bytes"),
+        ("content before zstd", "content_bytes"),
+        ("file", "file_bytes"),
+    ):
+        lines.append(
+            f"{label:{width + 35}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}"
+        )
     return "\n".join(lines)
 
 
@@ -675,7 +831,9 @@ def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
         with open(draft, "xb") as file:
             with zipfile.ZipFile(file, "w") as archive:
                 for name, array in weights.items():
-                    with archive.open(zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True) as member:
+                    with archive.open(
+                        zipfile.ZipInfo(name + ".npy"), "w", force_zip64=True
+                    ) as member:
                         np.lib.format.write_array(member, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
@@ -686,7 +844,9 @@ def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0, or 2 after one sentence on stderr."""
-    parser = argparse.ArgumentParser(description="Reads PCLL artifacts: prints a table of tensors, writes the weights.")
+    parser = argparse.ArgumentParser(
+        description="Reads PCLL artifacts: prints a table of tensors, writes the weights."
+    )
     parser.add_argument("artifact", help="the .pcll file")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--npz", metavar="FILE", help="write the weights as float32 arrays")

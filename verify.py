@@ -53,16 +53,32 @@ TOLERANCE = 0.0005  # bits per byte between a claim, usually computed in bfloat1
 BOS = 1  # the id that starts every document
 SP1024_SHA256 = "4f5e8adb"  # how the sha256 of the challenge's 1,024-piece tokenizer begins
 SP1024_VAL_TOKENS = 62_021_632  # its scored validation tokens, in whole sequences of 1,024
-DEFAULT_DATA = ("data/datasets/fineweb10B_sp1024", "data/demo")  # the challenge's folder of shards, the demo's
+DEFAULT_DATA = (
+    "data/datasets/fineweb10B_sp1024",
+    "data/demo",
+)  # the challenge's folder of shards, the demo's
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
-UNREADABLE = (SyntaxError, ValueError, IndexError, RecursionError, MemoryError, OSError)  # of a program in any state
+UNREADABLE = (
+    SyntaxError,
+    ValueError,
+    IndexError,
+    RecursionError,
+    MemoryError,
+    OSError,
+)  # of a program in any state
 
 
 # ---- Findings and report
 
 PROVEN, CONSISTENT, NOT_CHECKABLE, FAILED = "PROVEN", "CONSISTENT", "NOT CHECKABLE", "FAILED"
 SUSPICION = "SUSPICION"
-COLOURS = {PROVEN: 32, CONSISTENT: 36, NOT_CHECKABLE: 33, SUSPICION: 35, FAILED: 31}  # in the report's order
+COLOURS = {
+    PROVEN: 32,
+    CONSISTENT: 36,
+    NOT_CHECKABLE: 33,
+    SUSPICION: 35,
+    FAILED: 31,
+}  # in the report's order
 
 
 class Finding(NamedTuple):
@@ -95,12 +111,24 @@ def print_report(findings: list[Finding]) -> None:
             print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
         for f in findings:
             if f.verdict == verdict:
-                form = "," if isinstance(f.number, int) else ".6f" if not f.number or abs(f.number) >= 1e-3 else ".1e"
+                form = (
+                    ","
+                    if isinstance(f.number, int)
+                    else ".6f"
+                    if not f.number or abs(f.number) >= 1e-3
+                    else ".1e"
+                )
                 number = "" if f.number is None else f"{f.number:{form}} {f.unit}"
                 text = f"  {f.check:<15} {number:<22} {clean(f.detail)}"
                 print(textwrap.fill(text, 110, subsequent_indent=" " * 41))
                 print(f"{'':18}> {clean(f.line, 90)}\n" if f.line else "", end="")
-    print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict] or verdict == FAILED))
+    print(
+        " · ".join(
+            f"{counts[verdict]} {verdict}"
+            for verdict in COLOURS
+            if counts[verdict] or verdict == FAILED
+        )
+    )
 
 
 def say(text: str) -> None:
@@ -119,7 +147,16 @@ say.last = 0.0
 
 TEXT_BYTES = 1_000_000  # a larger script, README or submission.json is not read
 NOT_CODE = {".bin", ".model", ".vocab", ".pcll"}  # shards, tokenizer, artifact
-FILE_CALLS = {"open", "read_text", "read_bytes", "exec", "eval", "run_path", "CDLL", "spec_from_file_location"}
+FILE_CALLS = {
+    "open",
+    "read_text",
+    "read_bytes",
+    "exec",
+    "eval",
+    "run_path",
+    "CDLL",
+    "spec_from_file_location",
+}
 MODULE_CALLS = {"import_module", "__import__", "run_module"}
 PATH_WORDS = FILE_CALLS | MODULE_CALLS | {  # names that a path may contain and still be constant
     "__file__", "Path", "pathlib", "os", "path", "str", "compile", "read", "parent", "join", "joinpath", "dirname",
@@ -133,8 +170,14 @@ def read_code(script: Path) -> tuple[list[Path], list[str]]:
     for file in files:  # grows on the way
         used, unknown = references(file, folder) if file.suffix == ".py" else ([], [])
         computed += unknown
-        used = [path.resolve() for path in used if os.path.isfile(path) and path.suffix not in NOT_CODE]
-        files += [path for path in dict.fromkeys(used) if path.is_relative_to(folder) and path not in files]
+        used = [
+            path.resolve() for path in used if os.path.isfile(path) and path.suffix not in NOT_CODE
+        ]
+        files += [
+            path
+            for path in dict.fromkeys(used)
+            if path.is_relative_to(folder) and path not in files
+        ]
     return files, computed
 
 
@@ -154,13 +197,19 @@ def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 level, module = getattr(node, "level", 0), getattr(node, "module", None) or ""
                 base = file.parents[level - 1] if level else folder
-                found += [path for name in node.names for path in module_files(f"{module}.{name.name}", base)]
+                found += [
+                    path
+                    for name in node.names
+                    for path in module_files(f"{module}.{name.name}", base)
+                ]
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 name, text = node.targets[0].id, constant_path(node.value, names)
                 names[name] = text if name not in names else None  # a name that changes is computed
             elif isinstance(node, ast.Call) and (target := call_target(node)):
                 text, call = constant_path(target, names), ast.unparse(node.func).split(".")[-1]
-                beside = [(file.parent if "__file__" in ast.unparse(target) else folder) / (text or "")]
+                beside = [
+                    (file.parent if "__file__" in ast.unparse(target) else folder) / (text or "")
+                ]
                 found += module_files(text or "", folder) if call in MODULE_CALLS else beside
                 unknown += [f"{file.name}:{node.lineno} {call}"] * (text is None)
     except UNREADABLE as error:
@@ -170,7 +219,11 @@ def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
 
 def read_text(path: Path | None) -> str:
     """A text file; empty where there is none or it is over TEXT_BYTES."""
-    return path.read_bytes().decode("utf-8-sig", "replace") if path and path.stat().st_size <= TEXT_BYTES else ""
+    return (
+        path.read_bytes().decode("utf-8-sig", "replace")
+        if path and path.stat().st_size <= TEXT_BYTES
+        else ""
+    )
 
 
 def call_target(call: ast.Call) -> ast.expr | None:
@@ -178,10 +231,22 @@ def call_target(call: ast.Call) -> ast.expr | None:
     args, dotted = call.args, isinstance(call.func, ast.Attribute)
     name = call.func.attr if dotted else getattr(call.func, "id", "")
     others = [*args[not dotted :], *(keyword.value for keyword in call.keywords)]
-    modes = [a.value for a in others if isinstance(a, ast.Constant) and set(str(a.value)) <= set("rwaxbt+")]
-    if name == "open" and modes and not set(modes[0]) & set("r+") or name in ("exec", "eval") and dotted:
+    modes = [
+        a.value
+        for a in others
+        if isinstance(a, ast.Constant) and set(str(a.value)) <= set("rwaxbt+")
+    ]
+    if (
+        name == "open"
+        and modes
+        and not set(modes[0]) & set("r+")
+        or name in ("exec", "eval")
+        and dotted
+    ):
         return None  # it only writes, or is no exec
-    if dotted and (name in ("read_text", "read_bytes") or name == "open" and len(modes) == len(args)):
+    if dotted and (
+        name in ("read_text", "read_bytes") or name == "open" and len(modes) == len(args)
+    ):
         return call.func.value
     position = -1 if name == "spec_from_file_location" else 0
     return args[position] if args and name in FILE_CALLS | MODULE_CALLS else None
@@ -198,7 +263,11 @@ def module_files(name: str, base: Path) -> list[Path]:
     """Where an imported module could lie: a.b as a/__init__.py, a.py, a/b/__init__.py, a/b.py, a/b.*.so, ..."""
     parts = [part for part in name.split(".") if part.isidentifier()]
     stems = [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
-    names = [stem.parent / f"{stem.name}{end}" for stem in stems for end in ("/__init__.py", ".py", ".pyc")]
+    names = [
+        stem.parent / f"{stem.name}{end}"
+        for stem in stems
+        for end in ("/__init__.py", ".py", ".pyc")
+    ]
     return names + [file for stem in stems for file in stem.parent.glob(f"{stem.name}.*so")]
 
 
@@ -212,22 +281,34 @@ def check_size(artifact: Path, script: Path | None) -> list[Finding]:
     detail = f"code {raw:,} ({names}; {compressed:,} by lzma) + artifact {held:,}: {CAP_BYTES - raw - held:,} below cap"
     found = [Finding(verdict, "size", f"{detail} of {CAP_BYTES:,}", raw + held, "bytes")]
     detail = f"what these read or run is known only when they run: {', '.join(computed[:12])}"
-    return found + [Finding(NOT_CHECKABLE, "code", detail, len(computed), "call(s)")] * bool(computed)
+    return found + [Finding(NOT_CHECKABLE, "code", detail, len(computed), "call(s)")] * bool(
+        computed
+    )
 
 
 # ---- Data and byte count
+
 
 def read_tokens(folder: Path, vocab_size: int) -> np.ndarray:
     """The validation split, uint16 [n >= 2]: all shards fineweb_val_*.bin of a folder in the order of their names."""
     parts = []
     for shard in sorted(folder.glob("fineweb_val_*.bin")):
-        header, size = np.fromfile(shard, "<i4", 256), shard.stat().st_size  # magic, version, tokens, zeros
-        if len(header) < 256 or header[:2].tolist() != [20240520, 1] or size != 1024 + 2 * int(header[2]):
+        header, size = (
+            np.fromfile(shard, "<i4", 256),
+            shard.stat().st_size,
+        )  # magic, version, tokens, zeros
+        if (
+            len(header) < 256
+            or header[:2].tolist() != [20240520, 1]
+            or size != 1024 + 2 * int(header[2])
+        ):
             raise UnusableInput(f"{shard} is not a whole token shard (magic 20240520, version 1)")
         parts.append(np.fromfile(shard, "<u2", offset=1024))
     tokens = np.concatenate(parts or [np.zeros(0, "<u2")])
     if len(tokens) < 2 or int(tokens.max()) >= vocab_size:
-        raise UnusableInput(f"the fineweb_val_*.bin in {folder} hold no tokens, or ids of {vocab_size} and above")
+        raise UnusableInput(
+            f"the fineweb_val_*.bin in {folder} hold no tokens, or ids of {vocab_size} and above"
+        )
     return tokens
 
 
@@ -243,7 +324,9 @@ def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProces
     ids = range(tokenizer.vocab_size())
     letter = next(i for i in ids if tokenizer.id_to_piece(i) in set("etaoinsrhldu0123456789"))
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
-    return sum(len(tokenizer.decode(stand_in[tokens[a:b]].tolist()).encode()) for a, b in documents(tokens))
+    return sum(
+        len(tokenizer.decode(stand_in[tokens[a:b]].tolist()).encode()) for a, b in documents(tokens)
+    )
 
 
 # ---- Model
@@ -260,7 +343,9 @@ def rotate(x: Tensor, dims: int, base: float) -> Tensor:
     frequency = base ** (-torch.arange(half, dtype=torch.float32, device=x.device) / half)
     angle = torch.arange(T, dtype=torch.float32, device=x.device)[:, None] * frequency
     a, b, rest = x[..., :half], x[..., half:dims], x[..., dims:]
-    return torch.cat([a * angle.cos() + b * angle.sin(), b * angle.cos() - a * angle.sin(), rest], -1)
+    return torch.cat(
+        [a * angle.cos() + b * angle.sin(), b * angle.cos() - a * angle.sin(), rest], -1
+    )
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -302,7 +387,11 @@ class Model:
     def attend(self, i: int, h: Tensor, v_first: Tensor | None) -> tuple[Tensor, Tensor]:
         """(what layer i's attention adds, its values [B, KV, T, d]) for its normed input h [B, T, D]."""
         prefix, c = f"blocks.{i}.attn.", self.config
-        p = {name.removeprefix(prefix): value for name, value in self.params.items() if name.startswith(prefix)}
+        p = {
+            name.removeprefix(prefix): value
+            for name, value in self.params.items()
+            if name.startswith(prefix)
+        }
         d = c["model_dim"] // c["num_heads"]
         q, k, v = (F.linear(h, p[name]).unflatten(-1, (-1, d)).transpose(1, 2) for name in "qkv")
         if c["value_residual"] and v_first is not None:
@@ -364,7 +453,10 @@ class TheirModel:
 # ---- Scoring
 # verify.py keeps the loop: a model maps token ids to logits and never holds the target of the position it is asked for.
 
-BATCH_TOKENS = {"cpu": 4096, "cuda": 131_072}  # tokens that go through the network at a time; an eighth to learn
+BATCH_TOKENS = {
+    "cpu": 4096,
+    "cuda": 131_072,
+}  # tokens that go through the network at a time; an eighth to learn
 
 
 def windows(tokens: np.ndarray, config: dict) -> Iterator[tuple[int, int, int]]:
@@ -377,10 +469,17 @@ def windows(tokens: np.ndarray, config: dict) -> Iterator[tuple[int, int, int]]:
             first, end = end, min(end + stride, b)
 
 
-def batches(tokens: np.ndarray, config: dict, device: str) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
+def batches(
+    tokens: np.ndarray, config: dict, device: str
+) -> Iterator[tuple[int, list[tuple[int, int, int]]]]:
     """(chunk, neighbouring windows of one shape that lie in this chunk)."""
-    chunk, most = config["ttt_chunk_tokens"], max(1, BATCH_TOKENS[device] // config["train_seq_len"])
-    for key, group in groupby(windows(tokens, config), lambda w: ((w[1] - 1) // chunk, w[1] - w[0], w[1] - w[2])):
+    chunk, most = (
+        config["ttt_chunk_tokens"],
+        max(1, BATCH_TOKENS[device] // config["train_seq_len"]),
+    )
+    for key, group in groupby(
+        windows(tokens, config), lambda w: ((w[1] - 1) // chunk, w[1] - w[0], w[1] - w[2])
+    ):
         while batch := list(islice(group, most)):
             yield key[0], batch
 
@@ -399,27 +498,49 @@ def score(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Name
         targets = np.concatenate([tokens[c + 1 : b + 1] for _, b, c in batch]).astype(np.int64)
         with torch.no_grad(), torch.autocast(args.device, dtype, enabled=dtype != torch.float32):
             logits = model(torch.from_numpy(inputs).to(args.device), first - start).float().cpu()
-        nats += F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets), reduction="none").double().sum().item()
+        nats += (
+            F.cross_entropy(logits.flatten(0, 1), torch.from_numpy(targets), reduction="none")
+            .double()
+            .sum()
+            .item()
+        )
         done += len(targets)
         left = (time.monotonic() - began) * (n / done - 1)
-        say(f"{done / n:6.1%} scored, bpb {nats / done / math.log(2) * n / held:.4f}, {left:,.0f} s left")
+        say(
+            f"{done / n:6.1%} scored, bpb {nats / done / math.log(2) * n / held:.4f}, {left:,.0f} s left"
+        )
     return nats / math.log(2) / held, nats / done
 
 
-def learner(model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, total: int) -> Callable:
+def learner(
+    model: Callable, tokens: np.ndarray, config: dict, args: argparse.Namespace, total: int
+) -> Callable:
     """Score-first test-time training: learn(chunk, lo, hi) trains model.params on inputs [lo, hi), already scored; the
     learning rate follows a cosine over the chunks of the whole split, of `total` tokens."""
     length, size = config["train_seq_len"], config["ttt_batch_seqs"]
     chunks = math.ceil((total - 1) / config["ttt_chunk_tokens"])
-    factors = {"attn.out": 3.0, "mlp.down": 3.0, "mlp.up": 0.5}  # of the learning rate, by the end of the name
+    factors = {
+        "attn.out": 3.0,
+        "mlp.down": 3.0,
+        "mlp.up": 0.5,
+    }  # of the learning rate, by the end of the name
     groups = [{"params": [p.requires_grad_()], "factor": factors.get(".".join(name.split(".")[-2:]), 1.0)}
               for name, p in model.params.items()]  # fmt: skip
-    adamw, rows = config["ttt_optimizer"] == "adamw", max(1, BATCH_TOKENS[args.device] // (8 * length))
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.0) if adamw else torch.optim.SGD(groups, 1e-3, momentum=0.9)
+    adamw, rows = (
+        config["ttt_optimizer"] == "adamw",
+        max(1, BATCH_TOKENS[args.device] // (8 * length)),
+    )
+    optimizer = (
+        torch.optim.AdamW(groups, weight_decay=0.0)
+        if adamw
+        else torch.optim.SGD(groups, 1e-3, momentum=0.9)
+    )
 
     def learn(chunk: int, lo: int, hi: int) -> None:
         for group in optimizer.param_groups:
-            group["lr"] = config["ttt_lr"] * group["factor"] * 0.5 * (1 + math.cos(math.pi * chunk / chunks))
+            group["lr"] = (
+                config["ttt_lr"] * group["factor"] * 0.5 * (1 + math.cos(math.pi * chunk / chunks))
+            )
         starts = range(lo, hi - length + 1, length)
         for epoch, i in product(range(config["ttt_epochs"]), range(0, len(starts), size)):
             batch = starts[i : i + size]
@@ -445,14 +566,24 @@ PROBE_SUFFIXES = 8
 PROBE_LIMIT = 1e-6  # of a probability, or of a value that enters the first layer
 
 
-def check_probes(model: Callable, tokens: np.ndarray | None, config: dict, args: argparse.Namespace) -> list[Finding]:
+def check_probes(
+    model: Callable, tokens: np.ndarray | None, config: dict, args: argparse.Namespace
+) -> list[Finding]:
     """Causality, normalisation, determinism, isolation, on the data's first window; random tokens without data."""
-    T, vocab, random = min(PROBE_TOKENS, config["train_seq_len"]), config["vocab_size"], np.random.default_rng(0)
+    T, vocab, random = (
+        min(PROBE_TOKENS, config["train_seq_len"]),
+        config["vocab_size"],
+        np.random.default_rng(0),
+    )
     if T < 2:
         return [Finding(NOT_CHECKABLE, "causality", "windows of one token cannot be probed")]
     held = tokens is not None and len(tokens) >= T
-    window = torch.from_numpy(tokens[:T].astype(np.int64) if held else random.integers(0, vocab, T)).to(args.device)
-    other = (window + torch.from_numpy(random.integers(1, vocab, T)).to(args.device)) % vocab  # differs everywhere
+    window = torch.from_numpy(
+        tokens[:T].astype(np.int64) if held else random.integers(0, vocab, T)
+    ).to(args.device)
+    other = (
+        window + torch.from_numpy(random.integers(1, vocab, T)).to(args.device)
+    ) % vocab  # differs everywhere
 
     def probabilities(*rows: Tensor) -> Tensor:
         say("probing the network")
@@ -461,10 +592,14 @@ def check_probes(model: Callable, tokens: np.ndarray | None, config: dict, args:
 
     base = probabilities(window)
     cuts = [1, T // 2, T - 1, *random.integers(1, T, PROBE_SUFFIXES - 3).tolist()]
-    seen = max(change(base[:p], probabilities(torch.cat([window[:p], other[p:]]))[:p]) for p in cuts)
+    seen = max(
+        change(base[:p], probabilities(torch.cat([window[:p], other[p:]]))[:p]) for p in cuts
+    )
     again = change(base, probabilities(window))
     beside = change(probabilities(window, other), probabilities(window, other.flip(0)))
-    off = change(base.sum(-1), torch.ones_like(base.sum(-1))) if base.shape[-1] == vocab else math.inf
+    off = (
+        change(base.sum(-1), torch.ones_like(base.sum(-1))) if base.shape[-1] == vocab else math.inf
+    )
     reset = config["eval_doc_reset"]  # then no window reaches across a document's start
     leak = 0.0 if reset else isolation_leak(model, window, vocab)
     theirs = not isinstance(model, Model)  # may attend without F.scaled_dot_product_attention
@@ -520,8 +655,13 @@ def config_problems(c: dict, weights: dict[str, np.ndarray], theirs: bool) -> li
     """Why a configuration is impossible or does not fit the tensors; of a changed architecture, what scoring needs."""
     found = []
     for name, (kind, low, high) in (SCORING if theirs else CONFIG).items():
-        if type(c.get(name)) not in (kind, int if kind is float else kind) or not low <= c[name] <= high:
-            found.append(f"{name} = {c.get(name, 'missing')!r} is no {kind.__name__} from {low} to {high}")
+        if (
+            type(c.get(name)) not in (kind, int if kind is float else kind)
+            or not low <= c[name] <= high
+        ):
+            found.append(
+                f"{name} = {c.get(name, 'missing')!r} is no {kind.__name__} from {low} to {high}"
+            )
     if found:
         return found
     rules = {
@@ -538,7 +678,11 @@ def config_problems(c: dict, weights: dict[str, np.ndarray], theirs: bool) -> li
     shapes = {name: array.shape for name, array in weights.items()}
     wanted = shapes if theirs or found else expected_shapes(c)
     found += [f"tensor {name} is not asked for" for name in shapes if name not in wanted]
-    return found + [f"{n} is {shapes.get(n, 'absent')}, not {s}" for n, s in wanted.items() if shapes.get(n) != s]
+    return found + [
+        f"{n} is {shapes.get(n, 'absent')}, not {s}"
+        for n, s in wanted.items()
+        if shapes.get(n) != s
+    ]
 
 
 def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
@@ -553,7 +697,11 @@ def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     block |= {"attn.value_mix": (2,)} if c["value_residual"] else {}
     shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
     shapes.pop("blocks.0.attn.value_mix", None)
-    shapes |= {"bigram.table": (buckets, wide), "bigram.proj": (D, wide), "bigram.scale": ()} if buckets else {}
+    shapes |= (
+        {"bigram.table": (buckets, wide), "bigram.proj": (D, wide), "bigram.scale": ()}
+        if buckets
+        else {}
+    )
     shapes |= {"smear_gate": (D,)} if c["smear_gate"] else {}
     shapes |= {"skip_weights": (layers // 2, D)} if c["unet_skips"] and layers > 1 else {}
     return shapes | {"tok_emb": (c["vocab_size"], D)}
@@ -562,9 +710,17 @@ def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
 def find_data(config: dict, args: argparse.Namespace) -> tuple[Path | None, Path | None, bool]:
     """(folder of shards, tokenizer, whether that has the artifact's sha256): as named, or else a default that has."""
     folders = [Path(folder) for folder in (args.data, *DEFAULT_DATA) if folder]
-    pairs = [(f, m) for f in folders for m in [*f.glob("*.model"), *f.parent.parent.glob("tokenizers/*.model")]]
+    pairs = [
+        (f, m)
+        for f in folders
+        for m in [*f.glob("*.model"), *f.parent.parent.glob("tokenizers/*.model")]
+    ]
     pairs += [(None, Path(args.tokenizer))] if args.tokenizer else []
-    fitting = [pair for pair in pairs if hashlib.sha256(pair[1].read_bytes()).hexdigest() == config["tokenizer_sha256"]]
+    fitting = [
+        pair
+        for pair in pairs
+        if hashlib.sha256(pair[1].read_bytes()).hexdigest() == config["tokenizer_sha256"]
+    ]
     folder, model = next(iter(fitting), (None, None))
     model = Path(args.tokenizer) if args.tokenizer else model
     return Path(args.data) if args.data else folder, model, model in [pair[1] for pair in fitting]
@@ -580,15 +736,30 @@ def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float])
     except ArtifactError as error:
         return [*found, Finding(FAILED, "integrity", str(error))]
     count = sum(array.size for array in weights.values())
-    found.append(Finding(PROVEN, "integrity", f"{len(weights)} tensors, by decode_artifact.py", count, "weights"))
+    found.append(
+        Finding(
+            PROVEN, "integrity", f"{len(weights)} tensors, by decode_artifact.py", count, "weights"
+        )
+    )
     if problems := config_problems(config, weights, args.model is not None):
-        return [*found, Finding(FAILED, "config", "; ".join(problems[:5]), len(problems), "problems")]
+        return [
+            *found,
+            Finding(FAILED, "config", "; ".join(problems[:5]), len(problems), "problems"),
+        ]
     if args.model:
         model = TheirModel(Path(args.model), config, weights, args.device)
-        found.append(Finding(CONSISTENT, "model", f"the logits come from their code in {args.model}, the loop is ours"))
+        found.append(
+            Finding(
+                CONSISTENT,
+                "model",
+                f"the logits come from their code in {args.model}, the loop is ours",
+            )
+        )
     else:
         model = Model(config, weights, args.device)
-        unknown = ", ".join(name for name in config if name not in CONFIG and name != "preset") or "none"
+        unknown = (
+            ", ".join(name for name in config if name not in CONFIG and name != "preset") or "none"
+        )
         detail = f"every tensor has the shape it asks for; settings not used here: {unknown}"
         found.append(Finding(PROVEN, "config", detail, len(weights), "tensors"))
     data, tokenizer, same = find_data(config, args)
@@ -598,7 +769,12 @@ def check_artifact(path: Path, args: argparse.Namespace, submitted: list[float])
     tokens = read_tokens(data, config["vocab_size"]) if data else None
     found += check_probes(model, tokens, config, args)
     if tokens is None or not same:
-        return [*found, Finding(NOT_CHECKABLE, "val_bpb", "no validation shards for this tokenizer here; see --data")]
+        return [
+            *found,
+            Finding(
+                NOT_CHECKABLE, "val_bpb", "no validation shards for this tokenizer here; see --data"
+            ),
+        ]
     return found + check_score(model, tokens, tokenizer, config, args, submitted)
 
 
@@ -607,11 +783,19 @@ def check_score(model: Callable, tokens: np.ndarray, tokenizer: Path, config: di
     """Bytes, bits per byte with frozen weights, with --ttt adapted ones, and the claim."""
     part, protocol = tokens[: args.max_tokens], config["ttt_protocol"]
     held = count_bytes(part, sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)))
-    found = [Finding(PROVEN, "bytes", f"of decoded text, {held / (len(part) - 1):.4f} a token", held, "bytes")]
+    found = [
+        Finding(
+            PROVEN, "bytes", f"of decoded text, {held / (len(part) - 1):.4f} a token", held, "bytes"
+        )
+    ]
     verdict, whole = PROVEN if isinstance(model, Model) else CONSISTENT, len(part) == len(tokens)
-    extent = "" if whole else f"; PARTIAL: the first {len(part) / len(tokens):.1%} of the split here"
+    extent = (
+        "" if whole else f"; PARTIAL: the first {len(part) / len(tokens):.1%} of the split here"
+    )
 
-    def measure(check: str, how: str, learn: Callable | None = None, dtype: torch.dtype = torch.float32) -> float:
+    def measure(
+        check: str, how: str, learn: Callable | None = None, dtype: torch.dtype = torch.float32
+    ) -> float:
         bpb, loss = score(model, part, config, args, held, learn, dtype)
         detail = f"{how}, val_loss {loss:.6f}; {len(part) - 1:,} tokens, each scored once{extent}"
         found.append(Finding(verdict, check, detail, bpb, "bits/byte"))
@@ -647,8 +831,19 @@ def check_claim(claims: list[float], scores: list[float], partial: str, doubt: s
     claim, bpb = min(product(claims, scores), key=lambda pair: abs(pair[0] - pair[1]))
     same = abs(claim - bpb) <= tolerance
     unsure = partial or ("" if same else doubt)
-    detail = f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}" + f"; {unsure}" * bool(unsure)
-    return [Finding(NOT_CHECKABLE if unsure else verdict if same else FAILED, "claim", detail, claim, "bits/byte")]
+    detail = (
+        f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}"
+        + f"; {unsure}" * bool(unsure)
+    )
+    return [
+        Finding(
+            NOT_CHECKABLE if unsure else verdict if same else FAILED,
+            "claim",
+            detail,
+            claim,
+            "bits/byte",
+        )
+    ]
 
 
 # ---- Record folder: logs
@@ -658,13 +853,21 @@ def check_claim(claims: list[float], scores: list[float], partial: str, doubt: s
 LINE_CHARS = 4_000  # of a longer line the rest is skipped
 LOG_BYTES = 4_000_000  # of a longer log only the start and the end, of this size each, are read
 LOG_SUFFIXES = (".log", ".txt", ".out", ".tsv", ".jsonl")
-MAX_FILES, MAX_LOGS, MAX_LINES = 2_000, 64, 200  # files of a folder, logs among them, lines kept of a log and a kind
+MAX_FILES, MAX_LOGS, MAX_LINES = (
+    2_000,
+    64,
+    200,
+)  # files of a folder, logs among them, lines kept of a log and a kind
 
 NUM, BYTES = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)", r"([0-9][0-9,]{0,14})"
-SOURCE_BEGINS = re.compile(r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!')
+SOURCE_BEGINS = re.compile(
+    r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!'
+)
 SOURCE_ENDS = re.compile(r"={20,}$|logs/|Running Python|Python \d|Hyperparameters|val_bpb:enabled|train_loader:|seed:\d"
                          r"|world_size:\d|model_params:\d|warmup_step:|step:\d|\d+/\d+ (train|val)_loss")  # fmt: skip
-BPB = re.compile(r"(?:val_loss[\"']?[:=] ?" + NUM + r".{0,100}?)?bpb[\"']? ?[:=]\W{0,20}" + NUM, re.I)
+BPB = re.compile(
+    r"(?:val_loss[\"']?[:=] ?" + NUM + r".{0,100}?)?bpb[\"']? ?[:=]\W{0,20}" + NUM, re.I
+)
 RUNNING = re.compile(r"step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
                      r"|pre[-_ ]?quant|post[-_ ]?ema", re.I)  # fmt: skip
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
@@ -704,7 +907,10 @@ class Log:
 
     def __init__(self, name: str):
         self.name, self.gpu, self.stepped = name, "", False
-        self.lines, self.running = deque(maxlen=MAX_LINES), deque(maxlen=MAX_LINES)  # kind running apart
+        self.lines, self.running = (
+            deque(maxlen=MAX_LINES),
+            deque(maxlen=MAX_LINES),
+        )  # kind running apart
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # (value, its line)
         self.settings = {}  # name -> value, as printed before the first step
         self.sources = []  # the scripts that it embeds, each a list of lines
@@ -736,13 +942,23 @@ class Log:
         for fact, pattern in FACTS.items():
             if (found := pattern.search(text)) and (legal or fact not in LOG_PATTERNS):
                 count, unit = (*found.groups(), None, None)[:2]
-                value = round(float(count) * SECONDS[unit], 6) if unit else int((count or "0").replace(",", ""))
-                if fact != "calibration" or self.facts["stop"]:  # before the stop it is part of the training
+                value = (
+                    round(float(count) * SECONDS[unit], 6)
+                    if unit
+                    else int((count or "0").replace(",", ""))
+                )
+                if (
+                    fact != "calibration" or self.facts["stop"]
+                ):  # before the stop it is part of the training
                     self.facts[fact].append((value, quote))
         if found := re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text):
             self.gpu = found[1]
         self.stepped = self.stepped or "train_loss" in text
-        if not self.stepped and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text) and len(self.settings) < 1_000:
+        if (
+            not self.stepped
+            and re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text)
+            and len(self.settings) < 1_000
+        ):
             self.settings.update(re.findall(r"([a-z_]\w{0,60})[:=] ?([\w.+-]+)", text))
 
 
@@ -775,13 +991,17 @@ def read_log(path: Path, name: str) -> Log:
 
 # ---- Record folder: submission.json
 
+
 def to_number(value) -> float | None:
     """A finite number, also of text such as "15,990,006"; of a list or map of numbers the mean; else None."""
     if isinstance(value, dict):
         value = value.get("mean", [item for key, item in value.items() if "std" not in key])
     try:
         if isinstance(value, list):
-            return fmean(None if isinstance(item, list | dict) else to_number(item) for item in value[:MAX_LOGS])
+            return fmean(
+                None if isinstance(item, list | dict) else to_number(item)
+                for item in value[:MAX_LOGS]
+            )
         number = float(value.replace(",", "").split()[0] if isinstance(value, str) else value)
         return number if math.isfinite(number) and not isinstance(value, bool) else None
     except (TypeError, ValueError, IndexError, OverflowError):
@@ -790,7 +1010,9 @@ def to_number(value) -> float | None:
 
 def claimed_bpb(table: dict) -> float | None:
     names = ("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_bpb", "bpb")
-    return next((number for name in names if (number := to_number(table.get(name))) is not None), None)
+    return next(
+        (number for name in names if (number := to_number(table.get(name))) is not None), None
+    )
 
 
 def claimed_seeds(table: dict) -> dict[int, float | None]:
@@ -814,11 +1036,17 @@ def read_submission(files: list[Path]) -> tuple[dict, Finding]:
     try:
         table = json.loads(read_text(path))
         if isinstance(table, dict):
-            return table, Finding(PROVEN, "submission.json", f"{path.name} parses", len(table), "fields")
+            return table, Finding(
+                PROVEN, "submission.json", f"{path.name} parses", len(table), "fields"
+            )
         problem = f"it holds a {type(table).__name__}, not fields"
     except UNREADABLE as error:
         problem = error
-    return {}, Finding(FAILED, "submission.json", f"{path.name} cannot be used: {problem}" if path else "is missing")
+    return {}, Finding(
+        FAILED,
+        "submission.json",
+        f"{path.name} cannot be used: {problem}" if path else "is missing",
+    )
 
 
 def submitted_scores(folder: Path) -> list[float]:
@@ -845,28 +1073,51 @@ def explanations(logs: list[Log], seeds: dict) -> Iterator[tuple[str, float, lis
         chosen = {"final": [log.headline for log in group if log.headline]}
         for log in group:
             finals = [line for line in log.lines if line.kind == "final"]
-            for label, line in {re.split("val_loss|val_bpb", x.quote.partition(": ")[2])[0]: x for x in finals}.items():
+            for label, line in {
+                re.split("val_loss|val_bpb", x.quote.partition(": ")[2])[0]: x for x in finals
+            }.items():
                 chosen.setdefault(f"'{label.strip()}'", []).append(line)
         for words, lines in chosen.items():
             if len(lines) > 1:
-                yield f"the mean of the last {words} lines of {len(lines)} logs", fmean(x.bpb for x in lines), lines
+                yield (
+                    f"the mean of the last {words} lines of {len(lines)} logs",
+                    fmean(x.bpb for x in lines),
+                    lines,
+                )
     stated = [line for log in logs for line in log.lines]
-    found = [next((x for x in stated if bpb and agree(bpb, x.bpb, x.digits)), None) for bpb in seeds.values()]
+    found = [
+        next((x for x in stated if bpb and agree(bpb, x.bpb, x.digits)), None)
+        for bpb in seeds.values()
+    ]
     if len(found) > 1 and None not in found:
         yield "the mean of its seed results, each of them in a log", fmean(seeds.values()), found
-    singles = [x for log in logs for x in [log.headline, *reversed(log.lines), *reversed(log.running)] if x]
-    for line in sorted((x for x in singles if x.kind != "illegal"), key=lambda x: x.kind):  # final ones first
+    singles = [
+        x for log in logs for x in [log.headline, *reversed(log.lines), *reversed(log.running)] if x
+    ]
+    for line in sorted(
+        (x for x in singles if x.kind != "illegal"), key=lambda x: x.kind
+    ):  # final ones first
         yield f"a {line.kind} line of one of {len(logs)} logs", line.bpb, [line]
 
 
 def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Finding, list[Line]]:
     """submission.json's val_bpb against the logs; also the lines that it rests on, for the checks that follow."""
-    claim, seeds, heads = claimed_bpb(table), claimed_seeds(table), [log.headline for log in logs if log.headline]
+    claim, seeds, heads = (
+        claimed_bpb(table),
+        claimed_seeds(table),
+        [log.headline for log in logs if log.headline],
+    )
     lines = [line for log in logs for line in [*log.lines, *log.running]]
     bpbs = [line.bpb for line in lines if line.kind != "illegal"]
     if claim is None or not bpbs:
-        detail = "submission.json states no val_bpb" if claim is None else "no log states a legal val_bpb"
-        return Finding(NOT_CHECKABLE, "val_bpb", f"{detail}{taken(heads)}", claim, "bits/byte"), heads
+        detail = (
+            "submission.json states no val_bpb"
+            if claim is None
+            else "no log states a legal val_bpb"
+        )
+        return Finding(
+            NOT_CHECKABLE, "val_bpb", f"{detail}{taken(heads)}", claim, "bits/byte"
+        ), heads
     for units, (words, value, used) in product((0.5, 1.0), explanations(logs, seeds)):
         if agree(claim, value, min(line.digits for line in used), units):
             verdict = CONSISTENT if used[0].kind == "final" else SUSPICION
@@ -874,8 +1125,14 @@ def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Find
             return Finding(verdict, "val_bpb", detail, value, "bits/byte", used[0].quote), used
     illegal = [x.quote for x in lines if x.kind == "illegal" and agree(claim, x.bpb, x.digits)]
     unlogged = sorted(set(seeds) - {log.seed for log in logs})
-    reports = [path for path in files if path.suffix != ".py" and not re.match("readme|submission", path.name, re.I)]
-    elsewhere = any(path.stat().st_size > TEXT_BYTES or f"{claim:.4f}" in read_text(path) for path in reports)
+    reports = [
+        path
+        for path in files
+        if path.suffix != ".py" and not re.match("readme|submission", path.name, re.I)
+    ]
+    elsewhere = any(
+        path.stat().st_size > TEXT_BYTES or f"{claim:.4f}" in read_text(path) for path in reports
+    )
     below = claim < min(bpbs) and heads and not unlogged and not elsewhere
     words = f"no line and no mean of the logs, whose lowest is {min(bpbs):g}"
     words = "of a line that its log labels NOT LEGAL" if illegal else words
@@ -886,13 +1143,19 @@ def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Find
 
 
 def taken(lines: list[Line]) -> str:
-    return "".join(f"; {line.quote.split(': ')[0]} {line.bpb:g}" for line in lines[:6]) + "; ..." * (len(lines) > 6)
+    return "".join(
+        f"; {line.quote.split(': ')[0]} {line.bpb:g}" for line in lines[:6]
+    ) + "; ..." * (len(lines) > 6)
 
 
 # ---- Record folder: the checks
 
 SPLIT_BYTES = 151_080_000  # UTF-8 text of the whole validation split, whatever the tokenizer
-SPLIT_TOKENS = {1024: SP1024_VAL_TOKENS, 4096: 45_508_608, 8192: 40_540_160}  # by vocabulary, of the challenge
+SPLIT_TOKENS = {
+    1024: SP1024_VAL_TOKENS,
+    4096: 45_508_608,
+    8192: 40_540_160,
+}  # by vocabulary, of the challenge
 LIMIT_S = 600.0  # for training, and again for evaluation
 RECORD_NATS, RECORD_P = 0.005, 0.01  # what a record must beat the best by, and how surely
 PER_RUN = re.compile(r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard"
@@ -902,14 +1165,29 @@ PER_RUN = re.compile(r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|ho
 def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
     """Checks what a record folder holds, short of its artifact: files, submission.json, logs, seeds, significance."""
     files = list_files(folder)
-    logs, code = read_logs(folder, files), [path for path in files if path.suffix == ".py" and path.stat().st_size]
-    script = max(code, key=lambda p: (p.name == "train_gpt.py", p.name[:5] == "train", p.stat().st_size), default=None)
+    logs, code = (
+        read_logs(folder, files),
+        [path for path in files if path.suffix == ".py" and path.stat().st_size],
+    )
+    script = max(
+        code,
+        key=lambda p: (p.name == "train_gpt.py", p.name[:5] == "train", p.stat().st_size),
+        default=None,
+    )
     readme = next((path for path in files if path.name.lower().startswith("readme")), None)
-    lacking = ["README.md"] * (readme is None) + ["a train log"] * (not logs) + ["a script"] * (script is None)
-    detail = f"lacks {', '.join(lacking)}" if lacking else f"README, {script.name}, {len(logs)} logs"
+    lacking = (
+        ["README.md"] * (readme is None)
+        + ["a train log"] * (not logs)
+        + ["a script"] * (script is None)
+    )
+    detail = (
+        f"lacks {', '.join(lacking)}" if lacking else f"README, {script.name}, {len(logs)} logs"
+    )
     table, parsed = read_submission(files)
     score, lines = check_val_bpb(table, logs, files)
-    used = [log for log in logs if log.name in {line.log for line in lines}] or logs  # those that val_bpb rests on
+    used = [
+        log for log in logs if log.name in {line.log for line in lines}
+    ] or logs  # those that val_bpb rests on
     track = f"{folder.resolve().parent.name} {table.get('track', '')}".lower()
     record = "10min" in track and "non" not in track
     return [
@@ -924,13 +1202,19 @@ def check_folder(folder: Path, args: argparse.Namespace) -> list[Finding]:
 def list_files(folder: Path) -> list[Path]:
     """At most MAX_FILES of the folder's regular files, hidden ones apart, those nearest the top first."""
     found = (path for path in folder.rglob("*") if path.is_file())
-    found = (path for path in found if not re.search(r"(^|/)(\.|__\w+__/)", str(path.relative_to(folder))))
+    found = (
+        path
+        for path in found
+        if not re.search(r"(^|/)(\.|__\w+__/)", str(path.relative_to(folder)))
+    )
     return sorted(islice(found, MAX_FILES), key=lambda path: (len(path.parts), str(path)))
 
 
 def read_logs(folder: Path, files: list[Path]) -> list[Log]:
     """The files that read like logs, without copies of one another."""
-    named = [path for path in files if path.suffix in LOG_SUFFIXES and path.name != "requirements.txt"]
+    named = [
+        path for path in files if path.suffix in LOG_SUFFIXES and path.name != "requirements.txt"
+    ]
     logs = {}
     for path in sorted(named, key=lambda p: ("seed" not in p.name, str(p)))[:MAX_LOGS]:
         log = read_log(path, str(path.relative_to(folder)))
@@ -944,10 +1228,20 @@ def check_readme(claim: float | None, readme: Path | None) -> Finding:
     text = read_text(readme)
     stated = list(re.finditer(r"(?<![\d.])\d\.\d{3,12}(?!\d)", text))
     if claim is None or not stated:
-        return Finding(NOT_CHECKABLE, "README", "README or submission.json states no val_bpb", claim, "bits/byte")
+        return Finding(
+            NOT_CHECKABLE,
+            "README",
+            "README or submission.json states no val_bpb",
+            claim,
+            "bits/byte",
+        )
     found = next((x for x in stated if agree(claim, float(x[0]), len(x[0]) - 2)), None)
     line = f"{readme.name}:{text.count(chr(10), 0, found.start()) + 1}: {found[0]}" if found else ""
-    detail = "states submission.json's val_bpb" if found else "none of its numbers is submission.json's val_bpb"
+    detail = (
+        "states submission.json's val_bpb"
+        if found
+        else "none of its numbers is submission.json's val_bpb"
+    )
     return Finding(CONSISTENT if found else SUSPICION, "README", detail, claim, "bits/byte", line)
 
 
@@ -956,17 +1250,36 @@ def check_log_size(logs: list[Log], script: Path | None) -> Finding:
     sized = [log for log in logs if log.last("total_bytes") or log.last("model_bytes")]
     files, computed = read_code(script) if script else ([], [])
     if not sized or not files or max(path.stat().st_size for path in files) > TEXT_BYTES:
-        return Finding(NOT_CHECKABLE, "size", "no log states a size, or no script of usual size is here", None, "bytes")
+        return Finding(
+            NOT_CHECKABLE,
+            "size",
+            "no log states a size, or no script of usual size is here",
+            None,
+            "bytes",
+        )
     raw, packed = code_bytes(files)
     log = max(sized, key=lambda log: log.last("total_bytes") or log.last("model_bytes"))
-    counted, model = log.last("code_bytes"), min((size for size, _ in log.facts["model_bytes"]), default=0)
+    counted, model = (
+        log.last("code_bytes"),
+        min((size for size, _ in log.facts["model_bytes"]), default=0),
+    )
     total = log.last("total_bytes") or model + raw
-    left_out = ", ".join(path.name for path in files[1:9]) if counted == script.stat().st_size else ""
+    left_out = (
+        ", ".join(path.name for path in files[1:9]) if counted == script.stat().st_size else ""
+    )
     detail = f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; model {model:,}; code {raw:,}, {packed:,} by lzma"
     detail += ", more by a computed name" * bool(computed) + f", {counted or 'none'} logged"
     detail += f"; not counted: {left_out}" * bool(left_out)
-    least = model + min(packed * 9 // 10, packed if counted is None else counted)  # there are better compressors
-    verdict = FAILED if model and least > CAP_BYTES else SUSPICION if total > CAP_BYTES or left_out else CONSISTENT
+    least = model + min(
+        packed * 9 // 10, packed if counted is None else counted
+    )  # there are better compressors
+    verdict = (
+        FAILED
+        if model and least > CAP_BYTES
+        else SUSPICION
+        if total > CAP_BYTES or left_out
+        else CONSISTENT
+    )
     return Finding(verdict, "size", detail, total, "bytes", log.name)
 
 
@@ -975,9 +1288,21 @@ def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> list
     models = [size for log in logs for size, _ in log.facts["model_bytes"]]
     totals = [log.last("total_bytes") for log in logs if log.last("total_bytes")]
     codes = [path.stat().st_size for path in files if path.suffix == ".py"]
-    names = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "artifact_size_bytes")
-    claim = next((int(number) for name in names if (number := to_number(table.get(name))) is not None), None)
-    sizes = [*models, *(size for log in logs for size, _ in log.facts["total_bytes"]), round(fmean(totals or [0]))]
+    names = (
+        "bytes_total",
+        "total_bytes",
+        "artifact_bytes_max",
+        "artifact_bytes",
+        "artifact_size_bytes",
+    )
+    claim = next(
+        (int(number) for name in names if (number := to_number(table.get(name))) is not None), None
+    )
+    sizes = [
+        *models,
+        *(size for log in logs for size, _ in log.facts["total_bytes"]),
+        round(fmean(totals or [0])),
+    ]
     verdict = CONSISTENT
     if claim is None or claim <= CAP_BYTES and not totals:
         verdict = NOT_CHECKABLE
@@ -988,7 +1313,10 @@ def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> list
     detail = f"submission.json's, cap {CAP_BYTES:,}; the logs' totals go up to {max(totals, default=0):,}"
     found = [Finding(verdict, "bytes_total", detail, claim, "bytes")]
     for path in [path for path in files if path.suffix == ".pcll"][:8]:
-        size, detail = path.stat().st_size, f"of {path.name}, against the model sizes that the logs state"
+        size, detail = (
+            path.stat().st_size,
+            f"of {path.name}, against the model sizes that the logs state",
+        )
         verdict = NOT_CHECKABLE if not models else PROVEN if size in models else FAILED
         found.append(Finding(verdict, "artifact bytes", detail, size, "bytes"))
     return found
@@ -996,25 +1324,36 @@ def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> list
 
 def check_times(logs: list[Log], record: bool) -> list[Finding]:
     """Hardware, training, calibration after it and evaluation; a limit binds in the record track, on 8 H100."""
-    worlds, gpus = sorted({log.last("world_size") for log in logs} - {None}), sorted({log.gpu for log in logs} - {""})
+    worlds, gpus = (
+        sorted({log.last("world_size") for log in logs} - {None}),
+        sorted({log.gpu for log in logs} - {""}),
+    )
     usual = worlds == [8] and gpus in ([], ["H100"])
     verdict = NOT_CHECKABLE if not worlds else CONSISTENT if usual or not record else SUSPICION
     detail = f"world size {worlds or 'not logged'}, GPU {', '.join(gpus) or 'not logged'}"
     found = [Finding(verdict, "hardware", detail, worlds[-1] if worlds else None, "processes")]
-    binds = f"limit {LIMIT_S:g} s" if record else f"the limit of {LIMIT_S:g} s is the record track's"
+    binds = (
+        f"limit {LIMIT_S:g} s" if record else f"the limit of {LIMIT_S:g} s is the record track's"
+    )
     for name, check in (("train", "training time"), ("eval", "evaluation time")):
         timed = [(*max(log.facts[name]), log) for log in logs if log.facts[name]]
         seconds, line, log = max(timed, key=lambda entry: entry[0], default=(0.0, "", Log("")))
         slack = max(1.0, log.last("step") or 0.0) if name == "train" else 0.0
-        counts = name == "train" or log.headline and f"{log.headline.bpb:.3f}" in line  # a diagnostic may take longer
+        counts = (
+            name == "train" or log.headline and f"{log.headline.bpb:.3f}" in line
+        )  # a diagnostic may take longer
         over = FAILED if log.last("world_size") == 8 and log.gpu in ("", "H100") else SUSPICION
         over = over if record and counts else NOT_CHECKABLE
-        verdict = CONSISTENT if 0 < seconds <= LIMIT_S + slack else over if seconds else NOT_CHECKABLE
+        verdict = (
+            CONSISTENT if 0 < seconds <= LIMIT_S + slack else over if seconds else NOT_CHECKABLE
+        )
         detail = f"the slowest log's; {binds}{' and a step' * (slack > 0)}"
         found.append(Finding(verdict, check, detail, seconds or None, "s", line))
         if name == "train" and log.facts["calibration"]:
             extra, line = max(log.facts["calibration"])
-            own = any(re.search("self|autoreg|generat", quote) for _, quote in log.facts["calibration"])
+            own = any(
+                re.search("self|autoreg|generat", quote) for _, quote in log.facts["calibration"]
+            )
             fits = own or seconds + extra <= LIMIT_S + slack * (extra > 0)
             verdict = CONSISTENT if fits else SUSPICION if record else NOT_CHECKABLE
             detail = f"calibration after {seconds:.1f} s of training{', on text of its own' * own}; {binds}"
@@ -1027,20 +1366,38 @@ def check_split(lines: list[Line], logs: list[Log], record: bool) -> Finding:
     log = logs[0] if logs else Log("")
     tokens, vocab = log.last("val_tokens"), log.last("vocab_size")
     if vocab is None:
-        vocab = next((v for v, count in SPLIT_TOKENS.items() if tokens and abs(tokens / count - 1) < 0.002), None)
+        vocab = next(
+            (v for v, count in SPLIT_TOKENS.items() if tokens and abs(tokens / count - 1) < 0.002),
+            None,
+        )
     whole = SPLIT_TOKENS.get(vocab)
-    ratios = [x.loss / math.log(2) / x.bpb for x in [*lines, *log.lines, *log.running] if x.loss and x.bpb]
+    ratios = [
+        x.loss / math.log(2) / x.bpb for x in [*lines, *log.lines, *log.running] if x.loss and x.bpb
+    ]
     if not lines or not lines[0].loss or not lines[0].bpb or not (tokens or whole):
-        return Finding(NOT_CHECKABLE, "split", "needs val_loss, val_bpb, and val_tokens or a known vocabulary")
-    held, part_of = round((tokens or whole) * ratios[0]), tokens / whole if tokens and whole else None
+        return Finding(
+            NOT_CHECKABLE, "split", "needs val_loss, val_bpb, and val_tokens or a known vocabulary"
+        )
+    held, part_of = (
+        round((tokens or whole) * ratios[0]),
+        tokens / whole if tokens and whole else None,
+    )
     off = abs(held / SPLIT_BYTES - 1)
     alike = len(ratios) > 2 and all(abs(ratio / ratios[0] - 1) < 0.005 for ratio in ratios)
     miscounted = part_of and abs(part_of - 1) < 0.002 and off > 0.01 and alike
     part = part_of and part_of < 0.99 and abs(ratios[0] * whole / SPLIT_BYTES - 1) < 0.03
     detail = f"{tokens or whole:,} tokens{'' if tokens else ' (not logged)'} of {ratios[0]:.4f} bytes, by val_loss / "
     detail += f"val_bpb; the whole split has {SPLIT_BYTES:,}"
-    detail += "; its tokens, miscounted or not all scored" if miscounted else "; a part of it" if part else ""
-    verdict = CONSISTENT if off <= 0.005 else FAILED if record and (miscounted or part) else SUSPICION
+    detail += (
+        "; its tokens, miscounted or not all scored"
+        if miscounted
+        else "; a part of it"
+        if part
+        else ""
+    )
+    verdict = (
+        CONSISTENT if off <= 0.005 else FAILED if record and (miscounted or part) else SUSPICION
+    )
     return Finding(verdict, "split", detail, held, "bytes", lines[0].quote)
 
 
@@ -1048,7 +1405,9 @@ def check_seeds(claimed: dict, logs: list[Log], used: list[Log], files: list[Pat
     seeds = sorted((log.seed for log in used), key=str)
     unlogged = sorted(set(claimed) - {log.seed for log in logs})
     misnamed = [log.name for log in logs if log.named_seed not in (None, log.seed)]
-    elsewhere = any(re.search(rf"(?<!\d){seed}(?!\d)", path.name) for seed in unlogged for path in files)
+    elsewhere = any(
+        re.search(rf"(?<!\d){seed}(?!\d)", path.name) for seed in unlogged for path in files
+    )
     count, verdict, note = len(set(seeds) - {None}), CONSISTENT, ""
     if misnamed:
         verdict, note = SUSPICION, f"; {misnamed[0]} logs another seed than its name"
@@ -1059,17 +1418,29 @@ def check_seeds(claimed: dict, logs: list[Log], used: list[Log], files: list[Pat
         note = f"; submission.json also names {unlogged[:8]}"
     elif count < len(seeds):
         verdict, note = SUSPICION, "; one of them twice"
-    return Finding(verdict, "seeds", f"val_bpb rests on logs of seeds {seeds}{note}", count, "seeds")
+    return Finding(
+        verdict, "seeds", f"val_bpb rests on logs of seeds {seeds}{note}", count, "seeds"
+    )
 
 
 def check_settings(logs: list[Log]) -> Finding:
     shared = sorted(set.intersection(*[set(log.settings) for log in logs])) if logs else []
-    values = {name: {log.settings[name]: 1 for log in logs} for name in shared if not PER_RUN.search(name)}
+    values = {
+        name: {log.settings[name]: 1 for log in logs} for name in shared if not PER_RUN.search(name)
+    }
     if len(logs) < 2 or not values:
-        return Finding(NOT_CHECKABLE, "settings", "fewer than two logs to compare, or no settings in them")
+        return Finding(
+            NOT_CHECKABLE, "settings", "fewer than two logs to compare, or no settings in them"
+        )
     changed = [f"{name} {' / '.join(seen)}" for name, seen in values.items() if len(seen) > 1]
-    detail = f"differ: {'; '.join(changed[:8])}" if changed else f"{len(values)} are the same in {len(logs)} logs"
-    return Finding(SUSPICION if changed else CONSISTENT, "settings", detail, len(changed), "differences")
+    detail = (
+        f"differ: {'; '.join(changed[:8])}"
+        if changed
+        else f"{len(values)} are the same in {len(logs)} logs"
+    )
+    return Finding(
+        SUSPICION if changed else CONSISTENT, "settings", detail, len(changed), "differences"
+    )
 
 
 def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
@@ -1077,7 +1448,11 @@ def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
     texts, checked = [[line.rstrip() for line in read_text(path).split("\n")] for path in code], 0
     own = [(code_shape(text), set(text)) for text in texts]
     for log in logs:
-        sources = [(shape, set(text)) for text in log.sources if len(text) > 20 and (shape := code_shape(text))]
+        sources = [
+            (shape, set(text))
+            for text in log.sources
+            if len(text) > 20 and (shape := code_shape(text))
+        ]
         if own and sources and not {shape for shape, _ in own} & {shape for shape, _ in sources}:
             differ = min(len(mine ^ theirs) for _, mine in own for _, theirs in sources)
             detail = f"{log.name} embeds a script that is not in the folder; lines that differ from the closest"
@@ -1085,7 +1460,13 @@ def check_embedded(logs: list[Log], code: list[Path]) -> Finding:
         checked += bool(own and sources)
     if not checked:
         return Finding(NOT_CHECKABLE, "script", "no log embeds the whole of its script")
-    return Finding(PROVEN, "script", f"{checked} of {len(logs)} logs embed a script of the folder", checked, "logs")
+    return Finding(
+        PROVEN,
+        "script",
+        f"{checked} of {len(logs)} logs embed a script of the folder",
+        checked,
+        "logs",
+    )
 
 
 def code_shape(lines: list[str]) -> str | None:
@@ -1098,25 +1479,48 @@ def check_against(lines: list[Line], against: str | None) -> list[Finding]:
     """Whether our scores are lower than theirs by RECORD_NATS at p < RECORD_P, in nats per token of our tokenizer."""
     theirs = [to_number(text) for text in (against or "1").split(",")]
     if not all(bpb and 0 < bpb < 100 for bpb in theirs):
-        raise UnusableInput(f"--against takes bits per byte, one or several with commas, not {clean(against, 40)}")
+        raise UnusableInput(
+            f"--against takes bits per byte, one or several with commas, not {clean(against, 40)}"
+        )
     finals = [line for line in lines if line.kind == "final"]
     if not finals or not against:
-        return [Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb", None, "nats")] if against else []
+        return (
+            [Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb", None, "nats")]
+            if against
+            else []
+        )
     ratios = [line.loss / line.bpb for line in finals if line.loss and line.bpb]
-    nats = fmean(ratios or [math.log(2) * SPLIT_BYTES / SP1024_VAL_TOKENS])  # a token, per bit a byte
+    nats = fmean(
+        ratios or [math.log(2) * SPLIT_BYTES / SP1024_VAL_TOKENS]
+    )  # a token, per bit a byte
     ours, theirs = [line.bpb * nats for line in finals], [bpb * nats for bpb in theirs]
     gain, p = fmean(theirs) - fmean(ours), welch(theirs, ours, RECORD_NATS)
-    stated = "one score or equal scores show none" if p is None else f"p = {p:.3g} (Welch, one-sided)"
+    stated = (
+        "one score or equal scores show none" if p is None else f"p = {p:.3g} (Welch, one-sided)"
+    )
     detail = f"nats a token {'better' if gain >= 0 else 'worse'}, mean of {len(ours)} against {len(theirs)}; a record "
     detail += f"needs {RECORD_NATS} at p < {RECORD_P}: {stated}; {nats:.4f} nats a bit per byte"
-    verdict = FAILED if gain < RECORD_NATS else NOT_CHECKABLE if p is None else CONSISTENT if p < RECORD_P else FAILED
+    verdict = (
+        FAILED
+        if gain < RECORD_NATS
+        else NOT_CHECKABLE
+        if p is None
+        else CONSISTENT
+        if p < RECORD_P
+        else FAILED
+    )
     return [Finding(verdict, "significance", detail, gain, "nats")]
 
 
 def welch(a: list[float], b: list[float], margin: float) -> float | None:
     """One-sided p of mean(a) - mean(b) <= margin, by Welch's t-test; a list of one value counts as exact."""
-    parts = [(variance(values) / len(values), len(values) - 1) for values in (a, b) if len(values) > 1]
-    total, squares = sum(part for part, _ in parts), sum(part * part / freedom for part, freedom in parts)
+    parts = [
+        (variance(values) / len(values), len(values) - 1) for values in (a, b) if len(values) > 1
+    ]
+    total, squares = (
+        sum(part for part, _ in parts),
+        sum(part * part / freedom for part, freedom in parts),
+    )
     if len(b) < 2 or squares == 0:
         return None
     t = (fmean(a) - fmean(b) - margin) / math.sqrt(total)
@@ -1130,18 +1534,32 @@ def student_tail(t: float, freedom: float) -> float:
     nodes, weights = np.polynomial.legendre.leggauss(200)
     y, end = (nodes + 1) / 2, math.atan2(math.sqrt(freedom), t)
     area = end * (weights @ (np.sin(end * y**4) ** (freedom - 1) * 2 * y**3))
-    return area * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    return (
+        area
+        * math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2))
+        / math.sqrt(math.pi)
+    )
 
 
 # ---- Record folder: what has invalidated entries before
 
 CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
-    "picks by the validation score": re.compile(r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"),
+    "picks by the validation score": re.compile(
+        r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"
+    ),
     "scores in the last of several epochs": re.compile(r"epoch\w* == .{0,40}epochs - 1"),
-    "scores tokens in a second pass": re.compile(r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\("),
-    "hash keyed on the target": re.compile(r"^(full_(key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(tgt|target)\w*"),
-    "validation tokens in calibration": re.compile(r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b"),
-    "downloads": re.compile(r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "),
+    "scores tokens in a second pass": re.compile(
+        r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\("
+    ),
+    "hash keyed on the target": re.compile(
+        r"^(full_(key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(tgt|target)\w*"
+    ),
+    "validation tokens in calibration": re.compile(
+        r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b"
+    ),
+    "downloads": re.compile(
+        r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "
+    ),
 }
 VAL_TOKENS = re.compile(r"\bval_(tokens|data|seqs)\b")
 SCORED = re.compile("byte|bpb|scored")
@@ -1160,7 +1578,11 @@ def check_patterns(logs: list[Log], script: Path | None, code: list[Path]) -> li
     found = [Finding(SUSPICION, "pattern", what, None, "", line) for what, line in hits.items()]
     if unread:
         return [*found, Finding(NOT_CHECKABLE, "pattern", "; ".join(unread))]
-    return found or [Finding(CONSISTENT, "pattern", "nothing like what has invalidated entries before", 0, "hits")]
+    return found or [
+        Finding(
+            CONSISTENT, "pattern", "nothing like what has invalidated entries before", 0, "hits"
+        )
+    ]
 
 
 def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
@@ -1169,36 +1591,70 @@ def code_patterns(tree: ast.Module) -> Iterator[tuple[str, int, str]]:
     texts = {name: ast.unparse(node) for name, node in functions.items()}
     for name, node in functions.items():
         bodies = {loop.lineno: ast.unparse(loop) for loop in outer_loops(node)}
-        learning = [line for line, body in bodies.items() if ".backward(" in body and ".step(" in body
-                    and VAL_TOKENS.search(body) and not SCORED.search(body)]
-        callers = [other for other, text in texts.items() if other != name and f"{name}(" in text] if learning else []
-        if not any("eval" in caller or "score" in caller for caller in callers):  # those adapt on what they scored
+        learning = [
+            line
+            for line, body in bodies.items()
+            if ".backward(" in body
+            and ".step(" in body
+            and VAL_TOKENS.search(body)
+            and not SCORED.search(body)
+        ]
+        callers = (
+            [other for other, text in texts.items() if other != name and f"{name}(" in text]
+            if learning
+            else []
+        )
+        if not any(
+            "eval" in caller or "score" in caller for caller in callers
+        ):  # those adapt on what they scored
             for line in learning:
-                yield "trains on validation tokens without scoring them first", line, f"loop in {name}"
+                yield (
+                    "trains on validation tokens without scoring them first",
+                    line,
+                    f"loop in {name}",
+                )
     for node in ast.walk(tree):
-        test, plain = getattr(node, "test", None), isinstance(node, ast.stmt) and not hasattr(node, "body")
-        if test is not None or plain and not isinstance(getattr(node, "value", None), ast.Constant):  # no docstrings
+        test, plain = (
+            getattr(node, "test", None),
+            isinstance(node, ast.stmt) and not hasattr(node, "body"),
+        )
+        if (
+            test is not None or plain and not isinstance(getattr(node, "value", None), ast.Constant)
+        ):  # no docstrings
             text = ast.unparse(test or node)[:LINE_CHARS]
-            yield from ((what, node.lineno, text) for what, pattern in CODE_PATTERNS.items() if pattern.search(text))
+            yield from (
+                (what, node.lineno, text)
+                for what, pattern in CODE_PATTERNS.items()
+                if pattern.search(text)
+            )
 
 
 def outer_loops(node: ast.AST) -> list[ast.For | ast.While]:
     """The loops of a function that lie in no other loop."""
-    inner = [child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.FunctionDef)]
-    return [loop for x in inner for loop in ([x] if isinstance(x, ast.For | ast.While) else outer_loops(x))]
+    inner = [
+        child for child in ast.iter_child_nodes(node) if not isinstance(child, ast.FunctionDef)
+    ]
+    return [
+        loop
+        for x in inner
+        for loop in ([x] if isinstance(x, ast.For | ast.While) else outer_loops(x))
+    ]
 
 
 def unpack(text: str) -> str:
     """The program inside exec(lzma.decompress(b85decode("..."))), as late entries pack it; else the program itself."""
     raw = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
     packed = re.findall(r"['\"]([^'\"\s\\]{1000,})['\"]", text)[:3]
-    for blob, decode, form in product(packed, (base64.b85decode, base64.b64decode), ({"memlimit": 1 << 26}, raw)):
+    for blob, decode, form in product(
+        packed, (base64.b85decode, base64.b64decode), ({"memlimit": 1 << 26}, raw)
+    ):
         with suppress(ValueError, lzma.LZMAError):
             return lzma.LZMADecompressor(**form).decompress(decode(blob), TEXT_BYTES).decode()
     return text
 
 
 # ---- Main
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     form = argparse.RawDescriptionHelpFormatter
@@ -1207,15 +1663,32 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("target", help="an artifact.pcll or a record folder")
     add("--code", help="the counted script (default: train_gpt.py beside the artifact, else here)")
     add("--data", help=f"folder with fineweb_val_*.bin (default: {' or '.join(DEFAULT_DATA)})")
-    add("--tokenizer", help="SentencePiece model (default: the one near the data with the artifact's sha256)")
+    add(
+        "--tokenizer",
+        help="SentencePiece model (default: the one near the data with the artifact's sha256)",
+    )
     add("--claim", type=float, metavar="BPB", help="claimed val_bpb, after adaptation with --ttt")
-    add("--tolerance", type=float, default=TOLERANCE, metavar="BPB", help="between claim and result (%(default)s)")
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="BPB",
+        help="between claim and result (%(default)s)",
+    )
     add("--max-tokens", type=int, metavar="N", help="score the first N tokens only")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--ttt", action="store_true", help="replay the artifact's score-first adaptation")
-    add("--model", metavar="FILE", help="take GPT from this file (a changed architecture); runs their code")
+    add(
+        "--model",
+        metavar="FILE",
+        help="take GPT from this file (a changed architecture); runs their code",
+    )
     add("--trust-code", action="store_true", help="allow --model to run their code")
-    add("--against", metavar="BPB[,BPB...]", help="scores to beat, one or a seed each (record folders)")
+    add(
+        "--against",
+        metavar="BPB[,BPB...]",
+        help="scores to beat, one or a seed each (record folders)",
+    )
     add("--json", action="store_true", help="findings for machines")
     return parser.parse_args(argv)
 
@@ -1224,7 +1697,9 @@ def check(args: argparse.Namespace) -> list[Finding]:
     """All findings on args.target; UnusableInput where nothing can be checked."""
     target = Path(args.target)
     if args.model and not args.trust_code:
-        raise UnusableInput(f"--model runs the code in {args.model}; add --trust-code if you have read it")
+        raise UnusableInput(
+            f"--model runs the code in {args.model}; add --trust-code if you have read it"
+        )
     if args.max_tokens is not None and args.max_tokens < 2:
         raise UnusableInput("--max-tokens must be at least 2")
     if target.is_dir():
@@ -1248,8 +1723,16 @@ def main(argv: list[str] | None = None) -> int:
         found = check(args)
         code = int(any(f.verdict == FAILED for f in found))
         if args.json:  # a number that JSON cannot hold (NaN, infinity) becomes null
-            rows = [f._asdict() | {"number": f.number if math.isfinite(f.number or 0) else None} for f in found]
-            print(json.dumps({"schema": 1, "input": args.target, "exit_code": code, "findings": rows}, indent=1))
+            rows = [
+                f._asdict() | {"number": f.number if math.isfinite(f.number or 0) else None}
+                for f in found
+            ]
+            print(
+                json.dumps(
+                    {"schema": 1, "input": args.target, "exit_code": code, "findings": rows},
+                    indent=1,
+                )
+            )
         else:
             print_report(found)
         return code
@@ -1258,7 +1741,9 @@ def main(argv: list[str] | None = None) -> int:
     except OSError as error:
         problem = f"{error.filename or args.target}: {error.strerror or error}"
     except (Exception, KeyboardInterrupt, SystemExit) as error:  # no memory, their code, ...
-        problem = f"stopped by {type(error).__name__} {error}" + (f", maybe in {args.model}" if args.model else "")
+        problem = f"stopped by {type(error).__name__} {error}" + (
+            f", maybe in {args.model}" if args.model else ""
+        )
     print(f"verify.py: {clean(problem)}", file=sys.stderr)
     return 2
 

@@ -33,7 +33,13 @@ LIMIT_S = 600  # of the 10-minute track, for training and again for evaluation
 LAST_STEP_S = 1  # training may be longer by this: the step that crosses the limit is finished
 LOG_BYTES = 2**26  # a larger file is no log
 RULE = "\n" + "=" * 80 + "\n"  # between the source and the lines of the run
-PER_RUN = ("seed", "run_id", "artifact_path", "checkpoint_every", "resume")  # settings that may differ
+PER_RUN = (
+    "seed",
+    "run_id",
+    "artifact_path",
+    "checkpoint_every",
+    "resume",
+)  # settings that may differ
 FINAL = r"^final_pcll_(%s)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) val_tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
 FINISHED = {  # lines that the log of a finished run has
     "versions and GPU": r"^(python .+) GPU (.+)$",
@@ -92,30 +98,50 @@ def read_run(path: Path) -> Run:
     """Reads a log of train_gpt.py; UserError says what it lacks."""
     data = read_bytes(path, LOG_BYTES)
     head, rule, lines = data.decode(errors="replace").partition(RULE)
-    begin = re.search(r'^(?:"""|#|import |from )', head, re.M)  # a log may open with a line or two of its own
+    begin = re.search(
+        r'^(?:"""|#|import |from )', head, re.M
+    )  # a log may open with a line or two of its own
     if not rule or not begin or "\0" in head + lines or "\ufffd" in head + lines:
-        raise UserError(f"{path} is not a log that begins with its run's source, closed by a line of 80 '='.")
+        raise UserError(
+            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
+        )
     source = head[begin.start() :]
-    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[-1]  # a run that was resumed begins more than once
+    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[
+        -1
+    ]  # a run that was resumed begins more than once
     found = {what: re.search(pattern, last, re.M) for what, pattern in FINISHED.items()}
     if lacking := [what for what, line in found.items() if not line]:
-        raise UserError(f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another script's.")
+        raise UserError(
+            f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another script's."
+        )
     if len(source.encode()) != (code_bytes := int(found["Code size"][1])):
-        raise UserError(f"{path} states a code of {code_bytes} bytes, but its source has {len(source.encode())}.")
+        raise UserError(
+            f"{path} states a code of {code_bytes} bytes, but its source has {len(source.encode())}."
+        )
     settings, changed = read_settings(path, source, last[: found["world_size"].start()])
     steps = re.findall(r"^(?:stopping_early: .*)?step:(\d+)/", lines, re.M)
     times = re.findall(r"^(?:step:|stopping_early: ).*?\btrain_time:(\d+)ms", lines, re.M)
     calibration = re.findall(r"^calibration_time:(\d+)ms", last, re.M)
     versions = found["versions and GPU"][1].split()
     return Run(
-        path, data, source, lines, settings, changed,
+        path,
+        data,
+        source,
+        lines,
+        settings,
+        changed,
         versions=dict(zip(versions[::2], versions[1::2], strict=False)),
-        gpu=found["versions and GPU"][2].replace("none", "CPU"), processes=int(found["world_size"][1]),
+        gpu=found["versions and GPU"][2].replace("none", "CPU"),
+        processes=int(found["world_size"][1]),
         steps=max(map(int, steps), default=0),
         train_seconds=(max(map(int, times), default=0) + sum(map(int, calibration))) / 1000,
-        scores={kind: Score(float(loss), float(bpb), int(tokens), int(size), int(ms) / 1000)
-                for kind, loss, bpb, tokens, size, ms in re.findall(FINAL % "ttt|sliding", last, re.M)},
-        code_bytes=code_bytes, artifact_bytes=int(found["Serialized model pcll"][1]))
+        scores={
+            kind: Score(float(loss), float(bpb), int(tokens), int(size), int(ms) / 1000)
+            for kind, loss, bpb, tokens, size, ms in re.findall(FINAL % "ttt|sliding", last, re.M)
+        },
+        code_bytes=code_bytes,
+        artifact_bytes=int(found["Serialized model pcll"][1]),
+    )
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -134,14 +160,32 @@ def read_settings(path: Path, source: str, lines: str) -> tuple[dict[str, str], 
                 fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
                 defaults = {field.target.id: ast.literal_eval(field.value) for field in fields}
             elif isinstance(node, ast.AnnAssign) and node.target.id == "PRESETS":
-                presets = {key.value: literal(value)
-                           for key, value in zip(node.value.keys, node.value.values, strict=True)}
-        settings = {name: value for name, value in re.findall(r"^(\w+):(.*)$", lines, re.M) if name in defaults}
+                presets = {
+                    key.value: literal(value)
+                    for key, value in zip(node.value.keys, node.value.values, strict=True)
+                }
+        settings = {
+            name: value
+            for name, value in re.findall(r"^(\w+):(.*)$", lines, re.M)
+            if name in defaults
+        }
         expected = defaults | presets[settings["preset"]] | {"preset": settings["preset"]}
-        changed = {name: settings[name] for name in expected if settings[name] != str(expected[name])}
+        changed = {
+            name: settings[name] for name in expected if settings[name] != str(expected[name])
+        }
         int(settings["seed"])
-    except (SyntaxError, ValueError, TypeError, AttributeError, KeyError, RecursionError, MemoryError):
-        raise UserError(f"{path}: its source's settings, or the values printed below it, cannot be read.") from None
+    except (
+        SyntaxError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        KeyError,
+        RecursionError,
+        MemoryError,
+    ):
+        raise UserError(
+            f"{path}: its source's settings, or the values printed below it, cannot be read."
+        ) from None
     return settings, {name: value for name, value in changed.items() if name not in PER_RUN}
 
 
@@ -156,23 +200,36 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
     """UserError unless the runs differ in their seed alone, and keep the limits."""
 
     def shared(run: Run) -> dict:
-        settings = {name.upper(): value for name, value in run.settings.items() if name not in PER_RUN}
+        settings = {
+            name.upper(): value for name, value in run.settings.items() if name not in PER_RUN
+        }
         score = run.scores[kind]
-        return {"source": run.source, "versions": run.versions, "hardware": (run.gpu, run.processes),
-                "validation text": (score.tokens, score.bytes), **settings}
+        return {
+            "source": run.source,
+            "versions": run.versions,
+            "hardware": (run.gpu, run.processes),
+            "validation text": (score.tokens, score.bytes),
+            **settings,
+        }
 
     for number, run in enumerate(runs):
         if twin := next((other for other in runs[:number] if other.seed == run.seed), None):
             raise UserError(f"{twin.path} and {run.path} are both of seed {run.seed}.")
         first, own = shared(runs[0]), shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
-            raise UserError(f"{runs[0].path} and {run.path} differ in more than the seed: {', '.join(differ[:4])}.")
+            raise UserError(
+                f"{runs[0].path} and {run.path} differ in more than the seed: {', '.join(differ[:4])}."
+            )
         if run.total_bytes > CAP_BYTES:
-            raise UserError(f"{run.path} states {run.total_bytes} bytes in all, above the cap of {CAP_BYTES}.")
+            raise UserError(
+                f"{run.path} states {run.total_bytes} bytes in all, above the cap of {CAP_BYTES}."
+            )
         train, evaluation = run.train_seconds, run.scores[kind].seconds
         if track == "10min_16mb" and (train > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S):
-            raise UserError(f"{run.path}: the track {track} allows {LIMIT_S} s for training and for evaluation, "
-                            f"not {train:.1f} s and {evaluation:.1f} s.")
+            raise UserError(
+                f"{run.path}: the track {track} allows {LIMIT_S} s for training and for evaluation, "
+                f"not {train:.1f} s and {evaluation:.1f} s."
+            )
 
 
 # ---- The folder's files ---------------------------------------------------------------------------------------------
@@ -181,16 +238,29 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
 def protocol(s: dict[str, str], kind: str) -> str:
     window = f"sliding window of {s['train_seq_len']} tokens, stride {s['eval_stride']}, each token scored once"
     chunks = f"chunks of {s['ttt_chunk_tokens']} tokens, learned from ({s['ttt_epochs']} epochs) only once scored"
-    return f"score-first adaptation: {window}; {chunks}" if kind == "ttt" else f"fixed weights: {window}"
+    return (
+        f"score-first adaptation: {window}; {chunks}"
+        if kind == "ttt"
+        else f"fixed weights: {window}"
+    )
 
 
 def command(run: Run) -> str:
     """What to type to repeat the run."""
     preset = {} if run.settings["preset"] == "pcll" else {"preset": run.settings["preset"]}
     values = {"seed": run.settings["seed"]} | preset | run.changed
-    launcher = "python" if run.processes == 1 else f"torchrun --standalone --nproc_per_node={run.processes}"
-    return " ".join([*(f"{name.upper()}={shlex.quote(value)}" for name, value in values.items()), launcher,
-                     "train_gpt.py"])
+    launcher = (
+        "python"
+        if run.processes == 1
+        else f"torchrun --standalone --nproc_per_node={run.processes}"
+    )
+    return " ".join(
+        [
+            *(f"{name.upper()}={shlex.quote(value)}" for name, value in values.items()),
+            launcher,
+            "train_gpt.py",
+        ]
+    )
 
 
 def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
@@ -198,46 +268,92 @@ def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
     run, scores = runs[0], [run.scores[kind] for run in runs]
     bpbs = [score.val_bpb for score in scores]
     changed = ", ".join(f"{name}={value}" for name, value in run.changed.items())
-    results = {str(run.seed): dict(
-        val_bpb=score.val_bpb, val_loss=score.val_loss, bytes_total=run.total_bytes, artifact_bytes=run.artifact_bytes,
-        steps=run.steps, train_seconds=run.train_seconds, eval_seconds=score.seconds)
-        for run, score in zip(runs, scores, strict=True)}
+    results = {
+        str(run.seed): dict(
+            val_bpb=score.val_bpb,
+            val_loss=score.val_loss,
+            bytes_total=run.total_bytes,
+            artifact_bytes=run.artifact_bytes,
+            steps=run.steps,
+            train_seconds=run.train_seconds,
+            eval_seconds=score.seconds,
+        )
+        for run, score in zip(runs, scores, strict=True)
+    }
     return dict(
-        name=args.name, author=args.author, github_id=args.github_id, date=args.date, track=args.track,
+        name=args.name,
+        author=args.author,
+        github_id=args.github_id,
+        date=args.date,
+        track=args.track,
         blurb=args.blurb or f"Preset {run.settings['preset']}" + f" with {changed}" * bool(changed),
-        val_bpb=round(mean(bpbs), 8), val_bpb_std=round(stdev(bpbs), 8) if len(runs) > 1 else None,
+        val_bpb=round(mean(bpbs), 8),
+        val_bpb_std=round(stdev(bpbs), 8) if len(runs) > 1 else None,
         val_loss=round(mean(score.val_loss for score in scores), 8),
-        bytes_total=max(run.total_bytes for run in runs), bytes_code=run.code_bytes,
-        artifact_bytes=max(run.artifact_bytes for run in runs), seeds=[run.seed for run in runs], seed_results=results,
-        hardware=f"{run.processes} x {run.gpu}", versions=run.versions, protocol=protocol(run.settings, kind),
-        val_tokens=scores[0].tokens, val_bytes=scores[0].bytes)
+        bytes_total=max(run.total_bytes for run in runs),
+        bytes_code=run.code_bytes,
+        artifact_bytes=max(run.artifact_bytes for run in runs),
+        seeds=[run.seed for run in runs],
+        seed_results=results,
+        hardware=f"{run.processes} x {run.gpu}",
+        versions=run.versions,
+        protocol=protocol(run.settings, kind),
+        val_tokens=scores[0].tokens,
+        val_bytes=scores[0].bytes,
+    )
 
 
 def readme(runs: list[Run], table: dict) -> str:
     spread = f", standard deviation {table['val_bpb_std']:.5f}" if len(runs) > 1 else ""
-    rows = ["| {} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | {eval_seconds:.1f} | "
-            "{artifact_bytes:,} | {bytes_total:,} |".format(seed, **row) for seed, row in table["seed_results"].items()]
-    illegal = [f"    seed {run.seed}: {line}" for run in runs for line in re.findall(r"^NOT LEGAL.*", run.lines, re.M)]
+    rows = [
+        "| {} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | {eval_seconds:.1f} | "
+        "{artifact_bytes:,} | {bytes_total:,} |".format(seed, **row)
+        for seed, row in table["seed_results"].items()
+    ]
+    illegal = [
+        f"    seed {run.seed}: {line}"
+        for run in runs
+        for line in re.findall(r"^NOT LEGAL.*", run.lines, re.M)
+    ]
     lines = [
-        f"# {table['name']}", "", table["blurb"], "",
+        f"# {table['name']}",
+        "",
+        table["blurb"],
+        "",
         f"**val_bpb {table['val_bpb']:.5f}**, seeds: {len(runs)}{spread}; at most {table['bytes_total']:,} bytes, "
-        f"{table['bytes_code']:,} of them code.", "",
+        f"{table['bytes_code']:,} of them code.",
+        "",
         "| seed | val_bpb | val_loss | steps | training, s | evaluation, s | artifact bytes | with code |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |", *rows, "",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        *rows,
+        "",
         f"- Protocol: {table['protocol']}; {table['val_tokens']:,} tokens, {table['val_bytes']:,} bytes of text.",
         f"- Hardware: {table['hardware']}; {', '.join(' '.join(pair) for pair in table['versions'].items())}.",
-        "- The time of evaluation is that of the scored pass alone.", "",
-        "## Run", "", *(f"    {command(run)}" for run in runs), ""]
+        "- The time of evaluation is that of the scored pass alone.",
+        "",
+        "## Run",
+        "",
+        *(f"    {command(run)}" for run in runs),
+        "",
+    ]
     if illegal:
-        lines += ["## Not a score", "", "The runs also print what is not legal; it is no part of the above.", "",
-                  *illegal, ""]
+        lines += [
+            "## Not a score",
+            "",
+            "The runs also print what is not legal; it is no part of the above.",
+            "",
+            *illegal,
+            "",
+        ]
     return "\n".join(lines)
 
 
 def requirements(versions: dict[str, str]) -> str:
     """What train_gpt.py imports, in the versions of the run where its log states them."""
-    return "".join(f"{name}=={versions[name].partition('+')[0]}\n" if name in versions else f"{name}\n"
-                   for name in ("torch", "numpy", "zstandard", "sentencepiece"))
+    return "".join(
+        f"{name}=={versions[name].partition('+')[0]}\n" if name in versions else f"{name}\n"
+        for name in ("torch", "numpy", "zstandard", "sentencepiece")
+    )
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
@@ -259,29 +375,40 @@ def pack(args: argparse.Namespace) -> str:
     runs = sorted(map(read_run, args.logs), key=lambda run: run.seed)
     kind = "ttt" if all("ttt" in run.scores for run in runs) else "sliding"
     check_runs(runs, kind, args.track)
-    args.date = args.date or date.fromtimestamp(max(path.stat().st_mtime for path in args.logs)).isoformat()
+    args.date = (
+        args.date or date.fromtimestamp(max(path.stat().st_mtime for path in args.logs)).isoformat()
+    )
     if not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])-(0[1-9]|[12]\d|3[01])", args.date):
         raise UserError(f"--date must be YYYY-MM-DD, not {args.date!r}.")
     folder = args.out / f"track_{args.track}" / f"{args.date}_{args.name}"
     if os.path.lexists(folder):
         raise UserError(f"{folder} is there already; remove it, or choose another NAME.")
     table = submission(runs, kind, args)
-    files = {"train_gpt.py": runs[0].source.encode(), "README.md": readme(runs, table).encode(),
-             "submission.json": (json.dumps(table, indent=2) + "\n").encode(),
-             "requirements.txt": requirements(runs[0].versions).encode()}
+    files = {
+        "train_gpt.py": runs[0].source.encode(),
+        "README.md": readme(runs, table).encode(),
+        "submission.json": (json.dumps(table, indent=2) + "\n").encode(),
+        "requirements.txt": requirements(runs[0].versions).encode(),
+    }
     files |= {f"train_seed{run.seed}.log": run.data for run in runs}
     if args.artifact:
         data, sizes = read_bytes(args.artifact, CAP_BYTES), [run.artifact_bytes for run in runs]
         if len(data) not in sizes or not data.startswith(b"PCLL"):
-            raise UserError(f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state {sizes}.")
+            raise UserError(
+                f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state {sizes}."
+            )
         files["artifact.pcll"] = data
     write_folder(folder, files)
-    return (f"{folder}\nval_bpb {table['val_bpb']:.5f}, {table['bytes_total']} bytes. "
-            f"Check it: python verify.py {shlex.quote(str(folder))}")
+    return (
+        f"{folder}\nval_bpb {table['val_bpb']:.5f}, {table['bytes_total']} bytes. "
+        f"Check it: python verify.py {shlex.quote(str(folder))}"
+    )
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("pack.py", description="Turns the logs of finished runs into a record folder.")
+    parser = argparse.ArgumentParser(
+        "pack.py", description="Turns the logs of finished runs into a record folder."
+    )
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
     add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one a seed")
@@ -289,9 +416,20 @@ def main(argv: list[str] | None = None) -> int:
     add("--author", default="", help="your name")
     add("--github-id", default="", help="your GitHub account")
     add("--blurb", default="", help="the entry in a sentence (default: its settings)")
-    add("--artifact", type=Path, metavar="FILE", help="put the artifact of one of the runs into the folder")
+    add(
+        "--artifact",
+        type=Path,
+        metavar="FILE",
+        help="put the artifact of one of the runs into the folder",
+    )
     add("--date", default="", help="YYYY-MM-DD (default: that of the newest log file)")
-    add("--out", type=Path, default=Path(__file__).resolve().parent, metavar="FOLDER", help="default: that of pack.py")
+    add(
+        "--out",
+        type=Path,
+        default=Path(__file__).resolve().parent,
+        metavar="FOLDER",
+        help="default: that of pack.py",
+    )
     args = parser.parse_args(argv)
     try:
         print(pack(args))

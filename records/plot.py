@@ -34,17 +34,32 @@ import decode_artifact as pcll  # noqa: E402
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
-STYLE = {"font.size": 20, "figure.figsize": (12, 7.5), "figure.dpi": 100, "lines.linewidth": 4, "lines.markersize": 12,
-         "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 2, "hatch.linewidth": 2}
+STYLE = {
+    "font.size": 20,
+    "figure.figsize": (12, 7.5),
+    "figure.dpi": 100,
+    "lines.linewidth": 4,
+    "lines.markersize": 12,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 2,
+    "hatch.linewidth": 2,
+}
 LINES = (("black", "-"), ("0.5", "--"), ("0.35", ":"), ("0.65", "-."))  # grey, line style
 MARKERS = "os^Dv"  # five, so that with four lines 20 curves differ
-PARTS = {"MLP": (".up", ".down"), "query, key, value": (".q", ".k", ".v"), "attention output": (".out",),
-         "bigram hash": ("bigram.table", "bigram.proj"), "token embedding": ("tok_emb",), "vectors": ("",)}  # by ending
+PARTS = {
+    "MLP": (".up", ".down"),
+    "query, key, value": (".q", ".k", ".v"),
+    "attention output": (".out",),
+    "bigram hash": ("bigram.table", "bigram.proj"),
+    "token embedding": ("tok_emb",),
+    "vectors": ("",),
+}  # by ending
 CAPTIONS = {
     "loss.png": "Training loss against tokens seen.",
     "bpb.png": "Bits per byte from training to score, means over the runs. The axis does not start at zero.",
     "bytes.png": "Bytes by part: its codes, and its side data (floats, codebooks, scales) as zstd-22 shrinks them when "
-                 "alone. The last bar is the rest of the file.",
+    "alone. The last bar is the rest of the file.",
     "rate.png": "Bits per byte against the rate of the weights. The axes do not start at zero.",
 }
 
@@ -61,8 +76,15 @@ def picture(ax: plt.Axes, x: str, y: str) -> bytes:
 def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], first: bool) -> None:
     """Draws the lines, with their names beside their last points; or with markers, and the names beside the first
     points, on the left, while the y axis stands on the right."""
-    for points, (grey, style), marker in zip(curves.values(), cycle(LINES), cycle(MARKERS), strict=False):
-        ax.plot(*zip(*points, strict=True), color=grey, linestyle=style, marker=marker if first else None)
+    for points, (grey, style), marker in zip(
+        curves.values(), cycle(LINES), cycle(MARKERS), strict=False
+    ):
+        ax.plot(
+            *zip(*points, strict=True),
+            color=grey,
+            linestyle=style,
+            marker=marker if first else None,
+        )
     if first:
         ax.yaxis.tick_right()
         ax.yaxis.set_label_position("right")
@@ -73,9 +95,16 @@ def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], first
     ends = [(*points[0 if first else -1], name) for name, points in curves.items()]
     for x, y, name in sorted(ends, key=lambda end: (end[1], end[0] if first else -end[0])):
         height = max(to_axes.transform((x, y))[1], height + gap)  # the names stay apart
-        ax.annotate(name, (x, y), (-0.04 if first else 1.04, height), textcoords="axes fraction", va="center",
-                    ha="right" if first else "left", annotation_clip=False,
-                    arrowprops=dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6))
+        ax.annotate(
+            name,
+            (x, y),
+            (-0.04 if first else 1.04, height),
+            textcoords="axes fraction",
+            va="center",
+            ha="right" if first else "left",
+            annotation_clip=False,
+            arrowprops=dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6),
+        )
 
 
 def draw_loss(runs: list[Run]) -> bytes | None:
@@ -84,7 +113,9 @@ def draw_loss(runs: list[Run]) -> bytes | None:
     for run in runs:
         batch = int(run.settings["train_batch_tokens"]) / 1e6
         steps = re.findall(r"^step:(\d+)/\d+ train_loss:(\d+\.\d+)", run.lines, re.M)
-        losses = {int(step): float(loss) for step, loss in steps}  # a resumed run has some steps twice
+        losses = {
+            int(step): float(loss) for step, loss in steps
+        }  # a resumed run has some steps twice
         curves[f"seed {run.seed}"] = [(step * batch, loss) for step, loss in sorted(losses.items())]
     if not all(curves.values()):
         return None
@@ -96,9 +127,15 @@ def draw_loss(runs: list[Run]) -> bytes | None:
 
 def draw_bpb(runs: list[Run]) -> bytes | None:
     """The table at the logs' end as a waterfall; None where the logs have no such table."""
-    tables = [dict(re.findall(r"^  ((?:before|after) .+?) +(\d+\.\d+) bpb ", run.lines, re.M)) for run in runs]
-    stages = [(name, mean(float(table[name]) for table in tables)) for name in tables[0]
-              if all(name in table for table in tables)]
+    tables = [
+        dict(re.findall(r"^  ((?:before|after) .+?) +(\d+\.\d+) bpb ", run.lines, re.M))
+        for run in runs
+    ]
+    stages = [
+        (name, mean(float(table[name]) for table in tables))
+        for name in tables[0]
+        if all(name in table for table in tables)
+    ]
     if len(stages) < 2:
         return None
     ax = plt.subplots(figsize=(14, 7.5))[1]
@@ -109,10 +146,26 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
         ax.text(i, bpb + 0.03 * span, f"{bpb:.4f}", ha="center", va="bottom", weight="bold")
         if i:
             before = stages[i - 1][1]
-            ax.bar(i - 0.5, bpb - before, 0.2, before, color="0.85", edgecolor="black", linewidth=2,
-                   hatch="//" if bpb > before else None)
-            ax.text(i - 0.5, min(bpb, before) - 0.03 * span, f"{bpb - before:+.4f}", ha="center", va="top")
-    ax.set_xticks(range(len(stages)), [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages])
+            ax.bar(
+                i - 0.5,
+                bpb - before,
+                0.2,
+                before,
+                color="0.85",
+                edgecolor="black",
+                linewidth=2,
+                hatch="//" if bpb > before else None,
+            )
+            ax.text(
+                i - 0.5,
+                min(bpb, before) - 0.03 * span,
+                f"{bpb - before:+.4f}",
+                ha="center",
+                va="top",
+            )
+    ax.set_xticks(
+        range(len(stages)), [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages]
+    )
     ax.set_ylim(low - 0.15 * span, high + 0.15 * span)
     return picture(ax, "", "validation, bits per byte")
 
@@ -123,7 +176,9 @@ def side_data(data: bytes) -> dict[str, bytes]:
     pcll.read_config(cursor)
     for tensor in pcll.read_table(cursor, len(data)):
         start = cursor.position
-        read = {pcll.HUFFMAN: pcll.read_codebook, pcll.TRELLIS: pcll.read_scales}.get(tensor.codec, pcll.read_floats)
+        read = {pcll.HUFFMAN: pcll.read_codebook, pcll.TRELLIS: pcll.read_scales}.get(
+            tensor.codec, pcll.read_floats
+        )
         read(cursor, tensor)
         found[tensor.name] = bytes(cursor.content[start : cursor.position])
     return found
@@ -133,7 +188,11 @@ def attribute(data: bytes, code: int) -> dict[str, float]:
     """Bytes of each part of code and artifact, as the caption of bytes.png says; they add up to the size of both."""
     tensors, side, shares = pcll.parse_pcll(data)[1], side_data(data), {"code": float(code)}
     for part in PARTS:
-        own = [t for t in tensors if part == next(p for p, ends in PARTS.items() if t.name.endswith(ends))]
+        own = [
+            t
+            for t in tensors
+            if part == next(p for p, ends in PARTS.items() if t.name.endswith(ends))
+        ]
         codecs = ", ".join(dict.fromkeys(pcll.CODECS[t.codec] for t in own))
         stored = b"".join(side[t.name] for t in own)
         codes = sum(t.bits / 8 for t in own) - len(stored)
@@ -147,7 +206,9 @@ def draw_bytes(data: bytes, code: int) -> bytes:
     for row, (part, share) in enumerate(shares.items()):
         hatch = "" if part == "code" else "//" if re.search("huffman|trellis", part) else ".."
         ax.barh(-row, share, 0.7, color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
-        ax.text(max(share, 0) + 0.01 * total, -row, f"{share:,.0f}  ({share / total:.1%})", va="center")
+        ax.text(
+            max(share, 0) + 0.01 * total, -row, f"{share:,.0f}  ({share / total:.1%})", va="center"
+        )
     ax.set_yticks(range(0, -len(shares), -1), shares)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
@@ -180,7 +241,11 @@ def draw_rates(curves: dict[str, list[tuple[float, float]]]) -> bytes:
 
 def show(readme: str, names: list[str]) -> str:
     """The README with a section of the pictures; those that it shows already stay where they are."""
-    new = [f"![{CAPTIONS[name]}]({name})\n\n{CAPTIONS[name]}\n" for name in names if f"]({name})" not in readme]
+    new = [
+        f"![{CAPTIONS[name]}]({name})\n\n{CAPTIONS[name]}\n"
+        for name in names
+        if f"]({name})" not in readme
+    ]
     heading = [] if "\n## Pictures\n" in readme or not new else ["## Pictures\n"]
     return "\n".join([readme, *heading, *new])
 
@@ -215,8 +280,12 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     about, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser("plot.py", description=about, epilog=rest,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "plot.py",
+        description=about,
+        epilog=rest,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="the record folder")
     args = parser.parse_args(argv)
     try:

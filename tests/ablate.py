@@ -80,14 +80,25 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
 
 def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
     """bpb before and after export, and the bytes of the artifact, of a run in the folder."""
-    fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len))
-    inherited = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    done = subprocess.run([sys.executable, ROOT / "train_gpt.py"], cwd=folder, capture_output=True, text=True,
-                          env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed)
+    fixed = dict(
+        TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len)
+    )
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
+    }
+    done = subprocess.run(
+        [sys.executable, ROOT / "train_gpt.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed,
+    )
     if done.returncode:
         sys.exit(f"{settings}: {done.stderr}")
-    before, after = (float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
-                     for when in ("before", "after"))
+    before, after = (
+        float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
+        for when in ("before", "after")
+    )
     return before, after, int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
 
 
@@ -103,7 +114,10 @@ def base_settings(items: list[str]) -> dict[str, str]:
     s = train_gpt.load_settings(base)
     if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):
         train_gpt.make_demo_data(s)
-    return base | {name: str(Path(getattr(s, name.lower())).resolve()) for name in ("DATA_PATH", "TOKENIZER_PATH")}
+    return base | {
+        name: str(Path(getattr(s, name.lower())).resolve())
+        for name in ("DATA_PATH", "TOKENIZER_PATH")
+    }
 
 
 def show(rows: list[dict], path: Path | None) -> None:
@@ -122,40 +136,70 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="NAME")
-    parser.add_argument("--variant", nargs="+", default=[], metavar="NAME=VALUE,...", help="more settings to compare")
-    parser.add_argument("--steps-only", action="store_true", help="leave out the comparison after the same seconds")
+    parser.add_argument(
+        "--variant",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE,...",
+        help="more settings to compare",
+    )
+    parser.add_argument(
+        "--steps-only", action="store_true", help="leave out the comparison after the same seconds"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
-    PARTS.update((text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant)
+    PARTS.update(
+        (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
+    )
     base = base_settings(args.settings)
     s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
-    ratio = {part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts}
+    ratio = {
+        part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts
+    }
 
     def steps(part: str, same: str) -> dict[str, str]:
         factor = ratio[part] if same == "seconds" else 1.0
-        return {name: str(round(factor * getattr(s, name.lower()))) for name in ("ITERATIONS", "WARMDOWN_ITERS")}
+        return {
+            name: str(round(factor * getattr(s, name.lower())))
+            for name in ("ITERATIONS", "WARMDOWN_ITERS")
+        }
 
-    jobs = {(part, same, seed): environment(base, part) | steps(part, same) | {"SEED": str(seed)}
-            for seed in args.seeds for part in parts for same in sames
-            if same == "steps" or abs(ratio[part] - 1) >= 0.01}
+    jobs = {
+        (part, same, seed): environment(base, part) | steps(part, same) | {"SEED": str(seed)}
+        for seed in args.seeds
+        for part in parts
+        for same in sames
+        if same == "steps" or abs(ratio[part] - 1) >= 0.01
+    }
     with ThreadPoolExecutor(args.jobs) as pool:
         results = {}
         for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
             results[job] = result
-            print(f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb", file=sys.stderr, flush=True)
+            print(
+                f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb",
+                file=sys.stderr,
+                flush=True,
+            )
     rows = []
     for part in parts:
         row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
         for same in sames:
-            scores = [results.get((part, same, seed), results[part, "steps", seed])[1] for seed in args.seeds]
-            differences = [score - results[FULL, "steps", seed][1]
-                           for score, seed in zip(scores, args.seeds, strict=True)]
+            scores = [
+                results.get((part, same, seed), results[part, "steps", seed])[1]
+                for seed in args.seeds
+            ]
+            differences = [
+                score - results[FULL, "steps", seed][1]
+                for score, seed in zip(scores, args.seeds, strict=True)
+            ]
             row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
             row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
-        row["bytes"] = round(statistics.mean(results[part, "steps", seed][2] for seed in args.seeds))
+        row["bytes"] = round(
+            statistics.mean(results[part, "steps", seed][2] for seed in args.seeds)
+        )
         rows.append(row)
     show(rows, args.csv)
 

@@ -46,7 +46,10 @@ try:
 except ImportError:
     brotli = None
 
-LEVELS = ((48, r"mlp|intermediate|ffn|fc[12]|(?<!attention)\.output\.dense"), (80, r"\b(q|k|v|query|key|value)\b"))
+LEVELS = (
+    (48, r"mlp|intermediate|ffn|fc[12]|(?<!attention)\.output\.dense"),
+    (80, r"\b(q|k|v|query|key|value)\b"),
+)
 OTHER_LEVELS = 64
 MIN_ELEMENTS = 65_537  # the author passes smaller tensors through
 LOOP_WEIGHTS = 300_000  # on which the author's loop over bits is timed
@@ -63,7 +66,9 @@ class Matrix:
 
     @property
     def levels(self) -> int:
-        return next((levels for levels, pattern in LEVELS if re.search(pattern, self.name)), OTHER_LEVELS)
+        return next(
+            (levels for levels, pattern in LEVELS if re.search(pattern, self.name)), OTHER_LEVELS
+        )
 
     def mse(self, decoded: np.ndarray) -> float:
         return float(np.square(decoded - self.w, dtype=np.float64).mean())
@@ -78,7 +83,11 @@ class Matrix:
             rows = (power / columns).mean(axis=1)
             columns = (power / rows[:, None]).mean(axis=0)
         ordered = np.sort(np.outer(rows, columns), axis=None)
-        return ordered, np.append(0, np.cumsum(ordered)), np.append(np.cumsum(np.log2(ordered)[::-1])[::-1], 0)
+        return (
+            ordered,
+            np.append(0, np.cumsum(ordered)),
+            np.append(np.cumsum(np.log2(ordered)[::-1])[::-1], 0),
+        )
 
     def bound(self, mse: float) -> float:
         """Bits for all elements at a mean squared error: those of less variance than the water level cost nothing."""
@@ -117,7 +126,10 @@ def timed(function: Callable, *arguments) -> tuple:
 # ---------------------------------------------------------------- integers per row, and a general compressor
 
 COMPRESSORS = {
-    "zstd-22": (zstandard.ZstdCompressor(level=22).compress, zstandard.ZstdDecompressor().decompress),
+    "zstd-22": (
+        zstandard.ZstdCompressor(level=22).compress,
+        zstandard.ZstdDecompressor().decompress,
+    ),
     "xz -9": (lambda data: lzma.compress(data, preset=9), lzma.decompress),
 }
 if brotli:
@@ -127,7 +139,9 @@ if brotli:
 def integers_per_row(w: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
     """int8 (rows, columns) and float16 scales (rows, 1), the greatest magnitude of a row being coded as `largest`."""
     scales = (np.abs(w).max(axis=1, keepdims=True) / largest).astype(np.float16)
-    return np.rint(w / np.maximum(scales.astype(np.float32), 1e-7)).clip(-127, 127).astype(np.int8), scales
+    return np.rint(w / np.maximum(scales.astype(np.float32), 1e-7)).clip(-127, 127).astype(
+        np.int8
+    ), scales
 
 
 def largest_for(matrix: Matrix, mse: float) -> float:
@@ -136,7 +150,9 @@ def largest_for(matrix: Matrix, mse: float) -> float:
     for _ in range(18):
         middle = (low + high) / 2
         q, scales = integers_per_row(matrix.w, middle)
-        low, high = (middle, high) if matrix.mse(q * scales.astype(np.float32)) > mse else (low, middle)
+        low, high = (
+            (middle, high) if matrix.mse(q * scales.astype(np.float32)) > mse else (low, middle)
+        )
     return high
 
 
@@ -146,15 +162,26 @@ def int_results(matrices: list[Matrix], label: str, largest: dict[str, float]) -
 
     coded, quantising = timed(encode)
     raw = b"".join(q.tobytes() + scales.tobytes() for q, scales in coded.values())
-    errors = {m.name: m.mse(coded[m.name][0] * coded[m.name][1].astype(np.float32)) for m in matrices}
+    errors = {
+        m.name: m.mse(coded[m.name][0] * coded[m.name][1].astype(np.float32)) for m in matrices
+    }
     bits = sum(entropy(q.astype(np.int64) + 128) for q, _ in coded.values())
     results = []
     for name, (compress, decompress) in COMPRESSORS.items():
         data, encoding = timed(compress, raw)
         _, inflating = timed(decompress, data)
         _, scaling = timed(lambda: [q * scales.astype(np.float32) for q, scales in coded.values()])
-        results.append(Result(f"{label} + {name}", len(data), errors, quantising + encoding, inflating + scaling,
-                              8 * len(data), bits))
+        results.append(
+            Result(
+                f"{label} + {name}",
+                len(data),
+                errors,
+                quantising + encoding,
+                inflating + scaling,
+                8 * len(data),
+                bits,
+            )
+        )
     return results
 
 
@@ -182,7 +209,9 @@ def author_codes(counts: np.ndarray) -> dict[str, str]:
     heapq.heapify(heap)
     while len(heap) > 1:
         (count_0, tie, names_0), (count_1, _, names_1) = heapq.heappop(heap), heapq.heappop(heap)
-        codes |= {name: "0" + codes[name] for name in names_0} | {name: "1" + codes[name] for name in names_1}
+        codes |= {name: "0" + codes[name] for name in names_0} | {
+            name: "1" + codes[name] for name in names_1
+        }
         heapq.heappush(heap, (count_0 + count_1, tie, names_0 + names_1))
     return dict(sorted(codes.items(), key=lambda item: int(item[0])))
 
@@ -196,7 +225,9 @@ def pack_codes(indices: np.ndarray, codes: dict[str, str]) -> tuple[bytes, int]:
         bits[int(level), : len(code)] = [int(bit) for bit in code]
         lengths[int(level)] = len(code)
     kept = np.arange(longest) < lengths[:, None]
-    stream = np.concatenate([bits[part][kept[part]] for part in np.array_split(indices, len(indices) // 2**16 + 1)])
+    stream = np.concatenate(
+        [bits[part][kept[part]] for part in np.array_split(indices, len(indices) // 2**16 + 1)]
+    )
     return np.packbits(stream).tobytes(), len(stream)
 
 
@@ -209,9 +240,19 @@ def author_encode(matrices: list[Matrix]) -> tuple[bytes, Quantised, float, floa
         data, n_bits = pack_codes(indices, codes)
         book, table = centroids.astype("<f2"), json.dumps(codes, separators=(",", ":")).encode()
         total = len(data) + book.nbytes + len(table)
-        entries[m.name] = {"method": "codebook_huffman", "offset": offset, "data_len": len(data), "cb_len": book.nbytes,
-                           "ht_len": len(table), "n_bits": n_bits, "n_levels": m.levels, "shape": list(m.w.shape),
-                           "dtype": "float32", "numel": m.w.size, "total_len": total}
+        entries[m.name] = {
+            "method": "codebook_huffman",
+            "offset": offset,
+            "data_len": len(data),
+            "cb_len": book.nbytes,
+            "ht_len": len(table),
+            "n_bits": n_bits,
+            "n_levels": m.levels,
+            "shape": list(m.w.shape),
+            "dtype": "float32",
+            "numel": m.w.size,
+            "total_len": total,
+        }
         parts += [data, book.tobytes(), table]
         offset += total
         code_bits += n_bits
@@ -230,8 +271,13 @@ def author_decode_tensor(file: bytes, name: str, weights: int) -> np.ndarray:
     data_end = start + entry["offset"] + entry["data_len"]
     book_end = data_end + entry["cb_len"]
     book = np.frombuffer(content[data_end:book_end], "<f2").astype(np.float32)
-    levels = {code: int(level) for level, code in json.loads(content[book_end : book_end + entry["ht_len"]]).items()}
-    bits = np.unpackbits(np.frombuffer(content[start + entry["offset"] : data_end], np.uint8)).tolist()
+    levels = {
+        code: int(level)
+        for level, code in json.loads(content[book_end : book_end + entry["ht_len"]]).items()
+    }
+    bits = np.unpackbits(
+        np.frombuffer(content[start + entry["offset"] : data_end], np.uint8)
+    ).tolist()
     indices, code = [], ""
     for bit in bits[: entry["n_bits"]]:
         code += "1" if bit else "0"
@@ -257,31 +303,51 @@ def author_result(matrices: list[Matrix]) -> Result:
 # ---------------------------------------------------------------- ours
 
 
-def stream_bits(file: bytes, tensors: list[decode_artifact.Tensor], decoded: Quantised) -> tuple[int, float]:
+def stream_bits(
+    file: bytes, tensors: list[decode_artifact.Tensor], decoded: Quantised
+) -> tuple[int, float]:
     """Bits of an artifact's one stream (words and what the lanes begin with), and the entropy of its symbols."""
     cursor = decode_artifact.Cursor(decode_artifact.inflate(file))
     decode_artifact.read_config(cursor)
     decode_artifact.read_table(cursor, len(file))
     for tensor in tensors:
-        (decode_artifact.read_codebook if tensor.lengths is not None else decode_artifact.read_scales)(cursor, tensor)
+        (
+            decode_artifact.read_codebook
+            if tensor.lengths is not None
+            else decode_artifact.read_scales
+        )(cursor, tensor)
     if tensors[0].lengths is not None:
-        return 8 * (len(cursor.content) - cursor.position), sum(tensor.entropy for tensor in tensors)
+        return 8 * (len(cursor.content) - cursor.position), sum(
+            tensor.entropy for tensor in tensors
+        )
     model = decode_artifact.read_model(cursor)
     kinds, cells = 2 * model.largest + 1, []
     for tensor in tensors:
-        points = decoded[tensor.name].reshape(tensor.shape[0], -1) / tensor.row_factors[:, None] / tensor.column_factors
+        points = (
+            decoded[tensor.name].reshape(tensor.shape[0], -1)
+            / tensor.row_factors[:, None]
+            / tensor.column_factors
+        )
         points = np.rint(points.ravel()).astype(np.int64)  # +-(4q + 1)
         symbols = (np.where(points % 4 == 1, points, -points) - 1) // 4 + model.largest
         cells.append(decode_artifact.element_contexts(tensor, model) * np.int64(kinds) + symbols)
     cells, counts = decode_artifact.distinct(np.concatenate(cells), model.frequencies.size)
-    return 8 * (len(cursor.content) - cursor.position - 4), decode_artifact.entropy_bits(counts, cells // kinds)
+    return 8 * (len(cursor.content) - cursor.position - 4), decode_artifact.entropy_bits(
+        counts, cells // kinds
+    )
 
 
-def our_result(matrices: list[Matrix], method: str, code: Callable[[Matrix], train_gpt.Coded], states: int) -> Result:
-    file, encoding = timed(lambda: train_gpt.encode_pcll({}, {m.name: code(m) for m in matrices}, states))
+def our_result(
+    matrices: list[Matrix], method: str, code: Callable[[Matrix], train_gpt.Coded], states: int
+) -> Result:
+    file, encoding = timed(
+        lambda: train_gpt.encode_pcll({}, {m.name: code(m) for m in matrices}, states)
+    )
     (_, tensors, decoded), decoding = timed(decode_artifact.parse_pcll, file)
     errors = {m.name: m.mse(decoded[m.name]) for m in matrices}
-    return Result(method, len(file), errors, encoding, decoding, *stream_bits(file, tensors, decoded))
+    return Result(
+        method, len(file), errors, encoding, decoding, *stream_bits(file, tensors, decoded)
+    )
 
 
 # ---------------------------------------------------------------- weights, table, main
@@ -291,12 +357,20 @@ def made_up(layers: int, width: int) -> dict[str, np.ndarray]:
     """Shapes of the system's network; scales of rows and columns spread by 0.15 in natural logarithm."""
     rng = np.random.default_rng(0)
     hidden = 1500 * width // 512
-    shapes = {"attn.q": (width, width), "attn.k": (width // 2, width), "attn.v": (width // 2, width),
-              "attn.out": (width, width), "mlp.up": (hidden, width), "mlp.down": (width, hidden)}
+    shapes = {
+        "attn.q": (width, width),
+        "attn.k": (width // 2, width),
+        "attn.v": (width // 2, width),
+        "attn.out": (width, width),
+        "mlp.up": (hidden, width),
+        "mlp.down": (width, hidden),
+    }
     weights = {}
     for layer in range(layers):
         for name, (rows, columns) in shapes.items():
-            scales = np.exp(0.15 * rng.standard_normal((rows, 1)) + 0.15 * rng.standard_normal(columns))
+            scales = np.exp(
+                0.15 * rng.standard_normal((rows, 1)) + 0.15 * rng.standard_normal(columns)
+            )
             w = 0.02 * scales * rng.standard_normal((rows, columns))
             weights[f"blocks.{layer}.{name}"] = w.astype(np.float32)
     return weights
@@ -310,43 +384,60 @@ def load(path: str) -> dict[str, np.ndarray]:
 
 
 def matrices_of(weights: dict[str, np.ndarray]) -> list[Matrix]:
-    return [Matrix(name, np.ascontiguousarray(w, np.float32)) for name, w in sorted(weights.items())
-            if w.ndim == 2 and w.size >= MIN_ELEMENTS and "emb" not in name]
+    return [
+        Matrix(name, np.ascontiguousarray(w, np.float32))
+        for name, w in sorted(weights.items())
+        if w.ndim == 2 and w.size >= MIN_ELEMENTS and "emb" not in name
+    ]
 
 
 def line_of(result: Result, author: Result, matrices: list[Matrix]) -> str:
     weights = sum(m.w.size for m in matrices)
     power = sum(np.square(m.w, dtype=np.float64).sum() for m in matrices)
     error = sum(result.errors[m.name] * m.w.size for m in matrices)
-    excess = sum(m.w.size / 2 * np.log2(result.errors[m.name] / author.errors[m.name]) for m in matrices)
+    excess = sum(
+        m.w.size / 2 * np.log2(result.errors[m.name] / author.errors[m.name]) for m in matrices
+    )
     bound = sum(m.bound(result.errors[m.name]) for m in matrices)
-    return (f"{result.method:32}{result.size:>12,}{8 * result.size / weights:>13.4f}{(error / power) ** 0.5:>12.5f}"
-            f"{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}{result.encode:>9.1f}{result.decode:>9.2f}"
-            f"{result.stream_bits / result.entropy_bits - 1:>+14.2%}{8 * result.size / bound - 1:>+12.2%}")
+    return (
+        f"{result.method:32}{result.size:>12,}{8 * result.size / weights:>13.4f}{(error / power) ** 0.5:>12.5f}"
+        f"{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}{result.encode:>9.1f}{result.decode:>9.2f}"
+        f"{result.stream_bits / result.entropy_bits - 1:>+14.2%}{8 * result.size / bound - 1:>+12.2%}"
+    )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compares codecs for weights.")
-    parser.add_argument("weights", nargs="?", help="an .npz or a .pcll; made-up weights if there is none")
+    parser.add_argument(
+        "weights", nargs="?", help="an .npz or a .pcll; made-up weights if there is none"
+    )
     parser.add_argument("--layers", type=int, default=3, help="of the made-up weights")
     parser.add_argument("--width", type=int, default=512, help="of the made-up weights")
     options = parser.parse_args()
     try:
-        weights = load(options.weights) if options.weights else made_up(options.layers, options.width)
+        weights = (
+            load(options.weights) if options.weights else made_up(options.layers, options.width)
+        )
         matrices = matrices_of(weights)
         decode_artifact.require(bool(matrices), "there is no matrix of more than 65,536 elements")
         author = author_result(matrices)
-        decode_artifact.require(min(author.errors.values()) > 0, "a matrix was quantised before and has no error")
+        decode_artifact.require(
+            min(author.errors.values()) > 0, "a matrix was quantised before and has no error"
+        )
     except (OSError, ValueError) as error:
         print(f"{options.weights or 'made-up weights'}: {error}", file=sys.stderr)
         return 2
     source = options.weights or "made-up weights (Gaussian, log-normal scales of rows and columns)"
     print(f"{source}: {len(matrices)} matrices, {sum(m.w.size for m in matrices):,} weights\n")
-    print(f"{'method':32}{'bytes':>12}{'bits/weight':>13}{'rel. error':>12}{'vs author':>11}{'encode':>9}{'decode':>9}"
-          f"{'over entropy':>14}{'over bound':>12}")
+    print(
+        f"{'method':32}{'bytes':>12}{'bits/weight':>13}{'rel. error':>12}{'vs author':>11}{'encode':>9}{'decode':>9}"
+        f"{'over entropy':>14}{'over bound':>12}"
+    )
 
     print(line_of(author, author, matrices), flush=True)
-    for result in int_results(matrices, "int6 per row", dict.fromkeys((m.name for m in matrices), 31.0)):
+    for result in int_results(
+        matrices, "int6 per row", dict.fromkeys((m.name for m in matrices), 31.0)
+    ):
         print(line_of(result, author, matrices), flush=True)
     equal = {m.name: largest_for(m, author.errors[m.name]) for m in matrices}
     for result in int_results(matrices, "equal error per row", equal):
@@ -354,6 +445,7 @@ def main() -> int:
     ours = our_result(matrices, "huffman", lambda m: train_gpt.code_huffman(m.w, m.levels), 8)
     print(line_of(ours, author, matrices), flush=True)
     for states in (8, 32, 256):
+
         def code(m: Matrix, states: int = states) -> train_gpt.Coded:
             even, target = (np.ones(len(m.w)), np.eye(m.w[0].size)), author.errors[m.name]
             first = train_gpt.code_trellis(m.w, even, target**0.5, states)

@@ -26,31 +26,50 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
 
-SHAPE = dict(NUM_LAYERS="6", MODEL_DIM="256", NUM_HEADS="4", NUM_KV_HEADS="2", MLP_HIDDEN="768", TRAIN_SEQ_LEN="512",
-             TRAIN_BATCH_TOKENS="16384", EVAL_BATCH_SEQS="16", TTT_CHUNK_TOKENS="4096")
+SHAPE = dict(
+    NUM_LAYERS="6",
+    MODEL_DIM="256",
+    NUM_HEADS="4",
+    NUM_KV_HEADS="2",
+    MLP_HIDDEN="768",
+    TRAIN_SEQ_LEN="512",
+    TRAIN_BATCH_TOKENS="16384",
+    EVAL_BATCH_SEQS="16",
+    TTT_CHUNK_TOKENS="4096",
+)
 FULL_SPLIT = 62_021_632  # tokens of the challenge's validation split
 PEAK = 8 * 989e12  # operations a second of 8 H100, dense bfloat16
 
 
 @torch.inference_mode()
-def score_like_entries(model, tokens: torch.Tensor, first: int, last: int, s: train_gpt.Settings) -> float:
+def score_like_entries(
+    model, tokens: torch.Tensor, first: int, last: int, s: train_gpt.Settings
+) -> float:
     """Summed nats of positions first..last-1: windows that end after every EVAL_STRIDE tokens."""
     length, stride, nats = s.train_seq_len, s.eval_stride, 0.0
     ends = [end for end in range(min(length, last), last + stride, stride) if end - stride < last]
-    windows = [(max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first]
+    windows = [
+        (max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first
+    ]
     for at in range(0, len(windows), s.eval_batch_seqs):
         batch = windows[at : at + s.eval_batch_seqs]
         inputs = torch.stack([F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch])
-        targets = torch.stack([F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch])
+        targets = torch.stack(
+            [F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch]
+        )
         logits = model(inputs)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
+            targets
+        )
         for i, (a, b) in enumerate(batch):
             begin = first if at + i == 0 else windows[at + i - 1][1]
             nats += losses[i, max(begin, a) - a : b - a].double().sum().item()
     return nats
 
 
-def evaluate_like_entries(model, tokens: torch.Tensor, s: train_gpt.Settings, learner=None) -> float:
+def evaluate_like_entries(
+    model, tokens: torch.Tensor, s: train_gpt.Settings, learner=None
+) -> float:
     """Mean nats per token; with a learner, chunk by chunk as entry 549 does it."""
     total, count = 0.0, len(tokens) - 1
     size = s.ttt_chunk_tokens if learner else count
@@ -58,14 +77,23 @@ def evaluate_like_entries(model, tokens: torch.Tensor, s: train_gpt.Settings, le
         high = min(low + size, count)
         total += score_like_entries(model, tokens, low, high, s)
         if learner and high < count:
-            learner.learn(tokens[low : high + 1], low // size / math.ceil(count / size), s.ttt_epochs)
+            learner.learn(
+                tokens[low : high + 1], low // size / math.ceil(count / size), s.ttt_epochs
+            )
     return total / count
 
 
-def evaluator(tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evaluator:
+def evaluator(
+    tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
+) -> train_gpt.Evaluator:
     """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time depends on."""
     e = train_gpt.Evaluator.__new__(train_gpt.Evaluator)
-    e.s, e.ranks, e.log, e.host_tokens = s, ranks, SimpleNamespace(progress=lambda *args: None), tokens
+    e.s, e.ranks, e.log, e.host_tokens = (
+        s,
+        ranks,
+        SimpleNamespace(progress=lambda *args: None),
+        tokens,
+    )
     e.bytes_before = np.arange(len(tokens))
     e.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
     return e
@@ -75,12 +103,21 @@ def scoring_operations(s: train_gpt.Settings) -> tuple[float, float, float]:
     """Floating-point operations that it takes to score the challenge's split, as entries do it and as we do it, and to
     learn from it by score_first: 2 for each weight of a matrix and token, 2 T D a layer for causal attention; learning
     costs 3 times a forward pass. Our last block's queries and MLP, and the head, see the scored positions alone."""
-    shapes = {name: p.numel() for name, p in train_gpt.GPT(s).named_parameters() if name.endswith(train_gpt.MATRICES)}
-    last = sum(n for name, n in shapes.items() if name.startswith(f"blocks.{s.num_layers - 1}.")
-               and not name.endswith((".k", ".v")))
+    shapes = {
+        name: p.numel()
+        for name, p in train_gpt.GPT(s).named_parameters()
+        if name.endswith(train_gpt.MATRICES)
+    }
+    last = sum(
+        n
+        for name, n in shapes.items()
+        if name.startswith(f"blocks.{s.num_layers - 1}.") and not name.endswith((".k", ".v"))
+    )
     attention, head = s.train_seq_len * s.model_dim, s.vocab_size * s.model_dim
     everywhere = 2 * (sum(shapes.values()) - last + (s.num_layers - 1) * attention)
-    scored = 2 * (last + head + 2 * attention)  # a position at the end looks back on the whole window
+    scored = 2 * (
+        last + head + 2 * attention
+    )  # a position at the end looks back on the whole window
     whole = everywhere + 2 * (last + head + attention)
     windows = FULL_SPLIT / s.eval_stride
     ours = windows * (s.train_seq_len * everywhere + s.eval_stride * scored)
@@ -130,9 +167,13 @@ def main() -> None:
             lambda: adapting(lambda m, learner: evaluate_like_entries(m, e.tokens, s, learner)),
             lambda: adapting(lambda m, learner: e.score(m, "", s.eval_stride, learner).val_loss)),
     }  # fmt: skip
-    print(f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride}, {ranks.device.type}, "
-          f"{s.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs")
-    print(f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12} {'62 M tokens, one device':>24}")
+    print(
+        f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride}, {ranks.device.type}, "
+        f"{s.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs"
+    )
+    print(
+        f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12} {'62 M tokens, one device':>24}"
+    )
     ours_seconds = {}
     for name, (theirs, ours) in cases.items():
         theirs(), ours()
@@ -146,11 +187,15 @@ def main() -> None:
     theirs, ours, _ = scoring_operations(s)
     print(f"operations of the sliding window, entries' over ours: {theirs / ours:.2f}")
     _, score, learn = scoring_operations(train_gpt.load_settings({}))
-    print(f"PRESET=pcll on the whole split, by operations alone: {score / 1e15:.0f} PFLOP to score, {learn / 1e15:.0f} "
-          f"to learn from it; within 600 s on 8 H100 from {(score + learn) / PEAK / 600:.1%} of their peak on")
+    print(
+        f"PRESET=pcll on the whole split, by operations alone: {score / 1e15:.0f} PFLOP to score, {learn / 1e15:.0f} "
+        f"to learn from it; within 600 s on 8 H100 from {(score + learn) / PEAK / 600:.1%} of their peak on"
+    )
     passes = statistics.median(timed(training_passes)[0] for _ in range(args.repeats))
     extra = ours_seconds["score-first adaptation"] - ours_seconds["sliding window"]
-    print(f"adaptation costs {extra:.2f} s beyond scoring; {s.ttt_epochs} training passes alone {passes:.2f} s")
+    print(
+        f"adaptation costs {extra:.2f} s beyond scoring; {s.ttt_epochs} training passes alone {passes:.2f} s"
+    )
 
 
 if __name__ == "__main__":

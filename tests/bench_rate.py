@@ -35,15 +35,21 @@ def even(w: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
 
 def levels_error(name: str, w: np.ndarray, s: train_gpt.Settings) -> float:
     """Mean squared error of the codebook that entry 532 would give the matrix."""
-    coded = train_gpt.code_tensor(name, w, dataclasses.replace(s, codec="huffman", embed_codec="huffman"), 1, 0, {})
+    coded = train_gpt.code_tensor(
+        name, w, dataclasses.replace(s, codec="huffman", embed_codec="huffman"), 1, 0, {}
+    )
     decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": coded}, 4))[1]["w"]
     return float(np.square(decoded - w, dtype=np.float64).mean())
 
 
-def allocations(weights: dict[str, np.ndarray], moments: dict, s: train_gpt.Settings) -> dict[tuple[str, str], dict]:
+def allocations(
+    weights: dict[str, np.ndarray], moments: dict, s: train_gpt.Settings
+) -> dict[tuple[str, str], dict]:
     """For each allocation and kind of feedback the moments that make code_trellis allocate so."""
     matrices = {name: weights[name] for name in moments}
-    diagonal = {name: (row, np.diag(np.diagonal(column))) for name, (row, column) in moments.items()}
+    diagonal = {
+        name: (row, np.diag(np.diagonal(column))) for name, (row, column) in moments.items()
+    }
     sizes = np.array([w.size for w in matrices.values()])
     variance = float(np.average([w.var() for w in matrices.values()], weights=sizes))
     return {
@@ -69,19 +75,36 @@ def main() -> None:
     args = parser.parse_args()
     state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
     known = {name: value for name, value in state["settings"].items() if name in train_gpt.ALL}
-    s = train_gpt.Settings(**known | dict(data_path=args.data, tokenizer_path=args.tokenizer, embed_codec="trellis",
-                                          calibration_tokens=args.calibration_tokens))
+    s = train_gpt.Settings(
+        **known
+        | dict(
+            data_path=args.data,
+            tokenizer_path=args.tokenizer,
+            embed_codec="trellis",
+            calibration_tokens=args.calibration_tokens,
+        )
+    )
     ranks, quiet = train_gpt.join_ranks(s), SimpleNamespace(progress=lambda *args: None)
-    evaluator = train_gpt.Evaluator(train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size), s, ranks, quiet)
+    evaluator = train_gpt.Evaluator(
+        train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size), s, ranks, quiet
+    )
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
-    weights = {name.removeprefix("module."): w for name, w in state["average"].items() if name.startswith("module.")}
+    weights = {
+        name.removeprefix("module."): w
+        for name, w in state["average"].items()
+        if name.startswith("module.")
+    }
     model.load_state_dict(weights)
-    moments = train_gpt.calibrate(model, train_gpt.TokenStream(args.train, "train", s.vocab_size), s, ranks)
+    moments = train_gpt.calibrate(
+        model, train_gpt.TokenStream(args.train, "train", s.vocab_size), s, ranks
+    )
     weights = {name: w.float().numpy() for name, w in weights.items()}
     total = sum(w.size for w in weights.values())
     exact = evaluator.score(model, "", s.train_seq_len).val_bpb
-    print(f"{total} weights; exact: {exact:.4f} bpb\n\n{'codec':8} {'allocation':12} {'feedback':8} "
-          f"{'coarseness':>10} {'bytes':>10} {'bits/weight':>11} {'bpb':>8} {'cost':>8}")
+    print(
+        f"{total} weights; exact: {exact:.4f} bpb\n\n{'codec':8} {'allocation':12} {'feedback':8} "
+        f"{'coarseness':>10} {'bytes':>10} {'bits/weight':>11} {'bpb':>8} {'cost':>8}"
+    )
     cases = {("huffman", "levels", "none"): {}}
     cases |= {("trellis", *case): costs for case, costs in allocations(weights, moments, s).items()}
     rows = []
@@ -89,19 +112,37 @@ def main() -> None:
         embed = codec if allocation in ("tensor", "row, column") else "float16"
         s = dataclasses.replace(s, codec=codec, embed_codec=embed)
         for coarseness in args.coarseness:
-            tensors = {name: train_gpt.code_tensor(name, w, s, coarseness, 0.5, costs) for name, w in weights.items()}
+            tensors = {
+                name: train_gpt.code_tensor(name, w, s, coarseness, 0.5, costs)
+                for name, w in weights.items()
+            }
             artifact = train_gpt.encode_pcll({}, tensors, s.trellis_states)
             decoded = train_gpt.decode_pcll(artifact)[1]
             model.load_state_dict({name: torch.from_numpy(w) for name, w in decoded.items()})
             bpb = evaluator.score(model, "", s.train_seq_len).val_bpb
             bits = 8 * len(artifact) / total
-            print(f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {len(artifact):10d} {bits:11.3f} "
-                  f"{bpb:8.4f} {bpb - exact:+8.4f}", flush=True)
-            rows.append([codec, allocation, feedback, coarseness, len(artifact), f"{bits:.4f}", f"{bpb:.6f}"])
+            print(
+                f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {len(artifact):10d} {bits:11.3f} "
+                f"{bpb:8.4f} {bpb - exact:+8.4f}",
+                flush=True,
+            )
+            rows.append(
+                [
+                    codec,
+                    allocation,
+                    feedback,
+                    coarseness,
+                    len(artifact),
+                    f"{bits:.4f}",
+                    f"{bpb:.6f}",
+                ]
+            )
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             writer = csv.writer(file)
-            writer.writerow("codec allocation feedback multiplier bytes bits_per_weight val_bpb".split())
+            writer.writerow(
+                "codec allocation feedback multiplier bytes bits_per_weight val_bpb".split()
+            )
             writer.writerows(rows)
 
 

@@ -41,33 +41,51 @@ def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shape", action="append", required=True, metavar="NAME=VALUE,...", help="a network")
-    parser.add_argument("--bytes", type=int, nargs="+", required=True, help="of the artifact, without the code")
+    parser.add_argument(
+        "--shape", action="append", required=True, metavar="NAME=VALUE,...", help="a network"
+    )
+    parser.add_argument(
+        "--bytes", type=int, nargs="+", required=True, help="of the artifact, without the code"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
     base = base_settings(args.settings)
-    shapes = {text: base | dict(item.split("=", 1) for item in text.split(",")) for text in args.shape}
+    shapes = {
+        text: base | dict(item.split("=", 1) for item in text.split(",")) for text in args.shape
+    }
     first = shapes[args.shape[0]]
-    ratio = {text: speed_up(first, shape) if shape != first else 1.0 for text, shape in shapes.items()}
+    ratio = {
+        text: speed_up(first, shape) if shape != first else 1.0 for text, shape in shapes.items()
+    }
     for text, shape in shapes.items():
         for name in ("ITERATIONS", "WARMDOWN_ITERS"):
-            shape[name] = str(round(ratio[text] * getattr(train_gpt.load_settings(first), name.lower())))
+            shape[name] = str(
+                round(ratio[text] * getattr(train_gpt.load_settings(first), name.lower()))
+            )
     jobs = [(text, seed) for seed in args.seeds for text in shapes]
     with ThreadPoolExecutor(args.jobs) as pool:
-        outcomes = pool.map(lambda job: train_and_export(shapes[job[0]] | {"SEED": str(job[1])}, args.bytes), jobs)
+        outcomes = pool.map(
+            lambda job: train_and_export(shapes[job[0]] | {"SEED": str(job[1])}, args.bytes), jobs
+        )
         results = {}
         for job, outcome in zip(jobs, outcomes, strict=True):
             results[job] = outcome
             print(f"{len(results)} of {len(jobs)}: {job}, {outcome}", file=sys.stderr, flush=True)
     rows = []
     for text, shape in shapes.items():
-        weights, columns = count_weights(shape), zip(*(results[text, seed] for seed in args.seeds), strict=True)
+        weights, columns = (
+            count_weights(shape),
+            zip(*(results[text, seed] for seed in args.seeds), strict=True),
+        )
         names = ["before export", *(f"{size} bytes" for size in args.bytes)]
         row = {"shape": text, "weights": weights, "steps": shape["ITERATIONS"]}
-        row |= {name: " ".join(f"{bpb:.4f}" for bpb in column) for name, column in zip(names, columns, strict=True)}
+        row |= {
+            name: " ".join(f"{bpb:.4f}" for bpb in column)
+            for name, column in zip(names, columns, strict=True)
+        }
         rows.append(row)
     show(rows, args.csv)
 

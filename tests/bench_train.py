@@ -26,12 +26,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
 
-REACHABLE = {"H100": (790e12, 3.0e12), "H200": (790e12, 4.3e12)}  # bfloat16 operations and bytes a second, at best
+REACHABLE = {
+    "H100": (790e12, 3.0e12),
+    "H200": (790e12, 4.3e12),
+}  # bfloat16 operations and bytes a second, at best
 
 
 def write_shard(folder: Path, vocab_size: int) -> None:
     tokens = np.random.default_rng(0).integers(2, vocab_size, 4_000_000).astype("<u2")
-    header = np.array([train_gpt.SHARD_MAGIC, train_gpt.SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
+    header = np.array(
+        [train_gpt.SHARD_MAGIC, train_gpt.SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4"
+    )
     (folder / "fineweb_train_000000.bin").write_bytes(header.tobytes() + tokens.tobytes())
 
 
@@ -56,15 +61,19 @@ def count(trainer: train_gpt.Trainer) -> None:
     """Operations and bytes of a step, and the floor that they set."""
     s, model = trainer.s, trainer.model
     sizes = {name: p.numel() for name, p in model.named_parameters()}
-    matrices = sum(n for name, n in sizes.items() if name.endswith((*train_gpt.MATRICES, "tok_emb")))
+    matrices = sum(
+        n for name, n in sizes.items() if name.endswith((*train_gpt.MATRICES, "tok_emb"))
+    )
     attention = 6 * s.num_layers * s.train_seq_len * s.model_dim
     operations = s.train_batch_tokens * (6 * matrices + attention)
     # Weights and states once a step; each block's activations are written and read at least once forward and backward.
     state = 4 * 8 * sum(sizes.values())
     activations = 2 * 4 * s.train_batch_tokens * s.num_layers * (6 * s.model_dim + 2 * s.mlp_hidden)
     share = attention / (6 * matrices + attention)
-    print(f"a step of {s.train_batch_tokens} tokens: {operations / 1e12:.2f} TFLOP ({share:.0%} of them attention's), "
-          f"at least {(state + activations) / 1e9:.1f} GB moved")
+    print(
+        f"a step of {s.train_batch_tokens} tokens: {operations / 1e12:.2f} TFLOP ({share:.0%} of them attention's), "
+        f"at least {(state + activations) / 1e9:.1f} GB moved"
+    )
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for gpu, (flops, bandwidth) in REACHABLE.items():
         if gpu in name:
@@ -94,17 +103,35 @@ def parts(trainer: train_gpt.Trainer) -> dict:
             optimizer.step()
 
     return {
-        "loader": (load, 1), "forward": (forward, len(batches)), "forward + backward": (backward, len(batches)),
-        "optimizers": (optimize, 1), "EMA": (lambda: trainer.average.update_parameters(trainer.model), 1),
+        "loader": (load, 1),
+        "forward": (forward, len(batches)),
+        "forward + backward": (backward, len(batches)),
+        "optimizers": (optimize, 1),
+        "EMA": (lambda: trainer.average.update_parameters(trainer.model), 1),
     }
 
 
-def attention_kernels(s: train_gpt.Settings, device: torch.device, repeats: int) -> dict[str, float]:
+def attention_kernels(
+    s: train_gpt.Settings, device: torch.device, repeats: int
+) -> dict[str, float]:
     """Seconds of causal attention, forward and backward, in all layers of a step, by each kernel that can do it; a
     training takes the first of them that PyTorch prefers."""
-    batch, dim = min(s.micro_batch_seqs, s.train_batch_tokens // s.train_seq_len), s.model_dim // s.num_heads
-    q, k, v = (torch.randn(batch, heads, s.train_seq_len, dim, device=device, dtype=getattr(torch, s.dtype),
-                           requires_grad=True) for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads))
+    batch, dim = (
+        min(s.micro_batch_seqs, s.train_batch_tokens // s.train_seq_len),
+        s.model_dim // s.num_heads,
+    )
+    q, k, v = (
+        torch.randn(
+            batch,
+            heads,
+            s.train_seq_len,
+            dim,
+            device=device,
+            dtype=getattr(torch, s.dtype),
+            requires_grad=True,
+        )
+        for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads)
+    )
     many = s.num_layers * s.train_batch_tokens / (batch * s.train_seq_len)
 
     def forward_and_backward():
@@ -112,8 +139,16 @@ def attention_kernels(s: train_gpt.Settings, device: torch.device, repeats: int)
         y.backward(y.detach())
 
     times = {"PyTorch's choice": many * seconds(forward_and_backward, repeats)}
-    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION):
-        with contextlib.suppress(RuntimeError), warnings.catch_warnings(action="ignore"), sdpa_kernel(kernel):
+    for kernel in (
+        SDPBackend.FLASH_ATTENTION,
+        SDPBackend.CUDNN_ATTENTION,
+        SDPBackend.EFFICIENT_ATTENTION,
+    ):
+        with (
+            contextlib.suppress(RuntimeError),
+            warnings.catch_warnings(action="ignore"),
+            sdpa_kernel(kernel),
+        ):
             forward_and_backward()
             times[kernel.name] = many * seconds(forward_and_backward, repeats)
     return times
@@ -132,8 +167,10 @@ def main() -> None:
         ranks = train_gpt.join_ranks(s)
         model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
         trainer = train_gpt.Trainer(model, s, ranks)
-        print(f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, {torch.get_num_threads()} "
-              f"threads, torch {torch.__version__}, {sum(p.numel() for p in model.parameters())} parameters")
+        print(
+            f"{torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'}, {torch.get_num_threads()} "
+            f"threads, torch {torch.__version__}, {sum(p.numel() for p in model.parameters())} parameters"
+        )
         count(trainer)
         began = time.perf_counter()
         trainer.warm_up()
@@ -155,9 +192,14 @@ def main() -> None:
         print(f"{1000 * step:.1f} ms a step, {trainer.speed()}")
         if torch.cuda.is_available():
             print(f"peak memory {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
-        times = {name: many * seconds(part, args.steps) for name, (part, many) in parts(trainer).items()}
+        times = {
+            name: many * seconds(part, args.steps) for name, (part, many) in parts(trainer).items()
+        }
         times["backward"] = times.pop("forward + backward") - times["forward"]
-        for title, table in ("part", times), ("attention alone", attention_kernels(s, ranks.device, args.steps)):
+        for title, table in (
+            ("part", times),
+            ("attention alone", attention_kernels(s, ranks.device, args.steps)),
+        ):
             print(f"\n{title:20} {'ms':>9} {'of a step':>9}")
             for name, duration in table.items():
                 print(f"{name:20} {1000 * duration:9.1f} {duration / step:9.0%}")

@@ -13,9 +13,23 @@ sys.path.insert(0, str(ROOT))
 import train_gpt  # noqa: E402
 
 TINY = dict(
-    PRESET="demo", VOCAB_SIZE="64", NUM_LAYERS="3", MODEL_DIM="32", NUM_HEADS="4", NUM_KV_HEADS="2", MLP_HIDDEN="48",
-    ROPE_DIMS="4", XSA_LAST_N="2", BIGRAM_BUCKETS="32", BIGRAM_DIM="8", TRAIN_SEQ_LEN="16", TRAIN_BATCH_TOKENS="64",
-    TTT_CHUNK_TOKENS="32", EVAL_STRIDE="4", EVAL_BATCH_SEQS="3", DEVICE="cpu",
+    PRESET="demo",
+    VOCAB_SIZE="64",
+    NUM_LAYERS="3",
+    MODEL_DIM="32",
+    NUM_HEADS="4",
+    NUM_KV_HEADS="2",
+    MLP_HIDDEN="48",
+    ROPE_DIMS="4",
+    XSA_LAST_N="2",
+    BIGRAM_BUCKETS="32",
+    BIGRAM_DIM="8",
+    TRAIN_SEQ_LEN="16",
+    TRAIN_BATCH_TOKENS="64",
+    TTT_CHUNK_TOKENS="32",
+    EVAL_STRIDE="4",
+    EVAL_BATCH_SEQS="3",
+    DEVICE="cpu",
 )
 
 
@@ -33,7 +47,9 @@ def random_model(s: train_gpt.Settings, seed: int = 0) -> train_gpt.GPT:
     return model
 
 
-def write_shard(path: Path, tokens, magic: int = 20240520, version: int = 1, count: int | None = None) -> None:
+def write_shard(
+    path: Path, tokens, magic: int = 20240520, version: int = 1, count: int | None = None
+) -> None:
     tokens = np.asarray(tokens, dtype="<u2")
     header = np.zeros(256, dtype="<i4")
     header[:3] = magic, version, len(tokens) if count is None else count

@@ -5,17 +5,28 @@ import sys
 import bench_codec
 import numpy as np
 import pytest
-from bench_codec import Matrix, author_decode_tensor, author_encode, author_kmeans, integers_per_row, largest_for
+from bench_codec import (
+    Matrix,
+    author_decode_tensor,
+    author_encode,
+    author_kmeans,
+    integers_per_row,
+    largest_for,
+)
 
 
 @pytest.fixture(scope="module")
 def matrix():
-    return Matrix("blocks.0.mlp.up", np.random.default_rng(0).standard_normal((160, 420)).astype(np.float32))
+    return Matrix(
+        "blocks.0.mlp.up", np.random.default_rng(0).standard_normal((160, 420)).astype(np.float32)
+    )
 
 
 def test_author_file_reads_back_bit_by_bit(matrix):
     file, decoded, code_bits, symbol_bits = author_encode([matrix])
-    assert np.array_equal(author_decode_tensor(file, matrix.name, 10**9), decoded[matrix.name].ravel())
+    assert np.array_equal(
+        author_decode_tensor(file, matrix.name, 10**9), decoded[matrix.name].ravel()
+    )
     assert symbol_bits < code_bits < 1.03 * symbol_bits and code_bits < 8 * len(file)
 
 
@@ -26,9 +37,15 @@ def test_author_kmeans_picks_the_nearest_centroid(matrix):
 
 
 def test_levels_go_by_the_name():
-    names = {"blocks.3.mlp.up": 48, "encoder.layer.0.intermediate.dense.weight": 48, "blocks.3.attn.q": 80,
-             "encoder.layer.0.output.dense.weight": 48, "encoder.layer.0.attention.output.dense.weight": 64,
-             "encoder.layer.0.attention.self.value.weight": 80, "blocks.3.attn.out": 64}
+    names = {
+        "blocks.3.mlp.up": 48,
+        "encoder.layer.0.intermediate.dense.weight": 48,
+        "blocks.3.attn.q": 80,
+        "encoder.layer.0.output.dense.weight": 48,
+        "encoder.layer.0.attention.output.dense.weight": 64,
+        "encoder.layer.0.attention.self.value.weight": 80,
+        "blocks.3.attn.out": 64,
+    }
     assert {name: Matrix(name, np.zeros((1, 1))).levels for name in names} == names
 
 
@@ -39,7 +56,9 @@ def test_bound_is_the_textbook_one():
     assert same.bound(4.0) == 0
     two = Matrix("w", np.array([[4.0] * 8, [1.0] * 8], np.float32))
     assert two.bound(0.5) == pytest.approx(8 * np.log2(16 / 0.5) / 2 + 8 * np.log2(1 / 0.5) / 2)
-    assert two.bound(1.5) == pytest.approx(8 * np.log2(16 / 2) / 2)  # level 2: the second row keeps its variance of 1
+    assert two.bound(1.5) == pytest.approx(
+        8 * np.log2(16 / 2) / 2
+    )  # level 2: the second row keeps its variance of 1
 
 
 def test_integers_per_row_reach_an_error(matrix):
@@ -56,7 +75,12 @@ def test_table(tmp_path, monkeypatch, capsys, matrix):
     assert "1 matrices, 67,200 weights" in lines[0]
     rows = {line[:32].strip(): line[32:].split() for line in lines[3:]}
     assert rows["author's PCLL"][3] == "+0.00%"
-    assert float(rows["trellis, 32 states"][3][:-1]) < 0 < float(rows["trellis, 32 states"][6][:-1]) < 1
+    assert (
+        float(rows["trellis, 32 states"][3][:-1])
+        < 0
+        < float(rows["trellis, 32 states"][6][:-1])
+        < 1
+    )
 
 
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys):

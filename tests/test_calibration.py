@@ -26,8 +26,9 @@ def cost(w: np.ndarray, q: np.ndarray, moments: tuple[np.ndarray, np.ndarray]) -
 def correlated(columns: int, strength: float, seed: int = 0) -> np.ndarray:
     """The second moments of inputs that share some directions."""
     rng = np.random.default_rng(seed)
-    x = rng.standard_normal((4 * columns, columns)) + strength * rng.standard_normal((4 * columns, 3)) @ (
-        rng.standard_normal((3, columns)))
+    x = rng.standard_normal((4 * columns, columns)) + strength * rng.standard_normal(
+        (4 * columns, 3)
+    ) @ (rng.standard_normal((3, columns)))
     return x.T @ x / len(x)
 
 
@@ -39,15 +40,24 @@ def test_moments_of_one_token_are_its_squared_gradients():
         loss = F.cross_entropy(model(torch.tensor([[5]]))[0], torch.tensor([7]))
         loss.backward()
     for name, p in model.named_parameters():
-        if name.endswith(train_gpt.MATRICES) and not name.endswith((".q", ".k")):  # one key: attention ignores it
+        if name.endswith(train_gpt.MATRICES) and not name.endswith(
+            (".q", ".k")
+        ):  # one key: attention ignores it
             product = torch.outer(moments.rows[name], moments.columns[name].diagonal())
             torch.testing.assert_close(product, p.grad.square(), rtol=1e-3, atol=1e-12)
         elif name in train_gpt.TABLES:
-            torch.testing.assert_close(moments.rows[name], p.grad.square().mean(dim=1), rtol=1e-3, atol=1e-12)
+            torch.testing.assert_close(
+                moments.rows[name], p.grad.square().mean(dim=1), rtol=1e-3, atol=1e-12
+            )
 
 
 def test_moments_add_up_over_tokens(monkeypatch):
-    model, tokens, plain, inputs = random_model(tiny_settings()), torch.arange(1, 17).view(1, -1), train_gpt.linear, {}
+    model, tokens, plain, inputs = (
+        random_model(tiny_settings()),
+        torch.arange(1, 17).view(1, -1),
+        train_gpt.linear,
+        {},
+    )
 
     def watched(x, w):
         inputs[w] = x.detach().flatten(0, -2)
@@ -58,7 +68,9 @@ def test_moments_add_up_over_tokens(monkeypatch):
         train_gpt.next_token_loss(model, tokens, tokens).backward()
     for name, p in model.named_parameters():
         if name.endswith(train_gpt.MATRICES):
-            torch.testing.assert_close(moments.columns[name], inputs[p].T @ inputs[p], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                moments.columns[name], inputs[p].T @ inputs[p], rtol=1e-4, atol=1e-5
+            )
 
 
 @pytest.mark.parametrize("name", ["0.attn.out", "0.mlp.down", "1.attn.q", "1.mlp.up"])
@@ -75,10 +87,14 @@ def test_the_moments_foretell_what_noise_costs(name):
         F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum").backward()
     noise = 0.02 * torch.randn(model.get_parameter(name).shape)
     rows, columns = (m[name].double().numpy() for m in (moments.rows, moments.columns))
-    foretold = 0.5 * cost(np.zeros_like(noise), noise.numpy(), (rows / targets.numel(), columns / targets.numel()))
+    foretold = 0.5 * cost(
+        np.zeros_like(noise), noise.numpy(), (rows / targets.numel(), columns / targets.numel())
+    )
     with torch.no_grad():
         model.get_parameter(name).add_(noise)
-        shift = F.kl_div(model(tokens).log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum")
+        shift = F.kl_div(
+            model(tokens).log_softmax(-1), logits.log_softmax(-1), log_target=True, reduction="sum"
+        )
     assert float(shift) / targets.numel() == pytest.approx(foretold, rel=0.3)
 
 
@@ -97,7 +113,9 @@ def test_independent_columns_are_quantised_as_one_path():
     coded = code_trellis(w, (np.linspace(500, 2000, 64), np.diag(np.linspace(0.5, 2, 160))), 1.0, 8)
     rows, columns = train_gpt.trellis_units(np.frombuffer(coded.side, "<f4")[0], *coded.scales[3:])
     indices, points, _ = train_gpt.trellis_search(w / (4 * rows * columns), 0, 8, 160)
-    assert (coded.symbols == indices.ravel()).all() and (decoded(coded) == points.astype("f4") * rows * columns).all()
+    assert (coded.symbols == indices.ravel()).all() and (
+        decoded(coded) == points.astype("f4") * rows * columns
+    ).all()
 
 
 def test_dear_rows_and_columns_get_fine_steps():
@@ -105,19 +123,34 @@ def test_dear_rows_and_columns_get_fine_steps():
     w = rng.standard_normal((64, 96)).astype(np.float32)
     row, column = np.repeat([20.0, 400.0], 32), np.diag(np.repeat([1.0, 20.0], 48))
     error = np.square(decoded(code_trellis(w, (row, column), 1.0, 8)) - w)
-    quarters = np.array([[error[r, c].mean() for c in (slice(48), slice(48, 96))] for r in (slice(32), slice(32, 64))])
-    assert quarters[0, 0] > 5 * quarters[0, 1] > 25 * quarters[1, 1] and quarters[0, 0] > 5 * quarters[1, 0]
+    quarters = np.array(
+        [
+            [error[r, c].mean() for c in (slice(48), slice(48, 96))]
+            for r in (slice(32), slice(32, 64))
+        ]
+    )
+    assert (
+        quarters[0, 0] > 5 * quarters[0, 1] > 25 * quarters[1, 1]
+        and quarters[0, 0] > 5 * quarters[1, 0]
+    )
 
 
 def test_allocation_is_the_best_of_all_on_a_toy():
     """Two matrices, one 50 times as dear: no other pair of steps costs less in as few bytes."""
     rng = np.random.default_rng(0)
-    weights = {f"blocks.{i}.mlp.up": rng.standard_normal((128, 128)).astype(np.float32) for i in range(2)}
-    moments = {name: (np.full(128, unit), np.eye(128)) for name, unit in zip(weights, (1e2, 5e3), strict=True)}
+    weights = {
+        f"blocks.{i}.mlp.up": rng.standard_normal((128, 128)).astype(np.float32) for i in range(2)
+    }
+    moments = {
+        name: (np.full(128, unit), np.eye(128))
+        for name, unit in zip(weights, (1e2, 5e3), strict=True)
+    }
 
     def outcome(factors) -> tuple[int, float]:
-        tensors = {name: code_trellis(w, moments[name], factor, 8)
-                   for (name, w), factor in zip(weights.items(), factors, strict=True)}
+        tensors = {
+            name: code_trellis(w, moments[name], factor, 8)
+            for (name, w), factor in zip(weights.items(), factors, strict=True)
+        }
         artifact = encode_pcll({}, tensors, 8)
         got = decode_pcll(artifact)[1]
         return len(artifact), sum(cost(w, got[name], moments[name]) for name, w in weights.items())
@@ -150,20 +183,32 @@ def test_weights_that_no_gradient_reaches_are_still_written(tmp_path):
     w = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
     nothing = np.full(32, 1e-30), 1e-30 * np.eye(48)
     q = decoded(code_trellis(w, nothing, 1.0, 8))
-    assert np.isfinite(q).all() and np.square(q - w).mean() < 2  # at most two root mean squares of step
+    assert (
+        np.isfinite(q).all() and np.square(q - w).mean() < 2
+    )  # at most two root mean squares of step
     (tmp_path / "a.pcll").write_bytes(encode_pcll({}, {"w": code_trellis(w, nothing, 1.0, 8)}, 8))
     assert (decode_artifact.read_pcll(tmp_path / "a.pcll")[1]["w"] == q).all()
 
 
 @pytest.mark.parametrize("preset", train_gpt.PRESETS)
 def test_presets_export_what_the_verifier_reads(preset, tmp_path):
-    s = dataclasses.replace(train_gpt.load_settings({"PRESET": preset}), num_layers=3, mlp_hidden=96, rope_dims=8,
-                            bigram_buckets=64, train_seq_len=32)
+    s = dataclasses.replace(
+        train_gpt.load_settings({"PRESET": preset}),
+        num_layers=3,
+        mlp_hidden=96,
+        rope_dims=8,
+        bigram_buckets=64,
+        train_seq_len=32,
+    )
     s = dataclasses.replace(s, model_dim=16 * s.num_heads)
     weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}
-    moments = {name: (np.full(len(w), 1e3), np.eye(w[0].size)) for name, w in weights.items() if w.ndim > 1}
+    moments = {
+        name: (np.full(len(w), 1e3), np.eye(w[0].size)) for name, w in weights.items() if w.ndim > 1
+    }
     config = {name: getattr(s, name) for name in train_gpt.ALL[train_gpt.ALL.index("vocab_size") :]}
-    artifact = export(weights, moments, config, dataclasses.replace(s, fit="shrink"), 1000, lambda line: None)
+    artifact = export(
+        weights, moments, config, dataclasses.replace(s, fit="shrink"), 1000, lambda line: None
+    )
     (tmp_path / "a.pcll").write_bytes(artifact)
     read, theirs = decode_artifact.read_pcll(tmp_path / "a.pcll")
     assert read == config and math.prod(theirs["tok_emb"].shape) == 1024 * s.model_dim

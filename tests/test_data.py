@@ -13,10 +13,16 @@ from hypothesis import strategies as st
 from train_gpt import ByteCounter, Ranks, TokenStream, UserError, train_batches
 
 
-@pytest.mark.parametrize(("damage", "sentence"), [
-    (dict(magic=1), "not a token shard"), (dict(version=2), "not a token shard"), (dict(count=9), "states 9 tokens"),
-    (dict(count=0), "states 0 tokens"), (dict(count=-1), "states -1 tokens"),
-])
+@pytest.mark.parametrize(
+    ("damage", "sentence"),
+    [
+        (dict(magic=1), "not a token shard"),
+        (dict(version=2), "not a token shard"),
+        (dict(count=9), "states 9 tokens"),
+        (dict(count=0), "states 0 tokens"),
+        (dict(count=-1), "states -1 tokens"),
+    ],
+)
 def test_a_damaged_shard_is_refused(tmp_path, damage, sentence):
     write_shard(tmp_path / "fineweb_train_0.bin", range(10), **damage)
     with pytest.raises(UserError, match=sentence):
@@ -41,7 +47,11 @@ def test_missing_data_and_ids_above_the_vocabulary(tmp_path):
 
 
 @settings(max_examples=50, deadline=None)
-@given(sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4), start=st.integers(0, 100), count=st.integers(1, 70))
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=4),
+    start=st.integers(0, 100),
+    count=st.integers(1, 70),
+)
 def test_shards_read_as_one_endless_sequence(tmp_path_factory, sizes, start, count):
     folder = tmp_path_factory.mktemp("shards")
     tokens = np.arange(sum(sizes)) % 64
@@ -69,10 +79,22 @@ def test_all_ranks_together_see_the_same_batch(tmp_path, world):
 def tokenizer_path(tmp_path_factory):
     """A tokenizer like the challenge's, with byte fall-back for what its training text lacks."""
     model = io.BytesIO()
-    text = ["the quick brown fox jumps over the lazy dog " * 3, "bits per byte, bytes per token, a number 1234567890"]
+    text = [
+        "the quick brown fox jumps over the lazy dog " * 3,
+        "bits per byte, bytes per token, a number 1234567890",
+    ]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(text * 20), model_writer=model, model_type="bpe", vocab_size=340, byte_fallback=True,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, hard_vocab_limit=False, minloglevel=2,
+        sentence_iterator=iter(text * 20),
+        model_writer=model,
+        model_type="bpe",
+        vocab_size=340,
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
     )
     path = tmp_path_factory.mktemp("tokenizer") / "bpe.model"
     path.write_bytes(model.getvalue())
@@ -80,11 +102,17 @@ def tokenizer_path(tmp_path_factory):
 
 
 @settings(max_examples=100, deadline=None)
-@given(texts=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0▁"), max_size=40), max_size=4))
+@given(
+    texts=st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0▁"), max_size=40), max_size=4
+    )
+)
 def test_bytes_are_those_of_the_decoded_text(tokenizer_path, texts):
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
     counter = ByteCounter(tokenizer_path, tokenizer.vocab_size())
-    tokens = np.array([t for text in texts for t in (1, *tokenizer.encode(text))] + [1], dtype=np.uint16)
+    tokens = np.array(
+        [t for text in texts for t in (1, *tokenizer.encode(text))] + [1], dtype=np.uint16
+    )
     decoded = [tokenizer.decode(tokenizer.encode(text)) for text in texts]
     assert counter.count(tokens).sum() == sum(len(text.encode()) for text in decoded)
     counter.check(tokens)

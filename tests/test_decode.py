@@ -13,7 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.build import Codebook, Container, Floats, Model, Trellis, build, canonical_codes, values
+from attacks.build import (
+    Codebook,
+    Container,
+    Floats,
+    Model,
+    Trellis,
+    build,
+    canonical_codes,
+    values,
+)
 from attacks.forge import ONE_SYMBOL, big_model, long_codes, record, sample, sign, table_of
 from attacks.fuzz import check
 from hypothesis import assume, given, settings
@@ -29,7 +38,11 @@ few = settings(max_examples=150, deadline=None, derandomize=True)
 def same(tensor, decoded: np.ndarray, log2_states: int = 3) -> bool:
     """Equal in shape, type and every bit (so that -0 is not 0)."""
     expected = values(tensor, log2_states)
-    return (expected.shape, expected.dtype, expected.tobytes()) == (decoded.shape, decoded.dtype, decoded.tobytes())
+    return (expected.shape, expected.dtype, expected.tobytes()) == (
+        decoded.shape,
+        decoded.dtype,
+        decoded.tobytes(),
+    )
 
 
 def assert_round_trip(container: Container) -> None:
@@ -37,7 +50,11 @@ def assert_round_trip(container: Container) -> None:
     assert check(container.file()) == "read"
     config, tensors, weights = parse_pcll(container.file())
     assert config == json.loads(container.config)
-    assert [tensor.name for tensor in tensors] == [name.decode() for name in container.names] == list(weights)
+    assert (
+        [tensor.name for tensor in tensors]
+        == [name.decode() for name in container.names]
+        == list(weights)
+    )
     for tensor, decoded in zip(container.tensors, weights.values(), strict=True):
         assert same(tensor, decoded, container.model.log2_states if container.model else 3)
 
@@ -46,10 +63,17 @@ def assert_round_trip(container: Container) -> None:
 
 shapes = st.lists(st.integers(1, 7), max_size=4).map(tuple)
 trellis_shapes = st.tuples(st.integers(16, 20), st.integers(1, 9)) | st.tuples(
-    st.just(16), st.integers(1, 4), st.integers(1, 4))
+    st.just(16), st.integers(1, 4), st.integers(1, 4)
+)
 texts = st.text(st.characters(exclude_categories=["Cs"]))
-configs = st.dictionaries(texts, texts | st.booleans() | st.integers(-(2**63), 2**63 - 1)
-                          | st.floats(allow_nan=False, allow_infinity=False), max_size=5)
+configs = st.dictionaries(
+    texts,
+    texts
+    | st.booleans()
+    | st.integers(-(2**63), 2**63 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False),
+    max_size=5,
+)
 halves = st.floats(width=16, allow_nan=False, allow_infinity=False)
 
 
@@ -58,18 +82,29 @@ def floats(draw):
     codec = draw(st.integers(0, 1))
     shape = draw(shapes)
     numbers = st.floats(width=32 - 16 * codec, allow_nan=False, allow_infinity=False)
-    return Floats(shape, draw(st.lists(numbers, min_size=math.prod(shape), max_size=math.prod(shape))), codec)
+    return Floats(
+        shape, draw(st.lists(numbers, min_size=math.prod(shape), max_size=math.prod(shape))), codec
+    )
 
 
 @st.composite
 def codebooks(draw, fewest=1):
     shape = draw(shapes)
-    centroids = sorted(draw(st.lists(halves.map(lambda x: x + 0.0), min_size=fewest, max_size=255, unique=True)))
+    centroids = sorted(
+        draw(st.lists(halves.map(lambda x: x + 0.0), min_size=fewest, max_size=255, unique=True))
+    )
     rng = random.Random(draw(st.integers(0, 999)))
-    skew = draw(st.sampled_from((1, 3, 50)))  # from even to nearly constant, which makes codes of 1 and of 16 bits
+    skew = draw(
+        st.sampled_from((1, 3, 50))
+    )  # from even to nearly constant, which makes codes of 1 and of 16 bits
     levels = [int(len(centroids) * rng.random() ** skew) for _ in range(math.prod(shape))]
     numbers = draw(st.integers(1, 2))
-    return Codebook(shape, levels, centroids, classes=[rng.randrange(numbers) for _ in range(math.prod(shape[1:]))])
+    return Codebook(
+        shape,
+        levels,
+        centroids,
+        classes=[rng.randrange(numbers) for _ in range(math.prod(shape[1:]))],
+    )
 
 
 @st.composite
@@ -80,37 +115,62 @@ def trellises(draw):
     indices = [round(rng.gauss(0, spread)) for _ in range(math.prod(shape))]
     if draw(st.integers(0, 9)) == 9:
         indices[rng.randrange(len(indices))] = rng.choice((2047, -2047))
-    reach = draw(st.sampled_from((0, 3, 20, 128)))  # of the steps of rows and columns: all values stay finite
-    step = np.float32(draw(st.floats(2.0 ** (reach // 2 - 100), 2.0 ** (100 - reach // 2), width=32))).item()
+    reach = draw(
+        st.sampled_from((0, 3, 20, 128))
+    )  # of the steps of rows and columns: all values stay finite
+    step = np.float32(
+        draw(st.floats(2.0 ** (reach // 2 - 100), 2.0 ** (100 - reach // 2), width=32))
+    ).item()
     counts = shape[0], math.prod(shape[1:])
-    scales = ([rng.randint(-128, 127) if rng.random() < 0.1 else rng.randint(-2, 2) for _ in range(count)]
-              if draw(st.booleans()) else None for count in counts)
-    steps = ([rng.randint(-reach, min(reach, 127)) for _ in range(count)] if draw(st.booleans()) else None
-             for count in counts)
-    return Trellis(shape, indices, step, *scales, draw(st.sampled_from((-32768, -3, 0, 2, 32767))), *steps)
+    scales = (
+        [rng.randint(-128, 127) if rng.random() < 0.1 else rng.randint(-2, 2) for _ in range(count)]
+        if draw(st.booleans())
+        else None
+        for count in counts
+    )
+    steps = (
+        [rng.randint(-reach, min(reach, 127)) for _ in range(count)]
+        if draw(st.booleans())
+        else None
+        for count in counts
+    )
+    return Trellis(
+        shape, indices, step, *scales, draw(st.sampled_from((-32768, -3, 0, 2, 32767))), *steps
+    )
 
 
 models = st.builds(Model, st.integers(2, 8), st.integers(1, 64)) | st.builds(
-    Model, st.integers(2, 8), st.integers(1, 7), st.just(2047))
+    Model, st.integers(2, 8), st.integers(1, 7), st.just(2047)
+)
 names = st.text("abcxyz019_.", min_size=1, max_size=100)
 
 
 @few
-@given(configs, st.dictionaries(names, floats() | codebooks() | trellises(), min_size=1, max_size=5), models)
+@given(
+    configs,
+    st.dictionaries(names, floats() | codebooks() | trellises(), min_size=1, max_size=5),
+    models,
+)
 def test_any_container(config, tensors, model):
     assert_round_trip(build(config, tensors, model))
 
 
 def test_constants_and_single_values():
     tensors = {
-        "a": Floats((), [-0.0]), "b": Floats((1, 1, 1, 1), [2.0**-24], 1), "c": Codebook((3, 4), [0] * 12, [-3.5]),
-        "d": Codebook((1,), [1], [0.0, 1.0]), "e": Trellis((16, 1), [0] * 16, 2.0**-99), "f": Codebook((), [0], [6e4]),
+        "a": Floats((), [-0.0]),
+        "b": Floats((1, 1, 1, 1), [2.0**-24], 1),
+        "c": Codebook((3, 4), [0] * 12, [-3.5]),
+        "d": Codebook((1,), [1], [0.0, 1.0]),
+        "e": Trellis((16, 1), [0] * 16, 2.0**-99),
+        "f": Codebook((), [0], [6e4]),
     }
     assert_round_trip(build({}, tensors))
 
 
 def test_file_of_constants():
-    assert_round_trip(build({}, {"a": Codebook((70, 70), [0] * 4900, [1.0]), "b": Floats((2,), [1, 2])}))
+    assert_round_trip(
+        build({}, {"a": Codebook((70, 70), [0] * 4900, [1.0]), "b": Floats((2,), [1, 2])})
+    )
 
 
 @pytest.mark.parametrize("elements", [1, 255, 256, 257, 1023, 1024, 1025, 4096, 16385])
@@ -118,11 +178,17 @@ def test_lanes(elements):
     """Both streams around the sizes at which the lanes double, cut into tensors that do not fill their last group."""
     rng = random.Random(elements)
     cuts = [elements] if elements < 7 else [elements // 2 + 1, 3, elements - elements // 2 - 4]
-    tensors = {f"h{i}": Codebook((cut,), [min(int(rng.expovariate(0.7)), 9) for _ in range(cut)], [*range(10)])
-               for i, cut in enumerate(cuts)}
+    tensors = {
+        f"h{i}": Codebook(
+            (cut,), [min(int(rng.expovariate(0.7)), 9) for _ in range(cut)], [*range(10)]
+        )
+        for i, cut in enumerate(cuts)
+    }
     shapes = [(16, 3), (max(elements // 16 - 3, 16), 16)]
-    tensors |= {f"t{i}": Trellis(shape, [round(rng.gauss(0, 1.5)) for _ in range(math.prod(shape))], 1.0)
-                for i, shape in enumerate(shapes)}
+    tensors |= {
+        f"t{i}": Trellis(shape, [round(rng.gauss(0, 1.5)) for _ in range(math.prod(shape))], 1.0)
+        for i, shape in enumerate(shapes)
+    }
     assert_round_trip(build({}, tensors))
 
 
@@ -136,7 +202,10 @@ def test_huffman_against_a_loop_over_bits(tensor):
     assume(math.prod(tensor.shape) < 256)
     container = build({}, {"w": tensor})
     bits = "".join(format(word, "016b") for word in container.huffman.words)
-    codes = [{code: level for level, code in enumerate(canonical_codes(lengths))} for lengths in tensor.lengths]
+    codes = [
+        {code: level for level, code in enumerate(canonical_codes(lengths))}
+        for lengths in tensor.lengths
+    ]
     decoded, code = [], ""
     for i in range(len(bits)):
         code += bits[i]
@@ -173,19 +242,36 @@ def test_values_are_rounded_at_each_product():
     tensor = Trellis((256, 29), indices, step, row_steps=steps, column_steps=steps[::9])
     decoded = parse_pcll(build({}, {"w": tensor}).file())[2]["w"]
     powers = np.array([float(Decimal(2) ** (Decimal(e) / 4)) for e in steps])
-    rows, columns = (factors.astype(np.float32).astype(float) for factors in (powers, step / 4 * powers[::9]))
+    rows, columns = (
+        factors.astype(np.float32).astype(float) for factors in (powers, step / 4 * powers[::9])
+    )
     points = 4.0 * np.reshape(indices, (256, 29)) + 1
-    assert np.array_equal(decoded, ((points * rows[:, None]).astype(np.float32) * columns).astype(np.float32))
+    assert np.array_equal(
+        decoded, ((points * rows[:, None]).astype(np.float32) * columns).astype(np.float32)
+    )
 
 
-@pytest.mark.parametrize("step, index, row, column, further", [
-    (2.0**100, 0, 0, 119, 1), (2.0**100, 7, 0, 100, 1), (2.0**100, 7, 100, 0, 1), (2.0**100, 2047, -128, 119, 1),
-    (2.0**-100, 7, 0, -96, -1), (2.0**-100, -1, -128, -96, -1), (2.0**-94, 2047, 127, -120, -1),
-])
+@pytest.mark.parametrize(
+    "step, index, row, column, further",
+    [
+        (2.0**100, 0, 0, 119, 1),
+        (2.0**100, 7, 0, 100, 1),
+        (2.0**100, 7, 100, 0, 1),
+        (2.0**100, 2047, -128, 119, 1),
+        (2.0**-100, 7, 0, -96, -1),
+        (2.0**-100, -1, -128, -96, -1),
+        (2.0**-94, 2047, 127, -120, -1),
+    ],
+)
 def test_steps_at_their_limits(step, index, row, column, further):
     """A quarter octave further a value may be infinite, or a column's factor is subnormal or infinite."""
-    limit, beyond = (build({}, {"w": Trellis((16, 1), [index] * 16, step, row_steps=[row] * 16, column_steps=[steps])})
-                     for steps in (column, column + further))
+    limit, beyond = (
+        build(
+            {},
+            {"w": Trellis((16, 1), [index] * 16, step, row_steps=[row] * 16, column_steps=[steps])},
+        )
+        for steps in (column, column + further)
+    )
     assert_round_trip(limit)
     with pytest.raises(ArtifactError, match="tensor w has .* infinite"):
         parse_pcll(beyond.file())
@@ -200,12 +286,18 @@ def entropy(symbols: list[int]) -> float:
 
 def test_coded_size_and_entropy():
     container = sample()
-    codebook, path, frequencies = container.tensors[2], container.tensors[4], container.model.frequencies
+    codebook, path, frequencies = (
+        container.tensors[2],
+        container.tensors[4],
+        container.model.frequencies,
+    )
     tensors = {tensor.name: tensor for tensor in parse_pcll(container.file())[1]}
     assert tensors["a"].bits == 8 * 16 and tensors["b"].bits == 8 * 6
     assert tensors["a"].entropy is tensors["a"].levels is None
     coded = [(codebook.element_class(i), level) for i, level in enumerate(codebook.levels)]
-    assert tensors["c"].bits == 8 * (1 + 4 * 2 + 2 + 2 * 4) + sum(codebook.lengths[c][level] for c, level in coded)
+    assert tensors["c"].bits == 8 * (1 + 4 * 2 + 2 + 2 * 4) + sum(
+        codebook.lengths[c][level] for c, level in coded
+    )
     expected = sum(entropy([level for c, level in coded if c == number]) for number in (0, 1))
     assert tensors["c"].entropy == pytest.approx(expected) and tensors["c"].levels == 4
     assert (tensors["d"].bits, tensors["d"].entropy, tensors["d"].levels) == (40, 0, 1)
@@ -234,7 +326,9 @@ def big_file(codec: int) -> tuple[bytes, int]:
     else:
         side, stream = bytes(4 * elements), b""
     planes = rng.bytes(noise) + rng.integers(0, 0x3C, noise, np.uint8).tobytes()
-    data = sign(table_of(record(b"a", 1, noise), record(b"w", codec, *shape)) + planes + side + stream)
+    data = sign(
+        table_of(record(b"a", 1, noise), record(b"w", codec, *shape)) + planes + side + stream
+    )
     return data, 4 * (elements + noise)
 
 
@@ -276,8 +370,20 @@ def test_table(artifact, capsys):
     assert main([str(artifact)]) == 0
     out, err = capsys.readouterr()
     lines = out.splitlines()
-    assert lines[0] == "PCLL version 1, 5 tensors, 128 weights" and '"width": 8' in lines[1] and not err
-    assert lines[3].split() == ["name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy"]
+    assert (
+        lines[0] == "PCLL version 1, 5 tensors, 128 weights"
+        and '"width": 8' in lines[1]
+        and not err
+    )
+    assert lines[3].split() == [
+        "name",
+        "shape",
+        "codec",
+        "levels",
+        "bytes",
+        "bits/weight",
+        "entropy",
+    ]
     assert lines[4].split() == ["a", "2x2", "float32", "-", "16", "32.0000", "-"]
     assert lines[6].split()[:4] == ["c", "4x9", "huffman", "4"]
     assert lines[8].split()[:4] == ["e", "16x5", "trellis", "6"]
@@ -289,11 +395,27 @@ def test_json(artifact, capsys):
     report = json.loads(capsys.readouterr().out)
     assert report["version"] == 1 and report["config"] == {"name": "sample", "width": 8}
     for row in report["tensors"]:
-        assert set(row) == {"name", "shape", "codec", "weights", "levels", "bytes", "bits_per_weight", "entropy"}
-        assert row["weights"] == math.prod(row["shape"]) and row["bits_per_weight"] == 8 * row["bytes"] / row["weights"]
+        assert set(row) == {
+            "name",
+            "shape",
+            "codec",
+            "weights",
+            "levels",
+            "bytes",
+            "bits_per_weight",
+            "entropy",
+        }
+        assert (
+            row["weights"] == math.prod(row["shape"])
+            and row["bits_per_weight"] == 8 * row["bytes"] / row["weights"]
+        )
     totals = report["totals"]
     assert totals["file_bytes"] == artifact.stat().st_size and totals["weights"] == 128
-    assert totals["content_bytes"] == len(sample().content()) == totals["tensor_bytes"] + totals["shared_bytes"]
+    assert (
+        totals["content_bytes"]
+        == len(sample().content())
+        == totals["tensor_bytes"] + totals["shared_bytes"]
+    )
     assert totals["tensor_bytes"] == pytest.approx(sum(row["bytes"] for row in report["tensors"]))
 
 
@@ -333,7 +455,9 @@ def test_bad_input_writes_no_npz(tmp_path, capsys):
 
 
 def run(*arguments: str | Path, **options) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60, **options)
+    return subprocess.run(
+        [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=60, **options
+    )
 
 
 def test_bad_input_ends_in_one_sentence(artifact, tmp_path):
@@ -344,7 +468,10 @@ def test_bad_input_ends_in_one_sentence(artifact, tmp_path):
         (["empty.pcll"], "empty.pcll: the file has 0 bytes, fewer than the header's 16"),
         (["missing.pcll"], "missing.pcll: [Errno 2] No such file or directory"),
         (["."], ".: [Errno 21] Is a directory"),
-        (["artifact.pcll", "--npz", "missing/out.npz"], "artifact.pcll: [Errno 2] No such file or directory"),
+        (
+            ["artifact.pcll", "--npz", "missing/out.npz"],
+            "artifact.pcll: [Errno 2] No such file or directory",
+        ),
     ):
         result = run(*arguments, cwd=tmp_path)
         assert result.returncode == 2 and not result.stdout
@@ -359,14 +486,23 @@ def test_closed_output_is_no_error(artifact):
     read, write = os.pipe()
     os.close(read)
     with os.fdopen(write, "w") as closed:
-        result = subprocess.run([sys.executable, SCRIPT, artifact], stdout=closed, stderr=subprocess.PIPE, timeout=60)
+        result = subprocess.run(
+            [sys.executable, SCRIPT, artifact], stdout=closed, stderr=subprocess.PIPE, timeout=60
+        )
     assert result.returncode == 0 and not result.stderr
 
 
 def test_reader_needs_only_numpy_and_zstandard(artifact):
-    code = ("import sys, decode_artifact; decode_artifact.read_pcll(sys.argv[1]); "
-            "print(*sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names))")
-    result = subprocess.run([sys.executable, "-c", code, artifact], cwd=SCRIPT.parent, capture_output=True, text=True,
-                            timeout=60)
+    code = (
+        "import sys, decode_artifact; decode_artifact.read_pcll(sys.argv[1]); "
+        "print(*sorted({name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, artifact],
+        cwd=SCRIPT.parent,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     outside = {name for name in result.stdout.split() if not name.startswith(("_", "cython"))}
     assert result.returncode == 0 and outside == {"decode_artifact", "numpy", "zstandard"}

@@ -37,12 +37,20 @@ def record_nats(e: Evaluator) -> list[torch.Tensor]:
 
 
 def documents(rng, count: int, longest: int = 50) -> np.ndarray:
-    parts = [np.concatenate(([BOS_ID], rng.integers(4, 64, rng.integers(0, longest)))) for _ in range(count)]
+    parts = [
+        np.concatenate(([BOS_ID], rng.integers(4, 64, rng.integers(0, longest))))
+        for _ in range(count)
+    ]
     return np.concatenate(parts).astype(np.uint16)
 
 
 @settings(max_examples=300, deadline=None)
-@given(length=st.integers(2, 150), stride=st.integers(1, 16), reset=st.booleans(), seed=st.integers(0, 999))
+@given(
+    length=st.integers(2, 150),
+    stride=st.integers(1, 16),
+    reset=st.booleans(),
+    seed=st.integers(0, 999),
+)
 def test_every_position_is_scored_once_with_the_longest_context(length, stride, reset, seed):
     tokens = np.random.default_rng(seed).choice([BOS_ID, 5, 6, 7, 8, 9], length).astype(np.uint16)
     windows = sliding_windows(tokens, tiny_settings(EVAL_DOC_RESET=int(reset)), stride)
@@ -55,7 +63,9 @@ def test_every_position_is_scored_once_with_the_longest_context(length, stride, 
             starts = [p for p in range(first + 1) if p == 0 or tokens[p] == BOS_ID]
             segment = starts[-1]
             assert not (tokens[start + 1 : stop] == BOS_ID).any()
-        assert start == segment or stop - start == 16  # a window is shorter only where its segment begins
+        assert (
+            start == segment or stop - start == 16
+        )  # a window is shorter only where its segment begins
         assert start >= segment
         assert start == first or stop - first <= stride
 
@@ -66,13 +76,17 @@ def naive_nats(model, tokens, windows) -> np.ndarray:
     with torch.no_grad():
         for start, first, stop in windows:
             for position in range(first, stop):
-                logits = model(torch.from_numpy(tokens[None, start : position + 1].astype(np.int64)))[0, -1].double()
+                logits = model(
+                    torch.from_numpy(tokens[None, start : position + 1].astype(np.int64))
+                )[0, -1].double()
                 nats.append(-torch.log_softmax(logits, dim=0)[int(tokens[position + 1])].item())
     return np.array(nats)
 
 
 @pytest.mark.parametrize("reset", [0, 1])
-@pytest.mark.parametrize(("count", "stride", "batch"), [(1, 4, 3), (3, 16, 64), (4, 5, 1), (6, 1, 7)])
+@pytest.mark.parametrize(
+    ("count", "stride", "batch"), [(1, 4, 3), (3, 16, 64), (4, 5, 1), (6, 1, 7)]
+)
 def test_scores_equal_a_naive_loop(reset, count, stride, batch):
     s = tiny_settings(EVAL_DOC_RESET=reset, EVAL_BATCH_SEQS=batch, TTT_CHUNK_TOKENS=16)
     tokens = np.append(documents(np.random.default_rng(count), count), 9).astype(np.uint16)
@@ -84,11 +98,18 @@ def test_scores_equal_a_naive_loop(reset, count, stride, batch):
     np.testing.assert_allclose(torch.cat(nats), expected, atol=1e-5)
     assert score.tokens == len(tokens) - 1
     assert score.val_loss == pytest.approx(expected.mean(), abs=1e-6)
-    assert score.tokens * score.val_loss / math.log(2) / score.val_bpb == pytest.approx(score.bytes, rel=1e-9)
+    assert score.tokens * score.val_loss / math.log(2) / score.val_bpb == pytest.approx(
+        score.bytes, rel=1e-9
+    )
 
 
 @settings(max_examples=20, deadline=None)
-@given(world=st.integers(1, 5), batch=st.integers(1, 9), chunk=st.sampled_from([16, 32, 64]), seed=st.integers(0, 99))
+@given(
+    world=st.integers(1, 5),
+    batch=st.integers(1, 9),
+    chunk=st.sampled_from([16, 32, 64]),
+    seed=st.integers(0, 99),
+)
 def test_scores_do_not_depend_on_ranks_batches_or_chunks(world, batch, chunk, seed):
     tokens = documents(np.random.default_rng(seed), 4)
     if len(tokens) < 2:
@@ -101,7 +122,10 @@ def test_scores_do_not_depend_on_ranks_batches_or_chunks(world, batch, chunk, se
         def sum_(self, tensor):
             return tensor
 
-    parts = [evaluator(tokens, s, Part(rank, world, CPU)).score(model, "part", 4).val_loss for rank in range(world)]
+    parts = [
+        evaluator(tokens, s, Part(rank, world, CPU)).score(model, "part", 4).val_loss
+        for rank in range(world)
+    ]
     assert sum(parts) == pytest.approx(whole.val_loss, abs=1e-5)
 
 
@@ -116,7 +140,8 @@ def ledger() -> Ledger:
 
 
 @pytest.mark.parametrize(
-    ("start", "count"), [(0, 4), (3, 2), (5, 1), (4, 7), (-1, 1), (4, 0), (10, 1)],
+    ("start", "count"),
+    [(0, 4), (3, 2), (5, 1), (4, 7), (-1, 1), (4, 0), (10, 1)],
     ids=["twice", "overlap", "skip", "past the end", "before the start", "nothing", "after"],
 )
 def test_ledger_refuses_scores_out_of_order(ledger, start, count):
@@ -156,7 +181,9 @@ def test_learner_gets_each_chunk_after_its_score_and_never_the_last():
     spy = Spy()
     evaluator(tokens, s).score(random_model(s), "test", 4, spy)
     assert [done for _, done in spy.seen] == [0, 0.25, 0.5]
-    assert [seen for seen, _ in spy.seen] == [tokens[low : low + 33].tolist() for low in (0, 32, 64)]
+    assert [seen for seen, _ in spy.seen] == [
+        tokens[low : low + 33].tolist() for low in (0, 32, 64)
+    ]
 
 
 def adapted_nats(tokens, s, seed=0) -> tuple[np.ndarray, float]:
@@ -210,7 +237,9 @@ def test_work_grows_with_the_stream_and_memory_does_not(adapts):
     work = {}
     for length in (400, 800, 1600):
         model, sizes = random_model(s), []
-        model.register_forward_hook(lambda _, args, logits, sizes=sizes: sizes.append((args[0].numel(), len(logits))))
+        model.register_forward_hook(
+            lambda _, args, logits, sizes=sizes: sizes.append((args[0].numel(), len(logits)))
+        )
         e = evaluator(np.random.default_rng(0).integers(4, 64, length), s)
         e.score(model, "", s.eval_stride, Learner(model, s, e.ranks) if adapts else None)
         work[length] = sum(tokens for tokens, _ in sizes)

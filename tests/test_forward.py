@@ -9,16 +9,48 @@ import train_gpt
 import verify
 
 SMALL = dict(
-    vocab_size=300, num_layers=5, model_dim=64, num_heads=8, num_kv_heads=4, mlp_hidden=96, rope_dims=4, xsa_last_n=2,
-    bigram_buckets=128, bigram_dim=16, train_seq_len=64,
+    vocab_size=300,
+    num_layers=5,
+    model_dim=64,
+    num_heads=8,
+    num_kv_heads=4,
+    mlp_hidden=96,
+    rope_dims=4,
+    xsa_last_n=2,
+    bigram_buckets=128,
+    bigram_dim=16,
+    train_seq_len=64,
 )
 SWITCHES = [
-    {}, {"bigram_buckets": 0}, {"smear_gate": False}, {"value_residual": False}, {"gated_attention": False},
-    {"unet_skips": False}, {"bos_reset": False}, {"ln_scale": False}, {"xsa_last_n": 0}, {"xsa_last_n": 5},
-    {"num_kv_heads": 8}, {"num_kv_heads": 1}, {"rope_dims": 2}, {"rope_dims": 8}, {"num_layers": 2}, {"num_layers": 6},
-    {"mlp_negative_slope": 0.0}, {"logit_softcap": 5.0}, {"rope_base": 100.0},
-    {"bigram_buckets": 0, "smear_gate": False, "value_residual": False, "gated_attention": False, "unet_skips": False,
-     "bos_reset": False, "ln_scale": False, "xsa_last_n": 0},
+    {},
+    {"bigram_buckets": 0},
+    {"smear_gate": False},
+    {"value_residual": False},
+    {"gated_attention": False},
+    {"unet_skips": False},
+    {"bos_reset": False},
+    {"ln_scale": False},
+    {"xsa_last_n": 0},
+    {"xsa_last_n": 5},
+    {"num_kv_heads": 8},
+    {"num_kv_heads": 1},
+    {"rope_dims": 2},
+    {"rope_dims": 8},
+    {"num_layers": 2},
+    {"num_layers": 6},
+    {"mlp_negative_slope": 0.0},
+    {"logit_softcap": 5.0},
+    {"rope_base": 100.0},
+    {
+        "bigram_buckets": 0,
+        "smear_gate": False,
+        "value_residual": False,
+        "gated_attention": False,
+        "unet_skips": False,
+        "bos_reset": False,
+        "ln_scale": False,
+        "xsa_last_n": 0,
+    },
 ]
 
 
@@ -29,7 +61,9 @@ def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in theirs.parameters():
-            p.copy_(torch.randn(p.shape, generator=draw) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7))
+            p.copy_(
+                torch.randn(p.shape, generator=draw) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7)
+            )
     weights = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
     return theirs, verify.Model(dataclasses.asdict(settings), weights, "cpu")
 
@@ -37,7 +71,9 @@ def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
 def test_same_logits(changes):
     theirs, ours = both(changes)
-    assert {name: tuple(p.shape) for name, p in ours.params.items()} == verify.expected_shapes(ours.config)
+    assert {name: tuple(p.shape) for name, p in ours.params.items()} == verify.expected_shapes(
+        ours.config
+    )
     tokens = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(1))
     tokens[:, [0, 17, 40]] = verify.BOS
     with torch.no_grad():

@@ -13,13 +13,20 @@ from train_gpt import Ranks, Trainer, newton_schulz
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
-SMALL = dict(PRESET="demo", ITERATIONS="30", WARMDOWN_ITERS="10", WARMUP_STEPS="2", TRAIN_LOG_EVERY="1")
+SMALL = dict(
+    PRESET="demo", ITERATIONS="30", WARMDOWN_ITERS="10", WARMUP_STEPS="2", TRAIN_LOG_EVERY="1"
+)
 
 
 def run(folder, **changes) -> subprocess.CompletedProcess:
     environment = os.environ | SMALL | {"RUN_ID": "test"} | changes
-    return subprocess.run([sys.executable, ROOT / "train_gpt.py"], cwd=folder, env=environment, capture_output=True,
-                          text=True)
+    return subprocess.run(
+        [sys.executable, ROOT / "train_gpt.py"],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
 
 
 def losses(done: subprocess.CompletedProcess) -> list[float]:
@@ -34,13 +41,18 @@ def test_logits_and_gradients_are_those_of_the_cpu(dtype):
     for device in (torch.device("cpu"), GPU):
         model = random_model(s).to(device)
         model.dtype = getattr(torch, dtype if device is GPU else "float32")
-        loss = torch.nn.functional.cross_entropy(model(tokens[:, :-1].to(device)).flatten(0, 1),
-                                                 tokens[:, 1:].flatten().to(device))
+        loss = torch.nn.functional.cross_entropy(
+            model(tokens[:, :-1].to(device)).flatten(0, 1), tokens[:, 1:].flatten().to(device)
+        )
         loss.backward()
-        results.append((loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()])))
+        results.append(
+            (loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()]))
+        )
     (a, x), (b, y) = results
     assert a == pytest.approx(b, abs=1e-4 if dtype == "float32" else 5e-2)
-    assert torch.nn.functional.cosine_similarity(x, y, dim=0) > (0.9999 if dtype == "float32" else 0.99)
+    assert torch.nn.functional.cosine_similarity(x, y, dim=0) > (
+        0.9999 if dtype == "float32" else 0.99
+    )
 
 
 def test_newton_schulz_in_bfloat16_is_close_to_float32():
@@ -56,14 +68,27 @@ def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
     assert "recompile_limit" not in done.stderr  # beyond it the network is no longer compiled
     assert losses(done)[-1] < losses(done)[0] - 0.5
     claim = re.search(r"final_pcll_sliding_exact .*val_bpb:([\d.]+)", done.stdout)[1]
-    command = [sys.executable, ROOT / "verify.py", "artifact.pcll", "--code", ROOT / "train_gpt.py", "--data",
-               "data/demo", "--tokenizer", "data/demo/bpe_1024.model", "--claim", claim]
+    command = [
+        sys.executable,
+        ROOT / "verify.py",
+        "artifact.pcll",
+        "--code",
+        ROOT / "train_gpt.py",
+        "--data",
+        "data/demo",
+        "--tokenizer",
+        "data/demo/bpe_1024.model",
+        "--claim",
+        claim,
+    ]
     verified = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert verified.returncode == 0, verified.stdout
 
 
 def test_compiled_and_plain_runs_agree(tmp_path):
-    plain, compiled = (losses(run(tmp_path, COMPILE=mode, TTT_PROTOCOL="off")) for mode in ("0", "1"))
+    plain, compiled = (
+        losses(run(tmp_path, COMPILE=mode, TTT_PROTOCOL="off")) for mode in ("0", "1")
+    )
     assert len(plain) == 30 and max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 0.05
 
 
@@ -76,8 +101,14 @@ def test_a_resumed_run_goes_on(tmp_path):
 
 
 def test_full_memory_is_one_sentence(tmp_path):
-    done = run(tmp_path, TRAIN_SEQ_LEN="16384", TRAIN_BATCH_TOKENS=str(16384 * 4096), MICRO_BATCH_SEQS="4096",
-               TTT_CHUNK_TOKENS="16384", COMPILE="0")
+    done = run(
+        tmp_path,
+        TRAIN_SEQ_LEN="16384",
+        TRAIN_BATCH_TOKENS=str(16384 * 4096),
+        MICRO_BATCH_SEQS="4096",
+        TTT_CHUNK_TOKENS="16384",
+        COMPILE="0",
+    )
     assert done.returncode == 2 and done.stderr.endswith("EVAL_BATCH_SEQS or TTT_BATCH_SEQS.\n")
 
 

@@ -17,7 +17,9 @@ def test_the_full_model_has_26_million_parameters():
         model = GPT(load_settings({}))
     layer = 2 * 512 * 512 + 2 * 256 * 512 + 2 * 512 * 1500  # q, out; k, v; MLP
     layer += 8 + 8 * 512 + 8 + 4 * 512  # query gains; gate; scales and mix
-    expected = 1024 * 512 + 2048 * 128 + 512 * 128 + 1 + 512 + 5 * 512 + 11 * layer + 10 * 2  # and value mixes
+    expected = (
+        1024 * 512 + 2048 * 128 + 512 * 128 + 1 + 512 + 5 * 512 + 11 * layer + 10 * 2
+    )  # and value mixes
     assert sum(p.numel() for p in model.parameters()) == expected == 26_469_573
 
 
@@ -29,7 +31,10 @@ def test_initial_weights():
             gram = w @ w.mT if len(w) <= w.size(1) else w.mT @ w
             torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
     assert model.tok_emb.std().item() == pytest.approx(0.005, rel=0.1)
-    assert model.bigram.table.std().item() == pytest.approx(0.02, rel=0.2) and not model.bigram.proj.any()
+    assert (
+        model.bigram.table.std().item() == pytest.approx(0.02, rel=0.2)
+        and not model.bigram.proj.any()
+    )
 
 
 @pytest.mark.parametrize(("std", "learns"), [(0.02, True), (0.0, False)])
@@ -48,8 +53,12 @@ def test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency(
         for pair in range(2):
             angle = t * 50000.0 ** (-2 * pair / 4)
             a, b = x[0, 0, t, pair].item(), x[0, 0, t, pair + 2].item()
-            assert y[0, 0, t, pair].item() == pytest.approx(a * math.cos(angle) + b * math.sin(angle), abs=1e-5)
-            assert y[0, 0, t, pair + 2].item() == pytest.approx(b * math.cos(angle) - a * math.sin(angle), abs=1e-5)
+            assert y[0, 0, t, pair].item() == pytest.approx(
+                a * math.cos(angle) + b * math.sin(angle), abs=1e-5
+            )
+            assert y[0, 0, t, pair + 2].item() == pytest.approx(
+                b * math.cos(angle) - a * math.sin(angle), abs=1e-5
+            )
 
 
 def test_embedding_smear_and_bigram_follow_their_formulas():
@@ -83,16 +92,23 @@ def test_attention_and_mlp_follow_their_formulas():
         kv = head // 2
         keys = rotate(rms_norm(k[:, kv * 8 : kv * 8 + 8]), model.cos, model.sin)
         values = attn.value_mix[0] * v_first[0, kv] + attn.value_mix[1] * v[:, kv * 8 : kv * 8 + 8]
-        queries = rotate(rms_norm(q[:, head * 8 : head * 8 + 8]), model.cos, model.sin) * attn.q_gain[head]
+        queries = (
+            rotate(rms_norm(q[:, head * 8 : head * 8 + 8]), model.cos, model.sin)
+            * attn.q_gain[head]
+        )
         for t in range(16):
             weights = torch.softmax(queries[t] @ keys[: t + 1].T / math.sqrt(8), dim=0)
             y = weights @ values[: t + 1]
             own = values[t] / values[t].norm()
             y = y - (y @ own) * own
-            out[t, head * 8 : head * 8 + 8] = y * torch.sigmoid(attn.gate_weight[head] @ h[t] + attn.gate_bias[head])
+            out[t, head * 8 : head * 8 + 8] = y * torch.sigmoid(
+                attn.gate_weight[head] @ h[t] + attn.gate_bias[head]
+            )
     x = mixed + block.attn_scale * (out @ attn.out.T)
     hidden = F.leaky_relu(rms_norm(x) / math.sqrt(3) @ block.mlp.up.T, 0.5) ** 2
-    torch.testing.assert_close(got[0], x + block.mlp_scale * (hidden @ block.mlp.down.T), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        got[0], x + block.mlp_scale * (hidden @ block.mlp.down.T), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_logits_are_capped_and_tied_to_the_embedding():
@@ -113,13 +129,24 @@ def test_unet_skips_join_first_half_to_second_half_last_in_first_out():
         block.register_forward_hook(lambda m, args, out, i=i: seen.update({i: (args[0], out[0])}))
     model(TOKENS)
     for block, source in ((2, 1), (3, 0)):
-        torch.testing.assert_close(seen[block][0], seen[block - 1][1] + model.skip_weights[block - 2] * seen[source][1])
+        torch.testing.assert_close(
+            seen[block][0], seen[block - 1][1] + model.skip_weights[block - 2] * seen[source][1]
+        )
     assert seen[4][0] is seen[3][1]
 
 
 SWITCHES = [
-    {}, {"SMEAR_GATE": 0}, {"BIGRAM_BUCKETS": 0}, {"VALUE_RESIDUAL": 0}, {"GATED_ATTENTION": 0}, {"XSA_LAST_N": 0},
-    {"UNET_SKIPS": 0}, {"LN_SCALE": 0}, {"ROPE_DIMS": 8}, {"MLP_NEGATIVE_SLOPE": 0}, {"BOS_RESET": 0},
+    {},
+    {"SMEAR_GATE": 0},
+    {"BIGRAM_BUCKETS": 0},
+    {"VALUE_RESIDUAL": 0},
+    {"GATED_ATTENTION": 0},
+    {"XSA_LAST_N": 0},
+    {"UNET_SKIPS": 0},
+    {"LN_SCALE": 0},
+    {"ROPE_DIMS": 8},
+    {"MLP_NEGATIVE_SLOPE": 0},
+    {"BOS_RESET": 0},
     {"NUM_LAYERS": 4},
 ]
 
@@ -142,7 +169,9 @@ def test_every_feature_has_an_effect(switch):
     torch.manual_seed(0)
     with torch.no_grad():
         with_it, without = random_model(tiny_settings()), random_model(tiny_settings(**switch))
-        without.load_state_dict({k: v for k, v in with_it.state_dict().items() if k in without.state_dict()})
+        without.load_state_dict(
+            {k: v for k, v in with_it.state_dict().items() if k in without.state_dict()}
+        )
         assert (with_it(TOKENS) - without(TOKENS)).abs().max() > 1e-3
 
 
@@ -151,7 +180,9 @@ def test_every_feature_has_an_effect(switch):
 def test_keeping_the_last_positions_changes_nothing_but_the_work(switch, keep):
     model = random_model(tiny_settings(**switch))
     with torch.no_grad():
-        torch.testing.assert_close(model(TOKENS, keep), model(TOKENS)[:, 16 - keep :], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            model(TOKENS, keep), model(TOKENS)[:, 16 - keep :], atol=2e-5, rtol=1e-4
+        )
 
 
 @pytest.mark.parametrize(("reset", "leaks"), [(1, False), (0, True)])

@@ -20,13 +20,21 @@ import verify
 sys.path.insert(0, str(ROOT / "records"))
 import pack  # noqa: E402
 
-SCORES = {1337: 3.0, 42: 3.1, 7: 3.2}  # seed -> val_bpb after adaptation in the made-up logs: 3.1 +- 0.1
+SCORES = {
+    1337: 3.0,
+    42: 3.1,
+    7: 3.2,
+}  # seed -> val_bpb after adaptation in the made-up logs: 3.1 +- 0.1
 FINAL_LINE = r"^(final_pcll_{}_exact val_loss:)\S+( val_bpb:)\S+"
-NOT_LEGAL = (f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bpb:1.04870000 tokens:9 bytes:9 "
-             "eval_time:9ms")
+NOT_LEGAL = (
+    f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bpb:1.04870000 tokens:9 bytes:9 "
+    "eval_time:9ms"
+)
 
 
-CHANGED = dict(ITERATIONS="3", WARMUP_STEPS="0", LN_SCALE="0", TTT_EPOCHS="1", TTT_CHUNK_TOKENS="1024")
+CHANGED = dict(
+    ITERATIONS="3", WARMUP_STEPS="0", LN_SCALE="0", TTT_EPOCHS="1", TTT_CHUNK_TOKENS="1024"
+)
 
 
 def tiny_run(base: Path) -> Path:
@@ -34,8 +42,13 @@ def tiny_run(base: Path) -> Path:
     folder = base / "tiny"
     if not folder.exists():
         data = folder / "data/demo"
-        train_gpt.make_demo_data(train_gpt.load_settings(dict(
-            PRESET="demo", DATA_PATH=str(data), TOKENIZER_PATH=str(data / "bpe_1024.model"))))
+        train_gpt.make_demo_data(
+            train_gpt.load_settings(
+                dict(
+                    PRESET="demo", DATA_PATH=str(data), TOKENIZER_PATH=str(data / "bpe_1024.model")
+                )
+            )
+        )
         shard = data / "fineweb_val_000000.bin"
         write_shard(shard, np.fromfile(shard, "<u2", offset=1024)[:4000])
         done = run(folder, **CHANGED)
@@ -68,7 +81,10 @@ def edit_source(log: str, old: str, new: str) -> str:
     begin = source.index('"""')
     assert old in source
     changed = source[begin:].replace(old, new, 1)
-    return edit(source[:begin] + changed + rule + lines, (r"^Code size: \d+", f"Code size: {len(changed.encode())}"))
+    return edit(
+        source[:begin] + changed + rule + lines,
+        (r"^Code size: \d+", f"Code size: {len(changed.encode())}"),
+    )
 
 
 def seeded(log: str, seed: int, *edits: tuple[str, str]) -> str:
@@ -87,7 +103,15 @@ def write(folder: Path, *logs: str) -> list[str]:
 
 def packed(folder: Path, *logs: str, options: tuple = ()) -> Path:
     """The record folder made from these logs."""
-    arguments = ["entry", *write(folder, *logs), "--out", folder / "out", "--date", "2026-03-01", *options]
+    arguments = [
+        "entry",
+        *write(folder, *logs),
+        "--out",
+        folder / "out",
+        "--date",
+        "2026-03-01",
+        *options,
+    ]
     assert pack.main([str(argument) for argument in arguments]) == 0
     (made,) = (folder / "out").glob("track_*/*")
     return made
@@ -114,18 +138,51 @@ def refused(tmp_path, capsys):
 def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatch, capsys):
     sizes = [("^Serialized model pcll: .*", "Serialized model pcll: 123456 bytes")]
     logs = seeded(log, 42), seeded(log, 1337), seeded(log, 7, *sizes)
-    folder = packed(tmp_path, *logs, options=("--artifact", tiny / "artifact.pcll", "--track", "10min_16mb",
-                                              "--author", "A B", "--github-id", "ab", "--blurb", "Small."))
+    folder = packed(
+        tmp_path,
+        *logs,
+        options=(
+            "--artifact",
+            tiny / "artifact.pcll",
+            "--track",
+            "10min_16mb",
+            "--author",
+            "A B",
+            "--github-id",
+            "ab",
+            "--blurb",
+            "Small.",
+        ),
+    )
     assert folder.parent.name == "track_10min_16mb" and folder.name == "2026-03-01_entry"
     assert {path.name for path in folder.iterdir()} == {
-        "README.md", "submission.json", "requirements.txt", "train_gpt.py", "artifact.pcll",
-        "train_seed42.log", "train_seed1337.log", "train_seed7.log"}
+        "README.md",
+        "submission.json",
+        "requirements.txt",
+        "train_gpt.py",
+        "artifact.pcll",
+        "train_seed42.log",
+        "train_seed1337.log",
+        "train_seed7.log",
+    }
     code, model = len((ROOT / "train_gpt.py").read_bytes()), (tiny / "artifact.pcll").stat().st_size
     table = json.loads((folder / "submission.json").read_text())
     expected = dict(
-        name="entry", author="A B", github_id="ab", date="2026-03-01", track="10min_16mb", blurb="Small.",
-        val_bpb=3.1, val_bpb_std=0.1, val_loss=6.2, bytes_code=code, artifact_bytes=max(model, 123456),
-        bytes_total=code + max(model, 123456), seeds=[7, 42, 1337], hardware="1 x CPU")
+        name="entry",
+        author="A B",
+        github_id="ab",
+        date="2026-03-01",
+        track="10min_16mb",
+        blurb="Small.",
+        val_bpb=3.1,
+        val_bpb_std=0.1,
+        val_loss=6.2,
+        bytes_code=code,
+        artifact_bytes=max(model, 123456),
+        bytes_total=code + max(model, 123456),
+        seeds=[7, 42, 1337],
+        hardware="1 x CPU",
+    )
     assert {name: table[name] for name in expected} == expected
     assert table["versions"]["torch"] == train_gpt.torch.__version__
     assert {int(seed): row["val_bpb"] for seed, row in table["seed_results"].items()} == SCORES
@@ -134,13 +191,19 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatc
     train = re.findall(r"train_time:(\d+)ms", log.partition(pack.RULE)[2])[-1]
     calibration = re.search(r"^calibration_time:(\d+)ms", log, re.M)[1]
     spent = re.search(r"^final_pcll_ttt.*eval_time:(\d+)ms", log, re.M)[1]
-    assert row["train_seconds"] == (int(train) + int(calibration)) / 1000 and row["eval_seconds"] == int(spent) / 1000
+    assert (
+        row["train_seconds"] == (int(train) + int(calibration)) / 1000
+        and row["eval_seconds"] == int(spent) / 1000
+    )
     assert "score-first adaptation" in table["protocol"]
     monkeypatch.chdir(tiny)  # where the data lies
     capsys.readouterr()
     assert verify.main([str(folder), "--json"]) == 0
-    doubts = {found["check"] for found in json.loads(capsys.readouterr().out)["findings"]
-              if found["verdict"] == verify.SUSPICION}
+    doubts = {
+        found["check"]
+        for found in json.loads(capsys.readouterr().out)["findings"]
+        if found["verdict"] == verify.SUSPICION
+    }
     assert doubts <= {"hardware", "split"}  # no GPU, and the demo's text
 
 
@@ -148,9 +211,14 @@ def test_files_are_copies(tmp_path, log):
     other = seeded(log, 42)
     folder = packed(tmp_path, log, other)
     assert (folder / "train_gpt.py").read_bytes() == (ROOT / "train_gpt.py").read_bytes()
-    assert (folder / "train_seed1337.log").read_text() == log and (folder / "train_seed42.log").read_text() == other
+    assert (folder / "train_seed1337.log").read_text() == log and (
+        folder / "train_seed42.log"
+    ).read_text() == other
     pins = (folder / "requirements.txt").read_text().split()
-    assert pins[0] == "torch==" + train_gpt.torch.__version__.partition("+")[0] and pins[3] == "sentencepiece"
+    assert (
+        pins[0] == "torch==" + train_gpt.torch.__version__.partition("+")[0]
+        and pins[3] == "sentencepiece"
+    )
 
 
 def test_one_seed_has_no_deviation(tmp_path, log):
@@ -161,9 +229,15 @@ def test_one_seed_has_no_deviation(tmp_path, log):
 
 def test_without_adaptation_in_every_log_the_sliding_window_counts(tmp_path, log):
     sliding = (FINAL_LINE.format("sliding"), r"\g<1>5.00000000\g<2>2.50000000")
-    folder = packed(tmp_path, seeded(log, 42, sliding), seeded(log, 7, sliding, ("^final_pcll_ttt.*", "")))
+    folder = packed(
+        tmp_path, seeded(log, 42, sliding), seeded(log, 7, sliding, ("^final_pcll_ttt.*", ""))
+    )
     table = json.loads((folder / "submission.json").read_text())
-    assert table["val_bpb"] == 2.5 and table["val_bpb_std"] == 0 and "fixed weights" in table["protocol"]
+    assert (
+        table["val_bpb"] == 2.5
+        and table["val_bpb_std"] == 0
+        and "fixed weights" in table["protocol"]
+    )
     assert verify.main([str(folder)]) == 0
 
 
@@ -172,30 +246,52 @@ def test_what_is_not_legal_stands_apart_with_its_label(tmp_path, log):
     assert "1.0487" not in (folder / "submission.json").read_text()
     score, apart = (folder / "README.md").read_text().split("## Not a score")
     assert "1.0487" not in score
-    assert all("NOT LEGAL" in line for line in apart.splitlines() if "1.0487" in line) and "1.0487" in apart
+    assert (
+        all("NOT LEGAL" in line for line in apart.splitlines() if "1.0487" in line)
+        and "1.0487" in apart
+    )
 
 
 def test_the_command_repeats_the_settings(tmp_path, log):
-    line = re.search(r"^    (.* python train_gpt.py)$", (packed(tmp_path, log) / "README.md").read_text(), re.M)[1]
+    line = re.search(
+        r"^    (.* python train_gpt.py)$", (packed(tmp_path, log) / "README.md").read_text(), re.M
+    )[1]
     environment = dict(word.split("=", 1) for word in shlex.split(line)[:-2])
     assert train_gpt.load_settings(environment) == dataclasses.replace(
-        train_gpt.load_settings(SMALL | CHANGED), run_id="")
+        train_gpt.load_settings(SMALL | CHANGED), run_id=""
+    )
     assert "EMA_DECAY" not in line
 
 
 def test_eight_gpus_are_started_by_torchrun(tmp_path, log):
-    folder = packed(tmp_path, edit(log, ("GPU none", "GPU NVIDIA H100 80GB HBM3"), ("world_size:1", "world_size:8"),
-                                   ("^data_path:.*", "data_path:my data")))
+    folder = packed(
+        tmp_path,
+        edit(
+            log,
+            ("GPU none", "GPU NVIDIA H100 80GB HBM3"),
+            ("world_size:1", "world_size:8"),
+            ("^data_path:.*", "data_path:my data"),
+        ),
+    )
     text = (folder / "README.md").read_text()
     assert "SEED=1337 PRESET=demo " in text and "DATA_PATH='my data' " in text
     assert "torchrun --standalone --nproc_per_node=8 train_gpt.py" in text
-    assert json.loads((folder / "submission.json").read_text())["hardware"] == "8 x NVIDIA H100 80GB HBM3"
+    assert (
+        json.loads((folder / "submission.json").read_text())["hardware"]
+        == "8 x NVIDIA H100 80GB HBM3"
+    )
 
 
 def test_further_lines_do_not_disturb(tmp_path, log):
     plain = pack.read_run(Path(write(tmp_path, log)[0]))
-    more = edit(log, (r"^(step:.*)$", r"\1 tok_s:123456 mfu:0.41\ncheckpoint: checkpoints/a.pt step:900/1000"),
-                (r"^(Code size.*)", r"resumed from checkpoints/a.pt at step 2\n\1\ncalibration_time:1500ms"))
+    more = edit(
+        log,
+        (r"^(step:.*)$", r"\1 tok_s:123456 mfu:0.41\ncheckpoint: checkpoints/a.pt step:900/1000"),
+        (
+            r"^(Code size.*)",
+            r"resumed from checkpoints/a.pt at step 2\n\1\ncalibration_time:1500ms",
+        ),
+    )
     run = pack.read_run(Path(write(tmp_path, "The demo makes its own text ...\n" + more)[0]))
     assert run.train_seconds == pytest.approx(plain.train_seconds + 1.5)
     assert (run.steps, run.scores, run.settings) == (plain.steps, plain.scores, plain.settings)
@@ -205,9 +301,15 @@ def test_a_resumed_run_counts_from_its_last_start(tmp_path, log):
     source, rule, lines = log.partition(pack.RULE)
     first = lines.partition("\nexport")[0].replace("\ncodec:", "\ncodec:other ") + "\n"
     early = re.search("^final_pcll_sliding.*\n", lines, re.M)[0]
-    paths = write(tmp_path, log, source + rule + first + early + lines, source + rule + lines + first)
+    paths = write(
+        tmp_path, log, source + rule + first + early + lines, source + rule + lines + first
+    )
     plain, resumed = (pack.read_run(Path(path)) for path in paths[:2])
-    assert (resumed.steps, resumed.scores, resumed.settings) == (plain.steps, plain.scores, plain.settings)
+    assert (resumed.steps, resumed.scores, resumed.settings) == (
+        plain.steps,
+        plain.scores,
+        plain.settings,
+    )
     with pytest.raises(pack.UserError, match="was interrupted"):
         pack.read_run(Path(paths[2]))
 
@@ -217,13 +319,24 @@ def test_the_date_is_that_of_the_newest_log(tmp_path, log):
     os.utime(first, (0, 1_000_000_000))  # 2001-09-09 01:46 UTC
     os.utime(second, (0, 900_000_000))
     assert pack.main(["entry", first, second, "--out", str(tmp_path / "out")]) == 0
-    assert [path.name[:7] for path in (tmp_path / "out").glob("track_non_record_16mb/*")] == ["2001-09"]
+    assert [path.name[:7] for path in (tmp_path / "out").glob("track_non_record_16mb/*")] == [
+        "2001-09"
+    ]
 
 
 def test_the_command_line(tmp_path, log):
-    command = [sys.executable, ROOT / "records/pack.py", "entry", *write(tmp_path, log), "--out", "out"]
+    command = [
+        sys.executable,
+        ROOT / "records/pack.py",
+        "entry",
+        *write(tmp_path, log),
+        "--out",
+        "out",
+    ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.splitlines()[0].startswith("out/track_non_record_16mb/")
+    assert done.returncode == 0 and done.stdout.splitlines()[0].startswith(
+        "out/track_non_record_16mb/"
+    )
     again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 2 and again.stderr.count("\n") == 1
 
@@ -233,8 +346,12 @@ def test_the_folder_runs_where_nothing_else_is(tmp_path, log):
     script = tmp_path / "empty/train_gpt.py"
     script.parent.mkdir()
     script.write_bytes((packed(tmp_path, log) / "train_gpt.py").read_bytes())
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | SMALL
-    done = subprocess.run([sys.executable, "train_gpt.py"], cwd=script.parent, env=environment, capture_output=True)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONPATH"
+    } | SMALL
+    done = subprocess.run(
+        [sys.executable, "train_gpt.py"], cwd=script.parent, env=environment, capture_output=True
+    )
     assert done.returncode == 0 and (script.parent / "artifact.pcll").exists()
 
 
@@ -254,18 +371,32 @@ ALONE = {  # a log, edited -> what the sentence says
     "cut in the source": (lambda log: log[:10_000], "begins with its run's source"),
     "cut after the rule": (lambda log: log[: log.index(pack.RULE) + 90], "has no line with"),
     "cut in training": (lambda log: log[: log.index("\nstep:2/3")], "has no line with Code size"),
-    "cut before the score": (lambda log: log[: log.index("\nfinal_pcll_sliding_exact val_loss:")],
-                             "has no line with final_pcll_sliding_exact"),
-    "not a number": (lambda log: edit(log, (FINAL_LINE.format("sliding"), r"\1nan\2nan")), "final_pcll_sliding_exact"),
-    "only not legal": (lambda log: edit(log, ("^final_pcll_sliding.*", NOT_LEGAL), ("^final_pcll_ttt.*", "")),
-                       "final_pcll_sliding_exact"),
+    "cut before the score": (
+        lambda log: log[: log.index("\nfinal_pcll_sliding_exact val_loss:")],
+        "has no line with final_pcll_sliding_exact",
+    ),
+    "not a number": (
+        lambda log: edit(log, (FINAL_LINE.format("sliding"), r"\1nan\2nan")),
+        "final_pcll_sliding_exact",
+    ),
+    "only not legal": (
+        lambda log: edit(log, ("^final_pcll_sliding.*", NOT_LEGAL), ("^final_pcll_ttt.*", "")),
+        "final_pcll_sliding_exact",
+    ),
     "code size": (lambda log: edit(log, (r"^Code size: ", "Code size: 1")), "but its source has"),
-    "over the cap": (lambda log: edit(log, ("^Serialized model pcll: .*", "Serialized model pcll: 16000000 bytes")),
-                     "above the cap of 16000000"),
+    "over the cap": (
+        lambda log: edit(
+            log, ("^Serialized model pcll: .*", "Serialized model pcll: 16000000 bytes")
+        ),
+        "above the cap of 16000000",
+    ),
     "a setting is not printed": (lambda log: edit(log, ("^matrix_lr:.*\n", "")), "cannot be read"),
     "the seed is no number": (lambda log: edit(log, ("^seed:.*\n", "seed:x\n")), "cannot be read"),
     "unknown preset": (lambda log: edit(log, ("^preset:demo$", "preset:none")), "cannot be read"),
-    "computed default": (lambda log: edit_source(log, "seed: int = 1337", "seed: int = hash(1)"), "cannot be read"),
+    "computed default": (
+        lambda log: edit_source(log, "seed: int = 1337", "seed: int = hash(1)"),
+        "cannot be read",
+    ),
     "not Python": (lambda log: edit_source(log, "import ast", "import ast ("), "cannot be read"),
 }
 
@@ -277,11 +408,17 @@ def test_a_log(refused, tmp_path, log, case):
 
 
 APART = {  # edits of a second log, of another seed -> what the sentence says
-    "settings": ([("^matrix_lr:.*", "matrix_lr:0.5"), ("^codec:.*", "codec:other")], "MATRIX_LR, CODEC."),
+    "settings": (
+        [("^matrix_lr:.*", "matrix_lr:0.5"), ("^codec:.*", "codec:other")],
+        "MATRIX_LR, CODEC.",
+    ),
     "hardware": ([("world_size:1", "world_size:2")], "differ in more than the seed: hardware."),
     "GPU": ([("GPU none", "GPU NVIDIA H100")], "differ in more than the seed: hardware."),
     "versions": ([("numpy [0-9.]+", "numpy 1.0")], "differ in more than the seed: versions."),
-    "text": ([(r"(ttt_exact .*tokens:)\d+", r"\g<1>5")], "differ in more than the seed: validation text."),
+    "text": (
+        [(r"(ttt_exact .*tokens:)\d+", r"\g<1>5")],
+        "differ in more than the seed: validation text.",
+    ),
 }
 
 
@@ -302,7 +439,9 @@ def test_two_logs_of_a_seed(refused, tmp_path, log):
 
 
 def test_run_id_and_artifact_path_may_differ(tmp_path, log):
-    other = seeded(log, 42, ("^run_id:.*", "run_id:again"), ("^artifact_path:.*", "artifact_path:b.pcll"))
+    other = seeded(
+        log, 42, ("^run_id:.*", "run_id:again"), ("^artifact_path:.*", "artifact_path:b.pcll")
+    )
     assert packed(tmp_path, log, other).is_dir()
 
 
@@ -317,8 +456,13 @@ def test_files_that_are_no_logs(refused, tmp_path, tiny):
     huge = tmp_path / "huge.txt"
     huge.touch()
     os.truncate(huge, pack.LOG_BYTES + 1)  # a hole: takes no room
-    for path, sentence in ((tiny / "artifact.pcll", "is not a log"), (huge, "is no file of at most"),
-                           (tmp_path, "is no file"), ("/dev/zero", "is no file"), (tmp_path / "none", "No such file")):
+    for path, sentence in (
+        (tiny / "artifact.pcll", "is not a log"),
+        (huge, "is no file of at most"),
+        (tmp_path, "is no file"),
+        ("/dev/zero", "is no file"),
+        (tmp_path / "none", "No such file"),
+    ):
         assert sentence in refused("entry", path)
 
 
@@ -326,7 +470,9 @@ def test_an_artifact_of_another_run(refused, tmp_path, tiny, log):
     data, (path,) = (tiny / "artifact.pcll").read_bytes(), write(tmp_path, log)
     for other in (data + b"\0", data[:-1], b"", b"X" + data[1:]):
         (tmp_path / "other.pcll").write_bytes(other)
-        assert "is no artifact of the logs" in refused("entry", path, "--artifact", tmp_path / "other.pcll")
+        assert "is no artifact of the logs" in refused(
+            "entry", path, "--artifact", tmp_path / "other.pcll"
+        )
     assert "No such file" in refused("entry", path, "--artifact", tmp_path / "none.pcll")
 
 
@@ -338,7 +484,19 @@ def test_dates(refused, tmp_path, log, day):
 def test_an_existing_folder_stays_as_it_is(tmp_path, log, capsys):
     folder = packed(tmp_path, log)
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert pack.main(["entry", str(tmp_path / "0.txt"), "--out", str(tmp_path / "out"), "--date", "2026-03-01"]) == 2
+    assert (
+        pack.main(
+            [
+                "entry",
+                str(tmp_path / "0.txt"),
+                "--out",
+                str(tmp_path / "out"),
+                "--date",
+                "2026-03-01",
+            ]
+        )
+        == 2
+    )
     assert "is there already" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert list(folder.parent.iterdir()) == [folder]

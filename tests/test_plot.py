@@ -80,7 +80,10 @@ def test_all_pictures_are_grey_shown_and_the_same_again(full):
 
 def test_pictures_that_come_later_join_the_section(folder):
     assert plot.main([str(folder)]) == 0
-    assert "bytes.png" not in (folder / "README.md").read_text() and not (folder / "bytes.png").exists()
+    assert (
+        "bytes.png" not in (folder / "README.md").read_text()
+        and not (folder / "bytes.png").exists()
+    )
     (folder / "rate.csv").write_text(RATES)
     assert plot.main([str(folder)]) == 0
     readme = (folder / "README.md").read_text()
@@ -101,7 +104,9 @@ def test_losses_stand_at_their_tokens(folder, monkeypatch):
     monkeypatch.setattr(plot, "draw_lines", lambda ax, curves, first: drawn.update(curves))
     assert plot.main([str(folder)]) == 0
     assert list(drawn) == ["seed 42", "seed 1337"]
-    assert [x for x, _ in drawn["seed 42"]] == pytest.approx([step * 2048 / 1e6 for step in (1, 2, 3)])
+    assert [x for x, _ in drawn["seed 42"]] == pytest.approx(
+        [step * 2048 / 1e6 for step in (1, 2, 3)]
+    )
     assert all(5 < loss < 8 for _, loss in drawn["seed 42"])  # about ln 1024 at the start
 
 
@@ -135,7 +140,10 @@ def test_bytes_are_all_attributed(tiny):
     assert all(share > 0 for share in shares.values())
     _, tensors, weights = decode_artifact.parse_pcll(data)
     share = {name.partition("\n")[0]: share for name, share in shares.items()}
-    for part, name in (("MLP", ".mlp."), ("token embedding", "tok_emb")):  # zstd finds something in the side data
+    for part, name in (
+        ("MLP", ".mlp."),
+        ("token embedding", "tok_emb"),
+    ):  # zstd finds something in the side data
         coded = sum(tensor.bits / 8 for tensor in tensors if name in tensor.name)
         assert 0.7 * coded < share[part] < coded + 20
     assert set(share) == {"code", *plot.PARTS, "header, tables"}
@@ -144,7 +152,10 @@ def test_bytes_are_all_attributed(tiny):
 def test_rates_are_told_apart_by_what_varies(tmp_path):
     path = tmp_path / "rate.csv"
     path.write_text(RATES)
-    assert plot.read_rates(path) == {"huffman": [(3.4, 1.19), (4.4, 1.16)], "trellis": [(4.1, 1.16)]}
+    assert plot.read_rates(path) == {
+        "huffman": [(3.4, 1.19), (4.4, 1.16)],
+        "trellis": [(4.1, 1.16)],
+    }
     path.write_text(RATES + "trellis,author,gptq,1.0,15000000,4.1,1.15\n")
     assert list(plot.read_rates(path)) == ["huffman, none", "trellis, gptq", "trellis, none"]
 
@@ -157,7 +168,9 @@ def refusal(folder: Path, capsys) -> str:
     before = contents(folder) if folder.is_dir() else None
     assert plot.main([str(folder)]) == 2
     said = capsys.readouterr()
-    assert said.out == "" and said.err.startswith("plot.py: ") and said.err.count("\n") == 1, said.err
+    assert said.out == "" and said.err.startswith("plot.py: ") and said.err.count("\n") == 1, (
+        said.err
+    )
     assert before is None or contents(folder) == before
     return said.err
 
@@ -179,8 +192,16 @@ def test_a_damaged_artifact(full, capsys):
 
 def test_a_damaged_table_of_rates(full, capsys):
     header = RATES.splitlines()[0]
-    for table in ("", "codec,bytes\nhuffman,1\n", header, RATES + "a,b,c,1,1,nan,1\n", RATES + "a,b\n",
-                  RATES + "a,b,c,1,1,x,1\n", "\0\n", "\xff"):
+    for table in (
+        "",
+        "codec,bytes\nhuffman,1\n",
+        header,
+        RATES + "a,b,c,1,1,nan,1\n",
+        RATES + "a,b\n",
+        RATES + "a,b,c,1,1,x,1\n",
+        "\0\n",
+        "\xff",
+    ):
         (full / "rate.csv").write_bytes(table.encode("latin-1"))
         assert "rate.csv is no table of rates" in refusal(full, capsys), table
 

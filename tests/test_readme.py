@@ -1,6 +1,6 @@
 """README.md: its table of settings is the script's, and each of its commands works for someone who is new to it.
 
-    python tests/test_readme.py         writes the table of settings anew
+python tests/test_readme.py         writes the table of settings anew
 """
 
 import ast
@@ -29,7 +29,11 @@ BEGIN, END = f"<!-- settings: begin, written by {MEND} -->\n", "<!-- settings: e
 
 def settings_rows(source: str) -> dict[str, list[tuple[str, str, str, str]]]:
     """(name, default, what, source) of each field of class Settings, by the comment that heads its group."""
-    (table,) = [node for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == "Settings"]
+    (table,) = [
+        node
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "Settings"
+    ]
     group, groups = "Run", {}
     for line in source.splitlines()[table.lineno : table.end_lineno]:
         if heading := re.fullmatch(r"    # (.+)", line):
@@ -38,21 +42,38 @@ def settings_rows(source: str) -> dict[str, list[tuple[str, str, str, str]]]:
             name, kind, default, what, origin = field.groups()
             value = ast.literal_eval(default)
             value = int(value) if isinstance(value, bool) else value
-            choices = ast.literal_eval(kind.removeprefix("Literal")) if kind.startswith("Literal") else []
+            choices = (
+                ast.literal_eval(kind.removeprefix("Literal")) if kind.startswith("Literal") else []
+            )
             what += f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
-            groups.setdefault(group, []).append((name, "empty" if value == "" else f"`{value}`", what, origin))
+            groups.setdefault(group, []).append(
+                (name, "empty" if value == "" else f"`{value}`", what, origin)
+            )
     return groups
 
 
 def settings_section(source: str) -> str:
     groups = settings_rows(source)
-    lines = [f"<details><summary>All {sum(map(len, groups.values()))} environment variables</summary>", "",
-             "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for the challenge's",
-             "baseline script, *challenge* for its rules, or *ours*. A preset changes some of them."]
+    lines = [
+        f"<details><summary>All {sum(map(len, groups.values()))} environment variables</summary>",
+        "",
+        "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for the challenge's",
+        "baseline script, *challenge* for its rules, or *ours*. A preset changes some of them.",
+    ]
     for group, rows in groups.items():
-        lines += ["", f"**{group}**", "", "| variable | default | what | source |", "| --- | --- | --- | --- |"]
-        lines += [" | ".join(("", f"`{name.upper()}`", default, re.sub(r"([|*<])", r"\\\1", what), origin, "")).strip()
-                  for name, default, what, origin in rows]
+        lines += [
+            "",
+            f"**{group}**",
+            "",
+            "| variable | default | what | source |",
+            "| --- | --- | --- | --- |",
+        ]
+        lines += [
+            " | ".join(
+                ("", f"`{name.upper()}`", default, re.sub(r"([|*<])", r"\\\1", what), origin, "")
+            ).strip()
+            for name, default, what, origin in rows
+        ]
     return "\n".join([*lines, "", "</details>", ""])
 
 
@@ -73,9 +94,15 @@ def test_settings_are_those_of_the_script():
 
 
 def test_no_setting_is_left_out():
-    rows = [row for rows in settings_rows((ROOT / "train_gpt.py").read_text()).values() for row in rows]
-    assert [name for name, *_ in rows] == [field.name for field in dataclasses.fields(train_gpt.Settings)]
-    for (name, default, *_), field in zip(rows, dataclasses.fields(train_gpt.Settings), strict=True):
+    rows = [
+        row for rows in settings_rows((ROOT / "train_gpt.py").read_text()).values() for row in rows
+    ]
+    assert [name for name, *_ in rows] == [
+        field.name for field in dataclasses.fields(train_gpt.Settings)
+    ]
+    for (name, default, *_), field in zip(
+        rows, dataclasses.fields(train_gpt.Settings), strict=True
+    ):
         text = "" if default == "empty" else default.strip("`")
         assert train_gpt.parse_value(field, text) == field.default, name
 
@@ -94,8 +121,12 @@ class Trial:
 
 
 TRIALS = {  # what a command begins with -> its trial
-    "pip install -r requirements.txt && PRESET=demo python train_gpt.py": Trial(slow=True, venv=True),
-    "pip install -r requirements.txt -r requirements-dev.txt && pytest": Trial(slow=True, venv=True),
+    "pip install -r requirements.txt && PRESET=demo python train_gpt.py": Trial(
+        slow=True, venv=True
+    ),
+    "pip install -r requirements.txt -r requirements-dev.txt && pytest": Trial(
+        slow=True, venv=True
+    ),
     "PRESET=demo python train_gpt.py": Trial(slow=True),
     "torchrun --standalone --nproc_per_node=8 train_gpt.py": Trial(slow=True, environment=SMALL),
     "python tests/bench_": Trial(slow=True),
@@ -106,8 +137,15 @@ TRIALS = {  # what a command begins with -> its trial
     "python records/plot.py": Trial(),
     "python tests/test_readme.py": Trial(),
 }
-PLACEHOLDERS = {"DIR": "data/demo", "FILE": "data/demo/bpe_1024.model", "TRACK": "10min_16mb", "NAME": "another",
-                "DATE_name": "2026-03-01_entry", "FOLDER": "records/track_10min_16mb/2026-03-01_entry", "ID": "me"}
+PLACEHOLDERS = {
+    "DIR": "data/demo",
+    "FILE": "data/demo/bpe_1024.model",
+    "TRACK": "10min_16mb",
+    "NAME": "another",
+    "DATE_name": "2026-03-01_entry",
+    "FOLDER": "records/track_10min_16mb/2026-03-01_entry",
+    "ID": "me",
+}
 
 
 def commands(text: str) -> list[str]:
@@ -122,7 +160,11 @@ def commands(text: str) -> list[str]:
 
     text = re.sub(r"(?ms)^```(\w*)\n(.*?)^```$", take, text)
     found += re.findall(r"(?m)^ {4}(.+)$", text)
-    return [line for line in (line.removeprefix("$ ").strip() for line in found) if line and line[0] != "#"]
+    return [
+        line
+        for line in (line.removeprefix("$ ").strip() for line in found)
+        if line and line[0] != "#"
+    ]
 
 
 def claims(command: str) -> list[str]:
@@ -140,8 +182,12 @@ def filled(command: str, home: Path) -> str:
 
 def copy_repository(folder: Path) -> Path:
     """What git would commit, as it is in the working tree."""
-    listing = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT,
-                             capture_output=True, text=True)
+    listing = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if listing.returncode:
         pytest.skip("needs a git checkout, to know which files belong to the repository")
     for name in filter(None, listing.stdout.split("\0")):
@@ -154,22 +200,49 @@ def copy_repository(folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def home_after_a_run(tmp_path_factory) -> Path:
     """A copy of the repository after a run, with logs A and B of two seeds and a record folder of them."""
-    tiny, home = tiny_run(tmp_path_factory.getbasetemp()), copy_repository(tmp_path_factory.mktemp("repository"))
+    tiny, home = (
+        tiny_run(tmp_path_factory.getbasetemp()),
+        copy_repository(tmp_path_factory.mktemp("repository")),
+    )
     for name in ("data", "logs", "artifact.pcll"):
         (shutil.copytree if (tiny / name).is_dir() else shutil.copy)(tiny / name, home / name)
     log = (home / "logs/test.txt").read_text()
     (home / "logs/A.txt").write_text(log)
     (home / "logs/B.txt").write_text(seeded(log, 42))
-    subprocess.run([sys.executable, "records/pack.py", "entry", "logs/A.txt", "logs/B.txt", "--artifact",
-                    "artifact.pcll", "--track", "10min_16mb", "--date", "2026-03-01"], cwd=home, check=True)
+    subprocess.run(
+        [
+            sys.executable,
+            "records/pack.py",
+            "entry",
+            "logs/A.txt",
+            "logs/B.txt",
+            "--artifact",
+            "artifact.pcll",
+            "--track",
+            "10min_16mb",
+            "--date",
+            "2026-03-01",
+        ],
+        cwd=home,
+        check=True,
+    )
     return home
 
 
-@pytest.mark.parametrize("command", [
-    pytest.param(command, marks=[pytest.mark.slow] * any(TRIALS[prefix].slow for prefix in claims(command)))
-    for command in dict.fromkeys(commands(README.read_text()))])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(
+            command,
+            marks=[pytest.mark.slow] * any(TRIALS[prefix].slow for prefix in claims(command)),
+        )
+        for command in dict.fromkeys(commands(README.read_text()))
+    ],
+)
 def test_command(command, request, tmp_path):
-    assert len(claims(command)) == 1, f"Exactly one entry of TRIALS must begin this command of README.md: {command}"
+    assert len(claims(command)) == 1, (
+        f"Exactly one entry of TRIALS must begin this command of README.md: {command}"
+    )
     trial = TRIALS[claims(command)[0]]
     home = copy_repository(tmp_path) if trial.slow else request.getfixturevalue("home_after_a_run")
     programs = Path(sys.executable).parent
@@ -177,7 +250,9 @@ def test_command(command, request, tmp_path):
         programs = tmp_path / ".venv/bin"
         subprocess.run([sys.executable, "-m", "venv", programs.parent], check=True)
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}"} | trial.environment
-    done = subprocess.run(filled(command, home), shell=True, cwd=home, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        filled(command, home), shell=True, cwd=home, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
 
 
@@ -191,10 +266,14 @@ def test_commands_are_found_and_claimed():
 
 def test_placeholders_are_filled(tmp_path):
     line = "python verify.py artifact.pcll [--data DIR] [--tokenizer FILE] [--json] ..."
-    assert filled(line, tmp_path) == ("python verify.py artifact.pcll --data data/demo "
-                                      "--tokenizer data/demo/bpe_1024.model --json")
+    assert filled(line, tmp_path) == (
+        "python verify.py artifact.pcll --data data/demo "
+        "--tokenizer data/demo/bpe_1024.model --json"
+    )
 
 
 if __name__ == "__main__":
-    written = with_settings(README.read_text(encoding="utf-8"), (ROOT / "train_gpt.py").read_text(encoding="utf-8"))
+    written = with_settings(
+        README.read_text(encoding="utf-8"), (ROOT / "train_gpt.py").read_text(encoding="utf-8")
+    )
     README.write_text(written, encoding="utf-8")

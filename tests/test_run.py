@@ -17,9 +17,20 @@ from conftest import ROOT
 from train_gpt import NOT_LEGAL
 
 SMALL = dict(
-    PRESET="demo", ITERATIONS="6", WARMDOWN_ITERS="4", TRAIN_BATCH_TOKENS="2048", TRAIN_LOG_EVERY="1", MODEL_DIM="64",
-    NUM_LAYERS="2", XSA_LAST_N="1", MLP_HIDDEN="128", EVAL_STRIDE="256", OMP_NUM_THREADS="1", DEVICE="cpu",
-    LATE_QAT_THRESHOLD="0.6", TTT_CHUNK_TOKENS="2048",
+    PRESET="demo",
+    ITERATIONS="6",
+    WARMDOWN_ITERS="4",
+    TRAIN_BATCH_TOKENS="2048",
+    TRAIN_LOG_EVERY="1",
+    MODEL_DIM="64",
+    NUM_LAYERS="2",
+    XSA_LAST_N="1",
+    MLP_HIDDEN="128",
+    EVAL_STRIDE="256",
+    OMP_NUM_THREADS="1",
+    DEVICE="cpu",
+    LATE_QAT_THRESHOLD="0.6",
+    TTT_CHUNK_TOKENS="2048",
 )
 
 
@@ -31,7 +42,9 @@ def free_port() -> str:
 
 def environment(**changes) -> dict[str, str]:
     """Of a small run whose log is logs/test.txt."""
-    inherited = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    inherited = {
+        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    }
     return inherited | SMALL | {"RUN_ID": "test"} | {k: str(v) for k, v in changes.items()}
 
 
@@ -39,9 +52,17 @@ def run(folder, *, ranks: int = 1, **changes) -> subprocess.CompletedProcess:
     """Runs train_gpt.py in the folder."""
     launcher = [sys.executable]
     if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--master_port", free_port()]
+        launcher += [
+            "-m",
+            "torch.distributed.run",
+            f"--nproc_per_node={ranks}",
+            "--master_port",
+            free_port(),
+        ]
     command = [*launcher, ROOT / "train_gpt.py"]
-    return subprocess.run(command, cwd=folder, env=environment(**changes), capture_output=True, text=True)
+    return subprocess.run(
+        command, cwd=folder, env=environment(**changes), capture_output=True, text=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +108,20 @@ def test_a_run_is_reproducible_to_the_byte_and_verifies(home, codec):
     total = numbers(home, r"Total submission size pcll: (\d+) bytes")[0]
     assert total == len((ROOT / "train_gpt.py").read_bytes()) + len(artifacts[0])
     bpb = numbers(home, r"final_pcll_sliding_exact .*val_bpb:([\d.]+)")[0]
-    command = [sys.executable, ROOT / "verify.py", "artifact.pcll", "--code", ROOT / "train_gpt.py", "--json",
-               "--data", "data/demo", "--tokenizer", "data/demo/bpe_1024.model", "--claim", str(bpb)]
+    command = [
+        sys.executable,
+        ROOT / "verify.py",
+        "artifact.pcll",
+        "--code",
+        ROOT / "train_gpt.py",
+        "--json",
+        "--data",
+        "data/demo",
+        "--tokenizer",
+        "data/demo/bpe_1024.model",
+        "--claim",
+        str(bpb),
+    ]
     verified = subprocess.run(command, cwd=home, capture_output=True, text=True)
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert json.loads(verified.stdout)
@@ -100,9 +133,12 @@ def test_the_log_holds_its_source_and_the_lines_in_use(home):
     assert source == (ROOT / "train_gpt.py").read_text()
     for pattern in (
         r"^seed:1337$",
-        r"^step:6/6 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+$", r"^Code size: \d+ bytes$",
-        r"^Serialized model pcll: \d+ bytes$", r"^Total submission size pcll: \d+ bytes$",
-        r"^final_pcll_sliding_exact val_loss:\S+ val_bpb:\S+ ", r"^final_pcll_ttt_exact val_loss:\S+ val_bpb:",
+        r"^step:6/6 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+$",
+        r"^Code size: \d+ bytes$",
+        r"^Serialized model pcll: \d+ bytes$",
+        r"^Total submission size pcll: \d+ bytes$",
+        r"^final_pcll_sliding_exact val_loss:\S+ val_bpb:\S+ ",
+        r"^final_pcll_ttt_exact val_loss:\S+ val_bpb:",
     ):
         assert len(re.findall(pattern, rest, re.MULTILINE)) == 1, pattern
 
@@ -121,7 +157,9 @@ def test_the_illegal_protocol_is_labelled_wherever_its_number_stands(home):
 def test_a_diverged_run_says_so_and_leaves_no_artifact(home):
     (home / "artifact.pcll").unlink(missing_ok=True)
     done = run(home, EMBED_LR=1e30, SCALAR_LR=1e30, MATRIX_LR=1e30, GRAD_CLIP_NORM=0)
-    assert done.returncode == 2 and re.search(r"At step \d+ the loss is \S+ and \d+ gradients", done.stderr)
+    assert done.returncode == 2 and re.search(
+        r"At step \d+ the loss is \S+ and \d+ gradients", done.stderr
+    )
     assert not (home / "artifact.pcll").exists()
 
 
@@ -139,8 +177,14 @@ def test_more_processes_than_sequences_are_refused(home):
 
 def start(folder, *launcher, **changes) -> subprocess.Popen:
     """Starts a run and returns it when its first steps are done."""
-    process = subprocess.Popen([sys.executable, *launcher, ROOT / "train_gpt.py"], cwd=folder, text=True,
-                               env=environment(**changes), stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, *launcher, ROOT / "train_gpt.py"],
+        cwd=folder,
+        text=True,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     for line in process.stdout:
         if line.startswith("step:3/"):
             return process
@@ -154,7 +198,9 @@ def test_a_stopped_run_goes_on_to_the_same_artifact(home):
     stopped = start(home, **changes)
     stopped.send_signal(signal.SIGTERM)
     _, sentence = stopped.communicate(timeout=60)
-    assert stopped.returncode == 2 and re.fullmatch(r"Stopped at step \d+; to go on: RESUME=\S+, all .*\n", sentence)
+    assert stopped.returncode == 2 and re.fullmatch(
+        r"Stopped at step \d+; to go on: RESUME=\S+, all .*\n", sentence
+    )
     path = re.search(r"RESUME=(\S+),", sentence)[1]
     done = run(home, RESUME=path, RUN_ID="", **changes)
     assert done.returncode == 0, done.stderr
@@ -167,8 +213,15 @@ def test_a_stopped_run_goes_on_to_the_same_artifact(home):
 
 def nodes(port: str, node: int) -> list[str]:
     """torchrun's arguments for one of two nodes of one process each."""
-    return ["-m", "torch.distributed.run", "--nnodes=2", f"--node_rank={node}", "--nproc_per_node=1",
-            "--master_addr=127.0.0.1", f"--master_port={port}"]
+    return [
+        "-m",
+        "torch.distributed.run",
+        "--nnodes=2",
+        f"--node_rank={node}",
+        "--nproc_per_node=1",
+        "--master_addr=127.0.0.1",
+        f"--master_port={port}",
+    ]
 
 
 def test_two_nodes_are_as_one(home):
@@ -176,23 +229,34 @@ def test_two_nodes_are_as_one(home):
     assert run(home, **changes).returncode == 0
     expected, port = numbers(home, r"train_loss:([\d.]+)"), free_port()
     command = [ROOT / "train_gpt.py"]
-    second = subprocess.Popen([sys.executable, *nodes(port, 1), *command], cwd=home, env=environment(**changes))
-    first = subprocess.run([sys.executable, *nodes(port, 0), *command], cwd=home, env=environment(**changes),
-                           capture_output=True, text=True)
+    second = subprocess.Popen(
+        [sys.executable, *nodes(port, 1), *command], cwd=home, env=environment(**changes)
+    )
+    first = subprocess.run(
+        [sys.executable, *nodes(port, 0), *command],
+        cwd=home,
+        env=environment(**changes),
+        capture_output=True,
+        text=True,
+    )
     assert first.returncode == 0 and second.wait(timeout=60) == 0, first.stderr
     np.testing.assert_allclose(numbers(home, r"train_loss:([\d.]+)"), expected, atol=1.1e-4)
     assert "world_size:2" in first.stdout
 
 
 def children(pid: int) -> list[int]:
-    listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
+    ).stdout
     return [int(child) for child in listed.split()]
 
 
 def test_a_rank_that_dies_ends_the_run_on_all_nodes(home):
     changes, port = dict(ITERATIONS=100000, TRAIN_LOG_EVERY=1000), free_port()
     command = [sys.executable, *nodes(port, 1), ROOT / "train_gpt.py"]
-    second = subprocess.Popen(command, cwd=home, env=environment(**changes), stderr=subprocess.PIPE, text=True)
+    second = subprocess.Popen(
+        command, cwd=home, env=environment(**changes), stderr=subprocess.PIPE, text=True
+    )
     first = start(home, *nodes(port, 0), **changes)
     began = time.monotonic()
     os.kill(children(second.pid)[0], signal.SIGKILL)
@@ -209,9 +273,18 @@ def test_kill_at_any_moment_leaves_only_whole_files(home):
     changes = dict(ITERATIONS=100000, CHECKPOINT_EVERY=0.001, TRAIN_LOG_EVERY=1, RUN_ID="killed")
     for attempt in range(100):
         resumable = any((home / "checkpoints/killed").glob("*.pt"))
-        process = start(home, **changes) if not resumable else subprocess.Popen(
-            [sys.executable, ROOT / "train_gpt.py"], cwd=home, env=environment(RESUME="latest", **changes),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = (
+            start(home, **changes)
+            if not resumable
+            else subprocess.Popen(
+                [sys.executable, ROOT / "train_gpt.py"],
+                cwd=home,
+                env=environment(RESUME="latest", **changes),
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
         for line in process.stdout:
             if line.startswith("step:"):
                 break
@@ -225,5 +298,9 @@ def test_kill_at_any_moment_leaves_only_whole_files(home):
             assert torch.load(path, weights_only=True)["step"] == int(path.stem)
         log = (home / "logs/killed.txt").read_text().split("=" * 80 + "\n", 1)[1]
         steps = [line for line in log.splitlines() if line.startswith("step:")]
-        assert all(re.fullmatch(r"step:\d+/100000 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+", line)
-                   for line in steps)
+        assert all(
+            re.fullmatch(
+                r"step:\d+/100000 train_loss:\S+ train_time:\d+ms step_avg:\S+ms tok_s:\d+", line
+            )
+            for line in steps
+        )

@@ -41,8 +41,15 @@ def home(tmp_path, monkeypatch):
 
 def make_trainer(world: int = 1, **changes) -> Trainer:
     """The trainer of the last of `world` ranks."""
-    s = tiny_settings(DATA_PATH=".", ITERATIONS="8", WARMDOWN_ITERS="6", LATE_QAT_MIN_ELEMENTS="64",
-                      LATE_QAT_THRESHOLD="0.5", MAX_WALLCLOCK_SECONDS="0", **changes)
+    s = tiny_settings(
+        DATA_PATH=".",
+        ITERATIONS="8",
+        WARMDOWN_ITERS="6",
+        LATE_QAT_MIN_ELEMENTS="64",
+        LATE_QAT_THRESHOLD="0.5",
+        MAX_WALLCLOCK_SECONDS="0",
+        **changes,
+    )
     torch.manual_seed(s.seed)
     return Trainer(GPT(s), s, Ranks(world - 1, world, CPU))
 
@@ -87,33 +94,75 @@ def test_the_newest_two_are_kept_and_found(home):
             go(trainer, 1)
             os.utime(trainer.save(home / "checkpoints" / run), (trainer.step, trainer.step))
     assert [path.name for path in sorted((home / "checkpoints").glob("*/*"))] == [
-        "00000002.pt", "00000003.pt", "00000005.pt", "00000006.pt"]
+        "00000002.pt",
+        "00000003.pt",
+        "00000005.pt",
+        "00000006.pt",
+    ]
     assert str(find_checkpoint(tiny_settings(RESUME="latest"))) == "checkpoints/b/00000006.pt"
-    assert str(find_checkpoint(tiny_settings(RESUME="latest", RUN_ID="a"))) == "checkpoints/a/00000003.pt"
-    for settings in (dict(RESUME="latest", RUN_ID="c"), dict(RESUME="checkpoints/a"), dict(RESUME="nowhere.pt")):
-        with pytest.raises(UserError, match=f"RESUME={settings['RESUME']}: there is no such checkpoint"):
+    assert (
+        str(find_checkpoint(tiny_settings(RESUME="latest", RUN_ID="a")))
+        == "checkpoints/a/00000003.pt"
+    )
+    for settings in (
+        dict(RESUME="latest", RUN_ID="c"),
+        dict(RESUME="checkpoints/a"),
+        dict(RESUME="nowhere.pt"),
+    ):
+        with pytest.raises(
+            UserError, match=f"RESUME={settings['RESUME']}: there is no such checkpoint"
+        ):
             find_checkpoint(tiny_settings(**settings))
 
 
-@pytest.mark.parametrize(("name", "value"), [
-    ("NUM_LAYERS", "2"), ("SMEAR_GATE", "0"), ("MATRIX_LR", "0.5"), ("SEED", "1"), ("ITERATIONS", "9")])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("NUM_LAYERS", "2"),
+        ("SMEAR_GATE", "0"),
+        ("MATRIX_LR", "0.5"),
+        ("SEED", "1"),
+        ("ITERATIONS", "9"),
+    ],
+)
 def test_another_configuration_is_refused_by_name(home, name, value):
     path = make_trainer().save(home)
-    s = tiny_settings(**dict(DATA_PATH=".", ITERATIONS="8", WARMDOWN_ITERS="6", LATE_QAT_MIN_ELEMENTS="64",
-                             LATE_QAT_THRESHOLD="0.5", MAX_WALLCLOCK_SECONDS="0") | {name: value})
-    with pytest.raises(UserError, match=rf"^{name}={re.escape(str(getattr(s, name.lower())))}, but RESUME="):
+    s = tiny_settings(
+        **dict(
+            DATA_PATH=".",
+            ITERATIONS="8",
+            WARMDOWN_ITERS="6",
+            LATE_QAT_MIN_ELEMENTS="64",
+            LATE_QAT_THRESHOLD="0.5",
+            MAX_WALLCLOCK_SECONDS="0",
+        )
+        | {name: value}
+    )
+    with pytest.raises(
+        UserError, match=rf"^{name}={re.escape(str(getattr(s, name.lower())))}, but RESUME="
+    ):
         Trainer(GPT(s), s, Ranks(0, 1, CPU)).load(path)
 
 
 def test_settings_that_alter_no_training_may_differ(home):
     path = make_trainer().save(home)
-    make_trainer(RUN_ID="other", CODEC="huffman", TTT_EPOCHS="9", MICRO_BATCH_SEQS="1", RESUME=path).load(path)
+    make_trainer(
+        RUN_ID="other", CODEC="huffman", TTT_EPOCHS="9", MICRO_BATCH_SEQS="1", RESUME=path
+    ).load(path)
 
 
 def test_damaged_checkpoints_are_refused(home):
     trainer = make_trainer()
     whole = trainer.save(home).read_bytes()
-    for damaged in (b"", b"PK", whole[:1000], whole[:-1], b"text", pickle.dumps({"settings": {}}), whole[100:]):
+    for damaged in (
+        b"",
+        b"PK",
+        whole[:1000],
+        whole[:-1],
+        b"text",
+        pickle.dumps({"settings": {}}),
+        whole[100:],
+    ):
         (home / "bad.pt").write_bytes(damaged)
         with pytest.raises(UserError, match="bad.pt is not a whole checkpoint"):
             trainer.load(home / "bad.pt")
@@ -147,13 +196,26 @@ def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
 
 def test_only_large_matrices_are_quantised_and_only_late(home):
     trainer = make_trainer()
-    early, late = [], {name for name, p in trainer.model.named_parameters()
-                       if name.startswith("blocks") and p.ndim == 2 and p.numel() > 64 and name.endswith(MATRICES)}
+    early, late = (
+        [],
+        {
+            name
+            for name, p in trainer.model.named_parameters()
+            if name.startswith("blocks")
+            and p.ndim == 2
+            and p.numel() > 64
+            and name.endswith(MATRICES)
+        },
+    )
     trainer.set_schedule()
     assert trainer.quantised == early
     trainer.step = 6
     trainer.set_schedule()
-    assert {name for name, p in trainer.model.named_parameters() if any(p is q for q in trainer.quantised)} == late
+    assert {
+        name
+        for name, p in trainer.model.named_parameters()
+        if any(p is q for q in trainer.quantised)
+    } == late
 
 
 # ---- What goes wrong
@@ -180,7 +242,9 @@ def test_a_full_disk_leaves_no_part_of_a_file(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "a.pcll", b"data")
-    assert train_gpt.explain(caught.value) == "A file could not be written: No space left on device."
+    assert (
+        train_gpt.explain(caught.value) == "A file could not be written: No space left on device."
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -188,21 +252,36 @@ def test_a_shard_that_changes_or_vanishes_is_noticed(home):
     path = home / "fineweb_train_0.bin"
     stream = TokenStream(".", "train", 64)
     stream.read(0, 10)
-    for change in (lambda: os.utime(path, (1, 1)), lambda: path.write_bytes(path.read_bytes()[:-100])):
+    for change in (
+        lambda: os.utime(path, (1, 1)),
+        lambda: path.write_bytes(path.read_bytes()[:-100]),
+    ):
         change()
-        with pytest.raises(UserError, match="fineweb_train_0.bin was changed while the run was reading it"):
+        with pytest.raises(
+            UserError, match="fineweb_train_0.bin was changed while the run was reading it"
+        ):
             stream.read(3990, 10)
     path.unlink()
     with pytest.raises(FileNotFoundError):
         stream.read(0, 10)
 
 
-@pytest.mark.parametrize(("error", "sentence"), [
-    (torch.OutOfMemoryError("CUDA out of memory"), "lower MICRO_BATCH_SEQS"),
-    (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.bin"), "a.bin: No such file or directory."),
-    (OSError(errno.ENOSPC, "No space left on device"), "A file could not be written: No space left on device."),
-    (KeyboardInterrupt(), "Stopped."), (UserError("A sentence."), "A sentence."),
-])
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "lower MICRO_BATCH_SEQS"),
+        (
+            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.bin"),
+            "a.bin: No such file or directory.",
+        ),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "A file could not be written: No space left on device.",
+        ),
+        (KeyboardInterrupt(), "Stopped."),
+        (UserError("A sentence."), "A sentence."),
+    ],
+)
 def test_every_end_is_one_sentence(monkeypatch, capsys, error, sentence):
     def run(*_):
         raise error
@@ -251,7 +330,9 @@ class Clock:
 
 @pytest.mark.parametrize("durations", [[0.5], [0.3, 0.7], [0.2] * 20 + [0.4] * 200])
 def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, durations):
-    s = dict(DATA_PATH=".", ITERATIONS="10000", WARMDOWN_ITERS="40", MAX_WALLCLOCK_SECONDS="53")  # 3 to calibrate
+    s = dict(
+        DATA_PATH=".", ITERATIONS="10000", WARMDOWN_ITERS="40", MAX_WALLCLOCK_SECONDS="53"
+    )  # 3 to calibrate
     s = tiny_settings(**s)
     trainer = Trainer(GPT(s), s, Ranks(0, 1, CPU))
     clock = Clock(monkeypatch, trainer, itertools.cycle(durations))
@@ -262,10 +343,14 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
     assert "stopping_early: wallclock_cap train_time:50" in (home / "logs/x.txt").read_text()
 
 
-@pytest.mark.parametrize(("every", "cap", "saves"), [
-    ("-1", "600", 0), ("-1", "601", 5), ("0", "601", 0), ("100", "300", 3)])
+@pytest.mark.parametrize(
+    ("every", "cap", "saves"),
+    [("-1", "600", 0), ("-1", "601", 5), ("0", "601", 0), ("100", "300", 3)],
+)
 def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
-    s = tiny_settings(DATA_PATH=".", ITERATIONS="31", MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every)
+    s = tiny_settings(
+        DATA_PATH=".", ITERATIONS="31", MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every
+    )
     trainer = Trainer(GPT(s), s, Ranks(0, 1, CPU))
     Clock(monkeypatch, trainer, itertools.repeat(9.9))
     train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
@@ -289,7 +374,9 @@ def test_speed_is_stated_with_the_share_of_the_peak(home, monkeypatch):
 def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch):
     """A float32 gradient of each parameter, the loss, and the orthogonalised matrices: nothing else."""
     sent = []
-    monkeypatch.setattr(train_gpt.dist, "all_reduce", lambda tensor: sent.append(tensor.numel() * tensor.itemsize))
+    monkeypatch.setattr(
+        train_gpt.dist, "all_reduce", lambda tensor: sent.append(tensor.numel() * tensor.itemsize)
+    )
     trainer = make_trainer(world=2)
     go(trainer, 1)
     parameters = dict(trainer.model.named_parameters())

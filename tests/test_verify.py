@@ -48,8 +48,15 @@ def pack(path: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
     table = [struct.pack("<H", len(names))]
     for name in names:
         shape = weights[name].shape
-        table.append(struct.pack(f"<B{len(name)}sBB{len(shape)}I", len(name), name.encode(), 0, len(shape), *shape))
-    planes = [np.frombuffer(weights[n].astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes() for n in names]
+        table.append(
+            struct.pack(
+                f"<B{len(name)}sBB{len(shape)}I", len(name), name.encode(), 0, len(shape), *shape
+            )
+        )
+    planes = [
+        np.frombuffer(weights[n].astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes()
+        for n in names
+    ]
     content = struct.pack("<I", len(header)) + header + b"".join(table + planes)
     frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=True).compress(content)
     path.write_bytes(struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(frame)) + frame)
@@ -60,7 +67,10 @@ def random_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
     """Weights of order one everywhere, so that every feature shows in the logits."""
     draw = np.random.default_rng(seed)
     shapes = verify.expected_shapes(config)
-    return {n: (draw.normal(size=s) * (0.5 if len(s) < 2 else s[1] ** -0.5)).astype("f4") for n, s in shapes.items()}
+    return {
+        n: (draw.normal(size=s) * (0.5 if len(s) < 2 else s[1] ** -0.5)).astype("f4")
+        for n, s in shapes.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -75,7 +85,9 @@ def demo(tmp_path_factory) -> Path:
         normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=True,
     )  # fmt: skip
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "bpe.model"))
-    write_shard(data / "fineweb_val_000000.bin", [i for text in TEXTS for i in [1, *pieces.encode(text)]])
+    write_shard(
+        data / "fineweb_val_000000.bin", [i for text in TEXTS for i in [1, *pieces.encode(text)]]
+    )
     return folder
 
 
@@ -132,7 +144,10 @@ def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.nd
         for j in range(half):
             angle = position * c["rope_base"] ** (-2 * j / c["rope_dims"])
             a, b = x[j], x[j + half]
-            x[j], x[j + half] = a * np.cos(angle) + b * np.sin(angle), -a * np.sin(angle) + b * np.cos(angle)
+            x[j], x[j + half] = (
+                a * np.cos(angle) + b * np.sin(angle),
+                -a * np.sin(angle) + b * np.cos(angle),
+            )
         return x
 
     xs = []
@@ -141,7 +156,9 @@ def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.nd
         alone = t == 0 or (c["bos_reset"] and tokens[t] == 1)
         if c["bigram_buckets"]:
             last = c["bigram_buckets"] - 1
-            bucket = last if alone else ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % last
+            bucket = (
+                last if alone else ((36313 * int(tokens[t])) ^ (27191 * int(tokens[t - 1]))) % last
+            )
             e = e + w["bigram.scale"] * (w["bigram.proj"] @ w["bigram.table"][bucket])
         xs.append(rms(e))
     if c["smear_gate"]:
@@ -153,7 +170,10 @@ def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.nd
         b, half = f"blocks.{i}.", c["num_layers"] // 2
         scale = 1 / math.sqrt(i + 1) if c["ln_scale"] else 1.0
         if c["unet_skips"] and half <= i < 2 * half:
-            xs = [x + w["skip_weights"][i - half] * s for x, s in zip(xs, outputs[half - 1 - (i - half)], strict=True)]
+            xs = [
+                x + w["skip_weights"][i - half] * s
+                for x, s in zip(xs, outputs[half - 1 - (i - half)], strict=True)
+            ]
         mix = w[b + "resid_mix"]
         xs = [mix[0] * x + mix[1] * first for x, first in zip(xs, x0, strict=True)]
         hs = [rms(x) * scale for x in xs]
@@ -168,11 +188,15 @@ def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.nd
             for h in range(heads):
                 own = h // (heads // kv_heads)
                 query = rope(rms(q[t][h]), t) * w[b + "attn.q_gain"][h]
-                scores = np.array([query @ rope(rms(k[s][own]), s) for s in range(t + 1)]) / math.sqrt(d)
+                scores = np.array(
+                    [query @ rope(rms(k[s][own]), s) for s in range(t + 1)]
+                ) / math.sqrt(d)
                 p = np.exp(scores - scores.max())
                 y[h] = sum(p[s] / p.sum() * v[s][own] for s in range(t + 1))
                 if c["gated_attention"]:
-                    y[h] *= sigmoid(w[b + "attn.gate_weight"][h] @ hs[t] + w[b + "attn.gate_bias"][h])
+                    y[h] *= sigmoid(
+                        w[b + "attn.gate_weight"][h] @ hs[t] + w[b + "attn.gate_bias"][h]
+                    )
                 if i >= c["num_layers"] - c["xsa_last_n"]:
                     unit = v[t][own] / np.linalg.norm(v[t][own])
                     y[h] -= (y[h] @ unit) * unit
@@ -206,7 +230,9 @@ def test_network_against_a_plain_one(changes):
     assert np.abs(model(torch.from_numpy(tokens), 13).numpy() - plain[:, 13:]).max() < 1e-4
     if changes.get("num_layers") != 1:  # a lone layer has no skips, no residual values
         base = plain_logits(CONFIG, random_weights(CONFIG), tokens[0])
-        assert not changes or np.abs(plain[0] - base).max() > 1e-2, "the feature shows in the logits"
+        assert not changes or np.abs(plain[0] - base).max() > 1e-2, (
+            "the feature shows in the logits"
+        )
 
 
 # ---------------------------------------------------------------- bytes
@@ -221,12 +247,24 @@ def test_bytes_are_those_of_the_text(home):
     for text in TEXTS[:5]:
         tokens = np.array([1, *pieces.encode(text)])
         assert verify.count_bytes(tokens, pieces) == len(text.encode())
-    assert any(pieces.is_byte(i) for i in pieces.encode(TEXTS[1])), "byte pieces are part of the test"
+    assert any(pieces.is_byte(i) for i in pieces.encode(TEXTS[1])), (
+        "byte pieces are part of the test"
+    )
 
 
 def test_bytes_of_broken_utf8_and_of_many_documents(home):
     pieces, byte = pieces_of(home), [i for i in range(320) if pieces_of(home).is_byte(i)]
-    ids = [1, *pieces.encode("abc"), byte[0xE6], byte[0xBC], 1, *pieces.encode("the dog"), 1, byte[0xFF], 1]
+    ids = [
+        1,
+        *pieces.encode("abc"),
+        byte[0xE6],
+        byte[0xBC],
+        1,
+        *pieces.encode("the dog"),
+        1,
+        byte[0xFF],
+        1,
+    ]
     assert verify.count_bytes(np.array(ids), pieces) == 3 + 2 + 7 + 1
 
 
@@ -263,7 +301,9 @@ def reference_bpb(home: Path, config: dict, weights: dict, reset: bool = False) 
     """Every target by itself, its window found by the definition; bytes from the texts that were encoded."""
     tokens = verify.read_tokens(Path("data/demo"), 320)
     model, nats = verify.Model(config, weights, "cpu"), 0.0
-    for start, end, first in defined_windows(len(tokens) - 1, config["train_seq_len"], config["eval_stride"]):
+    for start, end, first in defined_windows(
+        len(tokens) - 1, config["train_seq_len"], config["eval_stride"]
+    ):
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens[None, start:end].astype("i8")))[0].double()
         for i in range(first, end):
@@ -313,7 +353,9 @@ def count_spaces_twice(patch):
     original = verify.count_bytes
 
     def count_bytes(tokens, pieces):
-        return original(tokens, pieces) + sum(pieces.id_to_piece(int(i)).startswith("▁") for i in tokens)
+        return original(tokens, pieces) + sum(
+            pieces.id_to_piece(int(i)).startswith("▁") for i in tokens
+        )
 
     patch.setattr(verify, "count_bytes", count_bytes)
 
@@ -334,7 +376,13 @@ def read_the_target(patch):
 
 @pytest.mark.parametrize(
     "fault",
-    [smear_across_documents, rotate_queries_one_too_far, count_spaces_twice, drop_the_last_window, read_the_target],
+    [
+        smear_across_documents,
+        rotate_queries_one_too_far,
+        count_spaces_twice,
+        drop_the_last_window,
+        read_the_target,
+    ],
 )
 def test_claims_made_with_a_fault_fail(home, capsys, fault):
     artifact = make(home)
@@ -371,9 +419,14 @@ def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
     for parameter in model.params.values():
         parameter.requires_grad_()
     factors = {"out": 3.0, "down": 3.0, "up": 0.5}
-    groups = [{"params": [p], "factor": factors.get(n.split(".")[-1], 1.0)} for n, p in model.params.items()]
+    groups = [
+        {"params": [p], "factor": factors.get(n.split(".")[-1], 1.0)}
+        for n, p in model.params.items()
+    ]
     sgd = config["ttt_optimizer"] == "sgd"
-    optimizer = torch.optim.SGD(groups, 1.0, 0.9) if sgd else torch.optim.AdamW(groups, weight_decay=0.0)
+    optimizer = (
+        torch.optim.SGD(groups, 1.0, 0.9) if sgd else torch.optim.AdamW(groups, weight_decay=0.0)
+    )
     n, length, size = len(tokens), config["train_seq_len"], config["ttt_chunk_tokens"]
     chunks = -(-(n - 1) // size)
     by_chunk: dict[int, list] = {}
@@ -388,7 +441,12 @@ def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
         if chunk == max(by_chunk):
             return nats
         for parameters in optimizer.param_groups:
-            parameters["lr"] = config["ttt_lr"] * parameters["factor"] * (1 + math.cos(math.pi * chunk / chunks)) / 2
+            parameters["lr"] = (
+                config["ttt_lr"]
+                * parameters["factor"]
+                * (1 + math.cos(math.pi * chunk / chunks))
+                / 2
+            )
         lo, hi = group[0][2], group[-1][1]
         sequences = [ids[s : s + length + 1] for s in range(lo, hi, length) if s + length <= hi]
         for _ in range(config["ttt_epochs"]):
@@ -412,8 +470,12 @@ def test_adaptation_replay(home, capsys, monkeypatch, optimizer):
     claim = expected * (len(tokens) - 1) / math.log(2) / verify.count_bytes(tokens, pieces_of(home))
     code, found = run(capsys, artifact, "--ttt", "--claim", claim, "--tolerance", 1e-5)
     assert code == 0 and found["claim"]["verdict"] == found["val_bpb_ttt"]["verdict"] == "PROVEN"
-    assert abs(found["val_bpb_ttt"]["number"] - found["val_bpb"]["number"]) > 1e-3, "it learned something"
-    code, found = run(capsys, artifact, "--ttt", "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5)
+    assert abs(found["val_bpb_ttt"]["number"] - found["val_bpb"]["number"]) > 1e-3, (
+        "it learned something"
+    )
+    code, found = run(
+        capsys, artifact, "--ttt", "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5
+    )
     assert code == 1 and found["claim"]["verdict"] == "FAILED"
 
 
@@ -435,19 +497,30 @@ def test_what_is_learned_comes_after_the_score(home):
 
         verify.score(model, data, config, args, 1, watch)
         seen.append(nats)
-    assert seen[0] == seen[1] and [row[:3] for row in seen[0]] == [(0, 0, 128), (1, 128, 256), (2, 256, 384)]
+    assert seen[0] == seen[1] and [row[:3] for row in seen[0]] == [
+        (0, 0, 128),
+        (1, 128, 256),
+        (2, 256, 384),
+    ]
 
 
 def test_train_then_score_is_labelled(home, capsys):
     artifact = make(home, ttt_protocol="train_then_score")
     code, found = run(capsys, artifact)
-    assert code == 0 and found["adaptation"]["verdict"] == "SUSPICION" and "NOT LEGAL" in found["adaptation"]["detail"]
+    assert (
+        code == 0
+        and found["adaptation"]["verdict"] == "SUSPICION"
+        and "NOT LEGAL" in found["adaptation"]["detail"]
+    )
     code, found = run(capsys, artifact, "--ttt", "--claim", 1.0487)
     assert code == 1 and found["adaptation"]["verdict"] == "FAILED"
 
 
 def test_adaptation_that_is_not_replayed_is_not_checkable(home, capsys):
-    assert run(capsys, make(home, ttt_protocol="score_first"))[1]["adaptation"]["verdict"] == "NOT CHECKABLE"
+    assert (
+        run(capsys, make(home, ttt_protocol="score_first"))[1]["adaptation"]["verdict"]
+        == "NOT CHECKABLE"
+    )
     assert run(capsys, make(home), "--ttt")[1]["adaptation"]["verdict"] == "NOT CHECKABLE"
 
 
@@ -482,7 +555,9 @@ def their_model(home: Path, extra: str = "", causal: bool = True) -> list:
 def test_their_model_is_scored_by_our_loop(home, capsys):
     code, found = run(capsys, *their_model(home))
     assert code == 0 and found["val_bpb"]["verdict"] == found["model"]["verdict"] == "CONSISTENT"
-    assert {found[name]["verdict"] for name in ("causality", "normalised", "determinism", "isolation")} == {"PROVEN"}
+    assert {
+        found[name]["verdict"] for name in ("causality", "normalised", "determinism", "isolation")
+    } == {"PROVEN"}
 
 
 @pytest.mark.parametrize(
@@ -506,13 +581,20 @@ def test_their_code_runs_only_when_trusted(home, capsys):
     artifact, option, file, _ = their_model(home)
     file.write_text("raise SystemExit(open('ran', 'w').close())")
     assert verify.main([str(artifact), option, str(file)]) == 2 and not (home / "ran").exists()
-    assert verify.main([str(artifact), option, str(file), "--trust-code"]) == 2 and (home / "ran").exists()
+    assert (
+        verify.main([str(artifact), option, str(file), "--trust-code"]) == 2
+        and (home / "ran").exists()
+    )
     assert capsys.readouterr().err.count("\n") == 2
 
 
 def test_a_leak_across_documents_fails_unless_windows_stop_there(home, capsys):
     code, found = run(capsys, make(home, bos_reset=False))
-    assert code == 1 and found["isolation"]["verdict"] == "FAILED" and found["isolation"]["number"] > 0.01
+    assert (
+        code == 1
+        and found["isolation"]["verdict"] == "FAILED"
+        and found["isolation"]["number"] > 0.01
+    )
     code, found = run(capsys, make(home, bos_reset=False, eval_doc_reset=True))
     assert code == 0 and found["isolation"]["verdict"] == "PROVEN"
 
@@ -536,7 +618,13 @@ def test_a_changed_weight_or_setting_fails_the_claim(home, capsys):
     weights["blocks.2.attn.q_gain"][1] += 0.1
     changed = [(config, weights)]
     weights = random_weights(config)
-    changes = {"rope_base": 90.0, "logit_softcap": 20.0, "xsa_last_n": 1, "ln_scale": False, "eval_stride": 16}
+    changes = {
+        "rope_base": 90.0,
+        "logit_softcap": 20.0,
+        "xsa_last_n": 1,
+        "ln_scale": False,
+        "eval_stride": 16,
+    }
     changed += [(config | {name: value}, weights) for name, value in changes.items()]
     for config, weights in changed:
         artifact = pack(home / "artifact.pcll", config, weights)
@@ -572,16 +660,25 @@ def test_missing_and_unasked_tensors_and_settings_fail(home, capsys):
         (config, {name: array for name, array in weights.items() if name != "smear_gate"}),
         ({name: value for name, value in config.items() if name != "rope_base"}, weights),
     ):
-        assert run(capsys, pack(home / "artifact.pcll", *changed))[1]["config"]["verdict"] == "FAILED"
+        assert (
+            run(capsys, pack(home / "artifact.pcll", *changed))[1]["config"]["verdict"] == "FAILED"
+        )
 
 
 def test_the_tokenizer_must_be_the_artifacts(home, capsys, tmp_path_factory):
     other = tmp_path_factory.mktemp("other") / "other.model"
     other.write_bytes((home / "data/demo/bpe.model").read_bytes() + b"\0")
     code, found = run(capsys, make(home), "--tokenizer", other)
-    assert code == 1 and found["tokenizer"]["verdict"] == "FAILED" and found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    assert (
+        code == 1
+        and found["tokenizer"]["verdict"] == "FAILED"
+        and found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    )
     code, found = run(capsys, make(home, tokenizer_sha256="0" * 64))
-    assert code == 0 and found["tokenizer"]["verdict"] == found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    assert (
+        code == 0
+        and found["tokenizer"]["verdict"] == found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    )
 
 
 def test_the_challenges_split_must_be_whole_for_a_submitted_score(home, capsys, monkeypatch):
@@ -612,7 +709,9 @@ def test_the_cap(home, capsys, monkeypatch):
         assert run(capsys, artifact, "--max-tokens", 50)[0] == code
         assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == verdict
     (home / "elsewhere").mkdir()
-    artifact = artifact.rename(home / "elsewhere" / artifact.name)  # the code here is not what it was made with
+    artifact = artifact.rename(
+        home / "elsewhere" / artifact.name
+    )  # the code here is not what it was made with
     assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "NOT CHECKABLE"
     monkeypatch.setattr(verify, "CAP_BYTES", 10)
     assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "FAILED"
@@ -629,9 +728,17 @@ COUNTED = [  # (source of train_gpt.py, files counted besides it, calls that can
     ("exec(open('deep.py').read())", ["deep.py"], 0),
     ("exec(compile(open('deep.py').read(), 'deep.py', 'exec'))", ["deep.py"], 0),
     ("import runpy\nrunpy.run_path('deep.py')", ["deep.py"], 0),
-    ("from pathlib import Path\nPath(__file__).with_name('table.json').read_text()", ["table.json"], 0),
+    (
+        "from pathlib import Path\nPath(__file__).with_name('table.json').read_text()",
+        ["table.json"],
+        0,
+    ),
     ("HERE = Path(__file__).parent\n(HERE / 'pack' / 'part.py').read_bytes()", ["pack/part.py"], 0),
-    ("import os\nopen(os.path.join(os.path.dirname(__file__), 'table.json'), 'rb')", ["table.json"], 0),
+    (
+        "import os\nopen(os.path.join(os.path.dirname(__file__), 'table.json'), 'rb')",
+        ["table.json"],
+        0,
+    ),
     ("from pathlib import Path\nwith Path('table.json').open() as f: pass", ["table.json"], 0),
     ("NAME = 'table.json'\nopen(NAME)", ["table.json"], 0),
     ("import ctypes\nctypes.CDLL('./fast.so')", ["fast.so"], 0),
@@ -685,7 +792,11 @@ def test_the_report_for_people(home, capsys):
     assert verify.main([str(artifact), "--claim", "1.0"]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "PROVEN" and "FAILED" in lines and lines[-1].endswith("1 FAILED")
-    assert len(lines) < 40 and max(map(len, lines)) <= 120 and not any("\033" in line for line in lines)
+    assert (
+        len(lines) < 40
+        and max(map(len, lines)) <= 120
+        and not any("\033" in line for line in lines)
+    )
 
 
 def test_progress_on_stderr_at_least_every_ten_seconds(home, capsys, monkeypatch):
@@ -696,13 +807,17 @@ def test_progress_on_stderr_at_least_every_ten_seconds(home, capsys, monkeypatch
     lines = capsys.readouterr().err.splitlines()
     scored = re.compile(r" *[\d.]+% scored, bpb [\d.]+, [\d,]+ s left")
     assert len(list(filter(scored.fullmatch, lines))) > 10
-    assert "probing the network" in lines and any(x.startswith("learning from chunk 2 of ") for x in lines)
+    assert "probing the network" in lines and any(
+        x.startswith("learning from chunk 2 of ") for x in lines
+    )
 
 
 def test_as_a_program(home):
     make(home)
     program = [sys.executable, Path(verify.__file__), "artifact.pcll"]
-    done = subprocess.run([*program, "--claim", "1"], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"})
+    done = subprocess.run(
+        [*program, "--claim", "1"], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}
+    )
     assert done.returncode == 1 and "FAILED" in done.stdout and "Traceback" not in done.stderr
     done = subprocess.run([*program[:2], "absent"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
@@ -713,7 +828,13 @@ def test_unusable_input_is_one_sentence(home, capsys):
     make(home)
     (home / "noise").write_bytes(b"\x89PNG")
     (home / "shards").mkdir()
-    options = ["--data shards", "--max-tokens 1", "--code absent.py", "--model x.py", "--tokenizer absent.model"]
+    options = [
+        "--data shards",
+        "--max-tokens 1",
+        "--code absent.py",
+        "--model x.py",
+        "--tokenizer absent.model",
+    ]
     for line in ["absent.pcll", "noise", *(f"artifact.pcll {option}" for option in options)]:
         code = verify.main(line.split())
         captured = capsys.readouterr()

@@ -86,14 +86,25 @@ final_int6_sliding_window_exact val_loss:{loss:.8f} val_bpb:{bpb:.8f}
 SCORES = {1337: 1.1211, 42: 1.1223, 2025: 1.1217}
 
 
-def make(folder: Path, logs=None, submission=None, script=SCRIPT, readme="# Entry: val_bpb 1.1217\n", **files) -> Path:
+def make(
+    folder: Path,
+    logs=None,
+    submission=None,
+    script=SCRIPT,
+    readme="# Entry: val_bpb 1.1217\n",
+    **files,
+) -> Path:
     """A record folder, as it should be but for what the arguments change; files: name__suffix = content."""
     folder = folder / "track_10min_16mb" / "2026-03-23_Entry"
     folder.mkdir(parents=True, exist_ok=True)
     if logs is None:
         logs = {f"train_seed{seed}.log": log_text(seed, bpb) for seed, bpb in SCORES.items()}
     if submission is None:
-        submission = {"val_bpb": 1.1217, "seeds": list(SCORES), "bytes_total": 15_800_000 + len(SCRIPT)}
+        submission = {
+            "val_bpb": 1.1217,
+            "seeds": list(SCORES),
+            "bytes_total": 15_800_000 + len(SCRIPT),
+        }
     for name, text in {**logs, **{k.replace("__", "."): v for k, v in files.items()}}.items():
         (folder / name).write_text(text)
     if script is not None:
@@ -101,7 +112,9 @@ def make(folder: Path, logs=None, submission=None, script=SCRIPT, readme="# Entr
     if readme is not None:
         (folder / "README.md").write_text(readme)
     if submission is not False:
-        (folder / "submission.json").write_text(submission if isinstance(submission, str) else json.dumps(submission))
+        (folder / "submission.json").write_text(
+            submission if isinstance(submission, str) else json.dumps(submission)
+        )
     return folder
 
 
@@ -117,9 +130,14 @@ def verdicts(folder: Path, *verdicts: str) -> set[str]:
 
 def test_a_good_folder(tmp_path):
     found = check(make(tmp_path))
-    assert not {name for name, f in found.items() if f.verdict in (FAILED, SUSPICION, NOT_CHECKABLE)}
+    assert not {
+        name for name, f in found.items() if f.verdict in (FAILED, SUSPICION, NOT_CHECKABLE)
+    }
     score = found["val_bpb"]
-    assert score.number == pytest.approx(1.1217) and "the mean of the last final lines of 3 logs" in score.detail
+    assert (
+        score.number == pytest.approx(1.1217)
+        and "the mean of the last final lines of 3 logs" in score.detail
+    )
     assert "train_seed42.log:" in score.detail and "final_int6_sliding_window_exact" in score.line
     assert found["size"].number == 15_800_000 + len(SCRIPT)
     assert found["training time"].number == 600.055 and found["evaluation time"].number == 76
@@ -148,7 +166,9 @@ def test_submission_that_cannot_be_used(tmp_path, text):
 
 def test_submission_missing_or_under_another_name(tmp_path):
     assert check(make(tmp_path, submission=False))["submission.json"].verdict == FAILED
-    (tmp_path / "track_10min_16mb/2026-03-23_Entry/submission_ternary.json").write_text('{"val_bpb": 1.1217}')
+    (tmp_path / "track_10min_16mb/2026-03-23_Entry/submission_ternary.json").write_text(
+        '{"val_bpb": 1.1217}'
+    )
     assert check(make(tmp_path, submission=False))["val_bpb"].verdict == CONSISTENT
 
 
@@ -161,7 +181,9 @@ def test_types_of_val_bpb(tmp_path, claim):
     assert check(make(tmp_path, submission=text))["val_bpb"].verdict == CONSISTENT
 
 
-@pytest.mark.parametrize("claim", [None, "pending", [], {}, True, {"a": {}}, float("nan"), float("inf"), "1e999"])
+@pytest.mark.parametrize(
+    "claim", [None, "pending", [], {}, True, {"a": {}}, float("nan"), float("inf"), "1e999"]
+)
 def test_val_bpb_that_is_no_number(tmp_path, claim):
     assert check(make(tmp_path, submission={"val_bpb": claim}))["val_bpb"].verdict == NOT_CHECKABLE
 
@@ -183,7 +205,10 @@ def test_val_bpb_against_the_logs(tmp_path, claim, verdict):
 
 def test_an_unmatched_claim_is_no_failure_where_its_number_may_be_elsewhere(tmp_path):
     below = {"val_bpb": 1.0487}
-    assert check(make(tmp_path, submission=below, results__csv="42,1.0487\n"))["val_bpb"].verdict == SUSPICION
+    assert (
+        check(make(tmp_path, submission=below, results__csv="42,1.0487\n"))["val_bpb"].verdict
+        == SUSPICION
+    )
     unlogged = {"val_bpb": 1.0487, "seeds": [*SCORES, 7]}
     assert check(make(tmp_path / "b", submission=unlogged))["val_bpb"].verdict == SUSPICION
 
@@ -192,7 +217,10 @@ def test_each_seed_result_in_a_log(tmp_path):
     """A mean over logs of two experiments is only found through its seed results."""
     runs = {"a_seed1": 1.1003, "a_seed2": 1.1517, "b_seed1": 1.2041, "b_seed2": 1.2599}
     logs = {f"{name}.log": log_text(int(name[-1]), bpb) for name, bpb in runs.items()}
-    claim = {"val_bpb": 1.1801, "seed_results": {"1": {"val_bpb": 1.1003}, "2": {"val_bpb": "1.2599"}}}
+    claim = {
+        "val_bpb": 1.1801,
+        "seed_results": {"1": {"val_bpb": 1.1003}, "2": {"val_bpb": "1.2599"}},
+    }
     finding = check(make(tmp_path, logs=logs, submission=claim))["val_bpb"]
     assert finding.verdict == CONSISTENT and "seed results" in finding.detail
 
@@ -207,15 +235,21 @@ def test_the_closest_explanation_is_taken(tmp_path):
 
 def test_only_the_last_final_line_counts_in_other_formats(tmp_path):
     last = "legal_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:408049ms\n  quantized bpb = 1.11003333\n"
-    found = check(make(tmp_path, logs={"train.txt": log_text(last=last)}, submission={"val_bpb": 1.11}))
-    assert found["val_bpb"].verdict == CONSISTENT and found["evaluation time"].number == pytest.approx(408.049)
+    found = check(
+        make(tmp_path, logs={"train.txt": log_text(last=last)}, submission={"val_bpb": 1.11})
+    )
+    assert found["val_bpb"].verdict == CONSISTENT and found[
+        "evaluation time"
+    ].number == pytest.approx(408.049)
 
 
 @pytest.mark.parametrize("claim, verdict", [(1.1217, CONSISTENT), (1.1223, SUSPICION)])
 def test_readme(tmp_path, claim, verdict):
     readme = "# Entry\n\nval_bpb: **1.1217** (mean)\n"
     finding = check(make(tmp_path, submission={"val_bpb": claim}, readme=readme))["README"]
-    assert finding.verdict == verdict and (verdict == SUSPICION or finding.line == "README.md:3: 1.1217")
+    assert finding.verdict == verdict and (
+        verdict == SUSPICION or finding.line == "README.md:3: 1.1217"
+    )
 
 
 @pytest.mark.parametrize("rule", [True, False])
@@ -225,11 +259,16 @@ def test_source_text_is_set_aside(tmp_path, rule):
     log = verify.read_log(folder / "train.log", "train.log")
     assert "\n".join(log.sources[0]).strip() == SCRIPT.strip()
     assert [line.bpb for line in log.lines] == [1.13, 1.13, 1.12, 1.12]
-    assert log.last("total_bytes") == 15_800_000 + len(SCRIPT) and max(log.facts["train"])[0] == 600.055
+    assert (
+        log.last("total_bytes") == 15_800_000 + len(SCRIPT)
+        and max(log.facts["train"])[0] == 600.055
+    )
 
 
 def test_source_in_the_middle_and_twice(tmp_path):
-    text = "====================\nHyperparameters:\n  matrix_lr: 0.02\n  seed: 42\n" + log_text(42) * 2
+    text = (
+        "====================\nHyperparameters:\n  matrix_lr: 0.02\n  seed: 42\n" + log_text(42) * 2
+    )
     folder = make(tmp_path, logs={"train.log": text}, submission={"val_bpb": 1.12})
     found = check(folder)
     assert found["val_bpb"].verdict == CONSISTENT and found["script"].verdict == PROVEN
@@ -254,13 +293,18 @@ def test_utf16_and_windows_line_ends(tmp_path):
 def test_size(tmp_path, model, code, verdict, number):
     logs = {"train_seed1.log": log_text(1), "train_seed2.log": log_text(2, model=model, code=code)}
     finding = check(make(tmp_path, logs=logs, submission={"val_bpb": 1.12}))["size"]
-    assert (finding.verdict, finding.number) == (verdict, number) and finding.line == "train_seed2.log"
+    assert (finding.verdict, finding.number) == (
+        verdict,
+        number,
+    ) and finding.line == "train_seed2.log"
 
 
 def test_code_that_is_not_counted(tmp_path):
     script = SCRIPT.replace("import sys\n", "import sys\n\nimport helper\n")
     logs = {"train.log": log_text(script=script)}
-    folder = make(tmp_path, logs=logs, script=script, helper__py="x = 1\n" * 999, submission={"val_bpb": 1.12})
+    folder = make(
+        tmp_path, logs=logs, script=script, helper__py="x = 1\n" * 999, submission={"val_bpb": 1.12}
+    )
     finding = check(folder)["size"]
     assert finding.verdict == SUSPICION and "not counted: helper.py" in finding.detail
 
@@ -275,7 +319,12 @@ def test_logs_without_sizes(tmp_path):
     (15_100_000, SUSPICION), (16_000_001, SUSPICION), (16_001_000, FAILED), (None, NOT_CHECKABLE),
 ])  # fmt: skip
 def test_claimed_bytes(tmp_path, claim, verdict):
-    assert check(make(tmp_path, submission={"val_bpb": 1.1217, "bytes_total": claim}))["bytes_total"].verdict == verdict
+    assert (
+        check(make(tmp_path, submission={"val_bpb": 1.1217, "bytes_total": claim}))[
+            "bytes_total"
+        ].verdict
+        == verdict
+    )
 
 
 def test_artifact_in_the_folder(tmp_path):
@@ -288,9 +337,16 @@ def test_artifact_in_the_folder(tmp_path):
     assert verify.submitted_scores(tmp_path) == []
 
 
-@pytest.mark.parametrize("headline, claims", [(1.15, [1.1, 1.2]), (1.1502, [1.1, 1.2]), (1.05, [1.05])])
-def test_an_artifact_answers_for_the_headline_unless_that_is_its_seeds_mean(tmp_path, headline, claims):
-    submission = {"val_bpb": headline, "seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.2}}}
+@pytest.mark.parametrize(
+    "headline, claims", [(1.15, [1.1, 1.2]), (1.1502, [1.1, 1.2]), (1.05, [1.05])]
+)
+def test_an_artifact_answers_for_the_headline_unless_that_is_its_seeds_mean(
+    tmp_path, headline, claims
+):
+    submission = {
+        "val_bpb": headline,
+        "seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.2}},
+    }
     assert verify.submitted_scores(make(tmp_path, submission=submission)) == claims
 
 
@@ -298,7 +354,13 @@ def test_an_artifact_answers_for_the_headline_unless_that_is_its_seeds_mean(tmp_
 
 
 def one(tmp_path: Path, track="track_10min_16mb", **changes) -> dict[str, verify.Finding]:
-    return check(make(tmp_path, logs={"train.log": log_text(**changes)}, submission={"val_bpb": 1.12, "track": track}))
+    return check(
+        make(
+            tmp_path,
+            logs={"train.log": log_text(**changes)},
+            submission={"val_bpb": 1.12, "track": track},
+        )
+    )
 
 
 @pytest.mark.parametrize("changes, verdict", [
@@ -313,7 +375,9 @@ def test_training_time(tmp_path, changes, verdict):
 
 def test_training_time_in_minutes(tmp_path):
     log = "world_size: 8\n4500/20000 train_loss: 2.1 train_time: 19.8m tok/s: 297163\nfinal val_loss:1.9 val_bpb:1.12\n"
-    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12}))["training time"]
+    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12}))[
+        "training time"
+    ]
     assert finding.verdict == FAILED and finding.number == pytest.approx(1188)
 
 
@@ -335,15 +399,31 @@ def test_calibration_after_the_stop(tmp_path, stop, line, verdict, number):
 
 
 def test_calibration_after_the_last_step_of_all(tmp_path):
-    log = log_text(stop=590_000, after_stop="calibration_time:60000ms\n").replace("step:7000/20000", "step:20000/20000")
+    log = log_text(stop=590_000, after_stop="calibration_time:60000ms\n").replace(
+        "step:7000/20000", "step:20000/20000"
+    )
     log = "".join(line for line in log.splitlines(True) if not line.startswith("stopping_early"))
-    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "track_10min_16mb"}))
+    finding = check(
+        make(
+            tmp_path,
+            logs={"train.log": log},
+            submission={"val_bpb": 1.12, "track": "track_10min_16mb"},
+        )
+    )
     assert finding["calibration"].verdict == SUSPICION and finding["calibration"].number == 60
 
 
 def test_a_slow_first_step_gives_no_more_time(tmp_path):
-    log = log_text(stop=655_000).replace("train_time:83000ms step_avg:83.00", "train_time:83000ms step_avg:60000.00")
-    found = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "track_10min_16mb"}))
+    log = log_text(stop=655_000).replace(
+        "train_time:83000ms step_avg:83.00", "train_time:83000ms step_avg:60000.00"
+    )
+    found = check(
+        make(
+            tmp_path,
+            logs={"train.log": log},
+            submission={"val_bpb": 1.12, "track": "track_10min_16mb"},
+        )
+    )
     assert found["training time"].verdict == FAILED
 
 
@@ -353,14 +433,22 @@ def test_lines_of_resumed_and_of_measured_runs(tmp_path):
     logs = {}
     for seed, bpb in SCORES.items():
         settings = begin.replace("120", "240") if seed == 42 else begin
-        text = log_text(seed, bpb, stop=590_000, settings=settings, after_stop="calibration_time:1234ms\n")
-        logs[f"train_seed{seed}.log"] = text.replace("step_avg:83.00ms", "step_avg:83.00ms tok_s:9475180 mfu:0.413")
+        text = log_text(
+            seed, bpb, stop=590_000, settings=settings, after_stop="calibration_time:1234ms\n"
+        )
+        logs[f"train_seed{seed}.log"] = text.replace(
+            "step_avg:83.00ms", "step_avg:83.00ms tok_s:9475180 mfu:0.413"
+        )
     found, plain = check(make(tmp_path, logs=logs)), check(make(tmp_path / "b"))
     calibration = found.pop("calibration")
     assert calibration.verdict == CONSISTENT and calibration.number == 1.234
-    assert {name: f.verdict for name, f in found.items()} == {name: f.verdict for name, f in plain.items()}
+    assert {name: f.verdict for name, f in found.items()} == {
+        name: f.verdict for name, f in plain.items()
+    }
     assert found["settings"].number == 0 and found["val_bpb"].number == plain["val_bpb"].number
-    before = log_text(stop=600_055).replace("stopping_early", "calibration_time:9000ms\nstopping_early")
+    before = log_text(stop=600_055).replace(
+        "stopping_early", "calibration_time:9000ms\nstopping_early"
+    )
     assert "calibration" not in check(make(tmp_path / "c", logs={"a.log": before}))
 
 
@@ -390,13 +478,21 @@ def test_split(tmp_path, changes, verdict, held):
 
 def test_a_part_of_the_split_is_stated_of_what_claims_no_record(tmp_path):
     log = log_text(tokens=1_048_576)
-    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12, "track": "non_record_16mb"}))
+    finding = check(
+        make(
+            tmp_path,
+            logs={"train.log": log},
+            submission={"val_bpb": 1.12, "track": "non_record_16mb"},
+        )
+    )
     assert finding["split"].verdict == SUSPICION and "a part of it" in finding["split"].detail
 
 
 def test_split_of_another_tokenizer(tmp_path):
     log = "vocab_size: 8192\nval_tokens: 47851520\nquantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
-    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0612}))["split"]
+    finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0612}))[
+        "split"
+    ]
     assert finding.verdict == CONSISTENT and finding.number == pytest.approx(151_080_000, rel=1e-3)
 
 
@@ -405,7 +501,9 @@ def test_split_of_another_tokenizer(tmp_path):
 
 def test_seeds(tmp_path):
     def seeds(name: str, logs: dict, **submission) -> verify.Finding:
-        return check(make(tmp_path / name, logs=logs, submission={"val_bpb": 1.12} | submission))["seeds"]
+        return check(make(tmp_path / name, logs=logs, submission={"val_bpb": 1.12} | submission))[
+            "seeds"
+        ]
 
     two = {"train_seed1.log": log_text(1, 1.121), "train_seed2.log": log_text(2, 1.119)}
     assert seeds("distinct", two, seeds=[1, 2]).verdict == CONSISTENT
@@ -414,7 +512,9 @@ def test_seeds(tmp_path):
     assert seeds("mistyped", two, seeds=[1, 3]).verdict == SUSPICION
     again = {"a.log": log_text(1, 1.121), "b.log": log_text(1, 1.119)}
     assert seeds("twice", again).verdict == SUSPICION and seeds("twice", again).number == 1
-    misnamed = seeds("misnamed", {"train_seed1.log": log_text(1), "train_seed_2.log": log_text(3, 1.1)})
+    misnamed = seeds(
+        "misnamed", {"train_seed1.log": log_text(1), "train_seed_2.log": log_text(3, 1.1)}
+    )
     assert misnamed.verdict == SUSPICION and "train_seed_2.log" in misnamed.detail
     assert seeds("none", {"a.log": log_text().replace("seed:1337", "")}).verdict == NOT_CHECKABLE
 
@@ -426,18 +526,28 @@ def test_a_copy_of_a_log_is_not_a_second_run(tmp_path):
 
 
 def test_settings_differ(tmp_path):
-    logs = {f"seed{s}.log": log_text(s, 1.118 + s / 1000, settings=f"ttt_lr:{0.001 * s}\nrun_id:{s}\n") for s in (1, 2)}
+    logs = {
+        f"seed{s}.log": log_text(s, 1.118 + s / 1000, settings=f"ttt_lr:{0.001 * s}\nrun_id:{s}\n")
+        for s in (1, 2)
+    }
     finding = check(make(tmp_path, logs=logs, submission={"val_bpb": 1.1195}))["settings"]
-    assert finding.verdict == SUSPICION and finding.number == 1 and "ttt_lr 0.001 / 0.002" in finding.detail
+    assert (
+        finding.verdict == SUSPICION
+        and finding.number == 1
+        and "ttt_lr 0.001 / 0.002" in finding.detail
+    )
 
 
 def test_embedded_script(tmp_path):
     comments = SCRIPT.replace("    main()", "    # a remark\n    main( )")
     assert check(make(tmp_path, script=comments))["script"].verdict == PROVEN
-    changed = SCRIPT.replace("SEED\", 1337", "SEED\", 42")
+    changed = SCRIPT.replace('SEED", 1337', 'SEED", 42')
     finding = check(make(tmp_path, script=changed))["script"]
     assert finding.verdict == SUSPICION and finding.number == 2  # one line there, one here
-    assert check(make(tmp_path / "b", logs={"a.log": log_text(script="")}))["script"].verdict == NOT_CHECKABLE
+    assert (
+        check(make(tmp_path / "b", logs={"a.log": log_text(script="")}))["script"].verdict
+        == NOT_CHECKABLE
+    )
 
 
 # ---------------------------------------------------------------- significance
@@ -523,12 +633,16 @@ def test_patterns_of_code(tmp_path, what, packed):
     script = SCRIPT + "\n\n" + code + "\n"
     number = script[: script.index(code)].count("\n") + 1 + offset
     if packed:
-        filler = "".join(f"# {i * 7919 % 1009}\n" for i in range(800))  # a short text is not taken for a packed program
+        filler = "".join(
+            f"# {i * 7919 % 1009}\n" for i in range(800)
+        )  # a short text is not taken for a packed program
         text = base64.b85encode(lzma.compress((script + filler).encode())).decode()
         assert len(text) > 1_000
         script = f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({text!r})))\n"
     found = check(make(tmp_path, script=script, logs={"train.log": log_text(script="")}))
-    assert found[what].verdict == SUSPICION and found[what].line.startswith(f"train_gpt.py:{number}: ")
+    assert found[what].verdict == SUSPICION and found[what].line.startswith(
+        f"train_gpt.py:{number}: "
+    )
     assert {name for name, f in found.items() if f.check == "pattern"} == {what}
 
 
@@ -550,7 +664,9 @@ def test_patterns_of_logs(tmp_path, line, what):
     "def f():\n    collect_hessians(model, train_loader)\n",
 ])  # fmt: skip
 def test_no_pattern(tmp_path, text):
-    found = check(make(tmp_path, script=SCRIPT + "\n\n" + text, logs={"train.log": log_text(script="")}))
+    found = check(
+        make(tmp_path, script=SCRIPT + "\n\n" + text, logs={"train.log": log_text(script="")})
+    )
     assert found["nothing like what has invalidated entries before"].verdict == CONSISTENT
 
 
@@ -568,14 +684,21 @@ eval_time:90000ms
 
 def test_our_own_legal_path_and_our_labelled_illegal_one(tmp_path):
     source = (Path(verify.__file__).parent / "train_gpt.py").read_text()
-    legal = OURS.format(protocol="score_first", last="final_pcll_ttt_exact val_loss:1.95350000 val_bpb:1.15700000\n")
+    legal = OURS.format(
+        protocol="score_first", last="final_pcll_ttt_exact val_loss:1.95350000 val_bpb:1.15700000\n"
+    )
     log = f"{source}{'=' * 80}\n{legal}"
-    found = check(make(tmp_path, script=source, logs={"train.log": log}, submission={"val_bpb": 1.157}))
+    found = check(
+        make(tmp_path, script=source, logs={"train.log": log}, submission={"val_bpb": 1.157})
+    )
     assert not [f for f in found.values() if f.check == "pattern" and f.verdict == SUSPICION]
     assert found["val_bpb"].verdict == CONSISTENT and found["script"].verdict == PROVEN
     label = "NOT LEGAL (trained on the tokens it scores) train_then_score val_loss:1.77060000 val_bpb:1.04870000\n"
     logs = {"train.log": OURS.format(protocol="train_then_score", last=label)}
-    assert check(make(tmp_path / "b", logs=logs, submission={"val_bpb": 1.16}))["val_bpb"].verdict == CONSISTENT
+    assert (
+        check(make(tmp_path / "b", logs=logs, submission={"val_bpb": 1.16}))["val_bpb"].verdict
+        == CONSISTENT
+    )
     finding = check(make(tmp_path / "c", logs=logs, submission={"val_bpb": 1.0487}))["val_bpb"]
     assert finding.verdict == FAILED and "NOT LEGAL" in finding.detail and finding.number == 1.0487
 
@@ -598,7 +721,9 @@ def report(folder: Path) -> int:
     return verify.main([str(folder), "--json", "--against", "1.1"])
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(name=st.sampled_from(["submission.json", "train.log", "train_gpt.py", "README.md", "new.txt"]),
        content=st.binary() | st.lists(st.sampled_from(LINES)).map(lambda x: "\n".join(x).encode()))  # fmt: skip
 def test_any_bytes_end_in_a_report(tmp_path, capsys, name, content):
@@ -606,12 +731,25 @@ def test_any_bytes_end_in_a_report(tmp_path, capsys, name, content):
     (folder / name).write_bytes(content)
     assert report(folder) in (0, 1)
     rows = json.loads(capsys.readouterr().out)["findings"]
-    assert {row["check"] for row in rows} >= {"files", "val_bpb", "seeds", "settings", "script", "pattern"}
+    assert {row["check"] for row in rows} >= {
+        "files",
+        "val_bpb",
+        "seeds",
+        "settings",
+        "script",
+        "pattern",
+    }
     (folder / "new.txt").unlink(missing_ok=True)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.dictionaries(st.sampled_from(NAMES), TREE | st.sampled_from([1.12, "1.12", [1337], {"1": {"bpb": 1.12}}])))
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.dictionaries(
+        st.sampled_from(NAMES), TREE | st.sampled_from([1.12, "1.12", [1337], {"1": {"bpb": 1.12}}])
+    )
+)
 def test_any_submission_ends_in_a_report(tmp_path, capsys, table):
     assert report(make(tmp_path, logs={"train.log": log_text()}, submission=table)) in (0, 1)
     assert json.loads(capsys.readouterr().out)["schema"] == 1
@@ -637,7 +775,9 @@ def test_large_files_take_bounded_time(tmp_path):
     began = time.monotonic()
     found = check(folder)
     assert time.monotonic() - began < 30
-    assert found["val_bpb"].verdict == CONSISTENT and found["val_bpb"].line.startswith("train.log:2800002: ")
+    assert found["val_bpb"].verdict == CONSISTENT and found["val_bpb"].line.startswith(
+        "train.log:2800002: "
+    )
     with (folder / "submission.json").open("wb") as file:
         file.truncate(200_000_000)
     with (folder / "train_gpt.py").open("wb") as file:
@@ -653,4 +793,7 @@ def test_exit_codes_and_one_screen(tmp_path, capsys):
     assert "CONSISTENT" in text and len(text.splitlines()) < 60
     (folder / "submission.json").write_text('{"val_bpb": 1.0}')
     assert verify.main([str(folder)]) == 1
-    assert verify.main([str(folder), "--against", "x"]) == 2 and "--against takes" in capsys.readouterr().err
+    assert (
+        verify.main([str(folder), "--against", "x"]) == 2
+        and "--against takes" in capsys.readouterr().err
+    )

@@ -21,7 +21,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import zstandard
 
-PARITY_CHECKS = {2: "5 2", 3: "13 4", 4: "23 4", 5: "45 10", 6: "103 24", 7: "235 126", 8: "515 362"}  # octal
+PARITY_CHECKS = {
+    2: "5 2",
+    3: "13 4",
+    4: "23 4",
+    5: "45 10",
+    6: "103 24",
+    7: "235 126",
+    8: "515 362",
+}  # octal
 
 
 # ---------------------------------------------------------------- tensors and what they look like as side data
@@ -44,7 +52,9 @@ class Codebook:
     shape: tuple[int, ...]
     levels: list[int]  # of each element
     centroids: list[float]
-    lengths: list[list[int]] | None = None  # of each level's code, for each class; optimal ones when None
+    lengths: list[list[int]] | None = (
+        None  # of each level's code, for each class; optimal ones when None
+    )
     classes: list[int] | None = None  # of each column, 0 or 1; zeros when None
     padding: list[int] = field(default_factory=list)  # bits after the classes
     codec: int = 2
@@ -116,9 +126,13 @@ class Model:
 
     def section(self) -> bytes:
         flat = [frequency for row in self.frequencies for frequency in row]
-        return (struct.pack("<BHB", self.log2_states, self.largest, self.contexts) + np.array(flat, "<u2").tobytes()
-                + np.array(self.states, "<u4").tobytes() + struct.pack("<I", len(self.words))
-                + np.array(self.words, "<u2").tobytes())
+        return (
+            struct.pack("<BHB", self.log2_states, self.largest, self.contexts)
+            + np.array(flat, "<u2").tobytes()
+            + np.array(self.states, "<u4").tobytes()
+            + struct.pack("<I", len(self.words))
+            + np.array(self.words, "<u2").tobytes()
+        )
 
 
 @dataclass
@@ -145,10 +159,18 @@ class Container:
 
     def parts(self) -> list[bytes]:
         """The content in pieces, cut wherever one field ends and the next begins."""
-        pieces = [struct.pack("<I", len(self.config)), self.config, struct.pack("<H", len(self.tensors))]
+        pieces = [
+            struct.pack("<I", len(self.config)),
+            self.config,
+            struct.pack("<H", len(self.tensors)),
+        ]
         for name, tensor in zip(self.names, self.tensors, strict=True):
-            pieces += [bytes([len(name)]), name, bytes([tensor.codec, len(tensor.shape)]),
-                       struct.pack(f"<{len(tensor.shape)}I", *tensor.shape)]
+            pieces += [
+                bytes([len(name)]),
+                name,
+                bytes([tensor.codec, len(tensor.shape)]),
+                struct.pack(f"<{len(tensor.shape)}I", *tensor.shape),
+            ]
         pieces += [tensor.side() for tensor in self.tensors]
         pieces += [self.huffman.section()] if self.huffman is not None else []
         pieces += [self.model.section()] if self.model is not None else []
@@ -163,7 +185,9 @@ class Container:
 
 def sign(content: bytes, level: int = 1) -> bytes:
     """A file with a correct header and frame around any content."""
-    return wrap(zstandard.ZstdCompressor(level=level, write_checksum=True).compress(content), len(content))
+    return wrap(
+        zstandard.ZstdCompressor(level=level, write_checksum=True).compress(content), len(content)
+    )
 
 
 def wrap(frame: bytes, content_size: int) -> bytes:
@@ -171,7 +195,9 @@ def wrap(frame: bytes, content_size: int) -> bytes:
     return struct.pack("<4sHHII", b"PCLL", 1, 0, content_size, len(frame)) + frame
 
 
-def build(config: dict, tensors: dict[str, Floats | Codebook | Trellis], model: Model | None = None) -> Container:
+def build(
+    config: dict, tensors: dict[str, Floats | Codebook | Trellis], model: Model | None = None
+) -> Container:
     """Encodes the streams of the tensors, which come out in the order of their names."""
     names = sorted(tensors)
     ordered = [tensors[name] for name in names]
@@ -182,7 +208,13 @@ def build(config: dict, tensors: dict[str, Floats | Codebook | Trellis], model: 
     trellises = [tensor for tensor in ordered if tensor.codec == 3]
     model = encode_trellis(trellises, model or Model()) if trellises else None
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    return Container(text, [name.encode() for name in names], ordered, encode_huffman(coded) if coded else None, model)
+    return Container(
+        text,
+        [name.encode() for name in names],
+        ordered,
+        encode_huffman(coded) if coded else None,
+        model,
+    )
 
 
 def lane_count(elements: int) -> int:
@@ -208,7 +240,9 @@ def give_codes(tensor: Codebook) -> None:
     counts = {number: Counter() for number in tensor.classes}
     for element, level in enumerate(tensor.levels):
         counts[tensor.element_class(element)][level] += 1
-    lengths = {number: code_lengths(count, len(tensor.centroids)) for number, count in counts.items()}
+    lengths = {
+        number: code_lengths(count, len(tensor.centroids)) for number, count in counts.items()
+    }
     tensor.lengths = sorted({tuple(row): row for row in lengths.values()}.values())
     tensor.classes = [tensor.lengths.index(lengths[number]) for number in tensor.classes]
 
@@ -239,7 +273,9 @@ def canonical_codes(lengths: list[int]) -> list[str]:
 
 
 def encode_huffman(tensors: list[Codebook]) -> Huffman:
-    codes = {id(tensor): [canonical_codes(lengths) for lengths in tensor.lengths] for tensor in tensors}
+    codes = {
+        id(tensor): [canonical_codes(lengths) for lengths in tensor.lengths] for tensor in tensors
+    }
     lanes = [""] * lane_count(sum(math.prod(tensor.shape) for tensor in tensors))
     for step in steps(tensors, len(lanes)):
         for lane, (tensor, element) in enumerate(step):
@@ -273,7 +309,9 @@ def encode_trellis(tensors: list[Trellis], model: Model) -> Model:
             if model.states[lane] >= frequency << 18:
                 model.words.append(model.states[lane] & 0xFFFF)
                 model.states[lane] >>= 16
-            model.states[lane] = model.states[lane] // frequency * 2**14 + start + model.states[lane] % frequency
+            model.states[lane] = (
+                model.states[lane] // frequency * 2**14 + start + model.states[lane] % frequency
+            )
     model.words.reverse()
     return model
 
@@ -283,7 +321,10 @@ def frequencies(counts: Counter, symbols: int) -> list[int]:
     total = counts.total()
     if not total:
         return [0] * symbols
-    shares = [max(1, counts[symbol] * 2**14 // total) if counts[symbol] else 0 for symbol in range(symbols)]
+    shares = [
+        max(1, counts[symbol] * 2**14 // total) if counts[symbol] else 0
+        for symbol in range(symbols)
+    ]
     shares[counts.most_common(1)[0][0]] += 2**14 - sum(shares)
     return shares
 
@@ -298,7 +339,11 @@ def values(tensor: Floats | Codebook | Trellis, log2_states: int) -> np.ndarray:
     if tensor.codec == 1:
         return np.array(tensor.weights, np.float16).astype(np.float32).reshape(tensor.shape)
     if tensor.codec == 2:
-        return np.array(tensor.centroids, np.float16).astype(np.float32)[tensor.levels].reshape(tensor.shape)
+        return (
+            np.array(tensor.centroids, np.float16)
+            .astype(np.float32)[tensor.levels]
+            .reshape(tensor.shape)
+        )
     h0, h1 = (int(check, 8) for check in PARITY_CHECKS[log2_states].split())
     columns = math.prod(tensor.shape[1:])
     weights, state = [], 0

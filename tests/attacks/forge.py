@@ -21,7 +21,9 @@ Files = Iterator[bytes]
 ATTACKS: dict[str, Callable[[], Files]] = {}
 HEAVY: dict[str, Callable[[], Files]] = {}
 
-SKIPPABLE = struct.pack("<II", 0x184D2A50, 3) + b"abc"  # a frame that zstd decoders step over (RFC 8878, 3.1.2)
+SKIPPABLE = (
+    struct.pack("<II", 0x184D2A50, 3) + b"abc"
+)  # a frame that zstd decoders step over (RFC 8878, 3.1.2)
 EMPTY_CONFIG = struct.pack("<I", 2) + b"{}"
 NAN, INFINITY = float("nan"), float("inf")
 
@@ -42,11 +44,24 @@ def _sample() -> Container:
     tensors = {
         "a": Floats((2, 2), [1.0, -0.0, 1e-40, -3e38]),
         "b": Floats((3,), [1.0, 2.0, 6e-8], codec=1),
-        "c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], [[1, 2, 3, 3], [2, 1, 3, 3]],
-                      [1, 0, 0, 1, 1, 0, 1, 0, 1]),
+        "c": Codebook(
+            (4, 9),
+            [0, 1, 2, 1, 1, 3] * 6,
+            [-1.0, 0.0, 0.5, 2.0],
+            [[1, 2, 3, 3], [2, 1, 3, 3]],
+            [1, 0, 0, 1, 1, 0, 1, 0, 1],
+        ),
         "d": Codebook((5,), [0] * 5, [0.25]),
-        "e": Trellis((16, 5), [0, *pattern] * 4 + pattern[:12], 0.125, [2, 0] * 8, [4, -2, 0, 2, 0], 0, [2, -1] * 8,
-                     [3, -2, 0, 1, 0]),
+        "e": Trellis(
+            (16, 5),
+            [0, *pattern] * 4 + pattern[:12],
+            0.125,
+            [2, 0] * 8,
+            [4, -2, 0, 2, 0],
+            0,
+            [2, -1] * 8,
+            [3, -2, 0, 1, 0],
+        ),
     }
     return build({"name": "sample", "width": 8}, tensors, Model(contexts=3))
 
@@ -67,7 +82,12 @@ def table_of(*records: bytes) -> bytes:
 
 
 def record(name: bytes, codec: int, *shape: int) -> bytes:
-    return bytes([len(name)]) + name + bytes([codec, len(shape)]) + struct.pack(f"<{len(shape)}I", *shape)
+    return (
+        bytes([len(name)])
+        + name
+        + bytes([codec, len(shape)])
+        + struct.pack(f"<{len(shape)}I", *shape)
+    )
 
 
 def raw_block(data: bytes) -> bytes:
@@ -80,11 +100,17 @@ def checksum(content: bytes) -> bytes:
 
 
 def frame_by_hand(
-    blocks: bytes, content_size: int, window: int | None = None, dictionary: int = 0, checksum: bytes = bytes(4)
+    blocks: bytes,
+    content_size: int,
+    window: int | None = None,
+    dictionary: int = 0,
+    checksum: bytes = bytes(4),
 ) -> bytes:
     """A zstd frame with an 8-byte content size around ready blocks."""
     descriptor = 3 << 6 | (0 if window is not None else 1 << 5) | 1 << 2 | (3 if dictionary else 0)
-    head = struct.pack("<IB", 0xFD2FB528, descriptor) + (bytes([window]) if window is not None else b"")
+    head = struct.pack("<IB", 0xFD2FB528, descriptor) + (
+        bytes([window]) if window is not None else b""
+    )
     head += (struct.pack("<I", dictionary) if dictionary else b"") + struct.pack("<Q", content_size)
     return head + blocks + checksum
 
@@ -105,7 +131,9 @@ def truncated_file() -> Files:
 def flipped_bits() -> Files:
     """Every bit of the file but the one in the frame's descriptor that decoders are told to ignore."""
     content = sample().content()
-    data = wrap(frame_by_hand(raw_block(content), len(content), checksum=checksum(content)), len(content))
+    data = wrap(
+        frame_by_hand(raw_block(content), len(content), checksum=checksum(content)), len(content)
+    )
     for bit in range(8 * len(data)):
         if bit != 8 * 20 + 4:
             yield data[: bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1 :]
@@ -114,7 +142,9 @@ def flipped_bits() -> Files:
 @attack
 def wrong_header() -> Files:
     data, content = sample().file(), len(sample().content())
-    yield from (magic + data[4:] for magic in (b"pcll", b"PCLM", b"PK\3\4", bytes(4), b"\x28\xb5\x2f\xfd"))
+    yield from (
+        magic + data[4:] for magic in (b"pcll", b"PCLM", b"PK\3\4", bytes(4), b"\x28\xb5\x2f\xfd")
+    )
     yield from (data[:4] + struct.pack("<H", version) + data[6:] for version in (0, 2, 256, 65535))
     yield from (data[:6] + struct.pack("<H", zero) + data[8:] for zero in (1, 256, 65535))
     for size in (0, 1, content - 1, content + 1, 65536, 2**31 - 1, 2**31, 2**32 - 1):
@@ -138,14 +168,20 @@ def bytes_after_the_frame() -> Files:
 @attack
 def bytes_before_the_frame() -> Files:
     data = sample().file()
-    yield from (wrap(head + data[16:], len(sample().content())) for head in (b"\0", SKIPPABLE, sign(b"")[16:]))
+    yield from (
+        wrap(head + data[16:], len(sample().content()))
+        for head in (b"\0", SKIPPABLE, sign(b"")[16:])
+    )
     yield wrap(SKIPPABLE, 3)
 
 
 @attack
 def frame_without_checksum_or_size() -> Files:
     content = sample().content()
-    for options in ({"write_checksum": False}, {"write_checksum": True, "write_content_size": False}):
+    for options in (
+        {"write_checksum": False},
+        {"write_checksum": True, "write_content_size": False},
+    ):
         yield wrap(zstandard.ZstdCompressor(**options).compress(content), len(content))
 
 
@@ -153,16 +189,32 @@ def frame_without_checksum_or_size() -> Files:
 def frame_with_dictionary() -> Files:
     content = sample().content()
     raw = zstandard.ZstdCompressionDict(content[:200], dict_type=zstandard.DICT_TYPE_RAWCONTENT)
-    yield wrap(zstandard.ZstdCompressor(dict_data=raw, write_checksum=True).compress(content), len(content))
+    yield wrap(
+        zstandard.ZstdCompressor(dict_data=raw, write_checksum=True).compress(content), len(content)
+    )
     plain = zstandard.ZstdCompressor(write_checksum=True).compress(content)
-    yield wrap(plain[:4] + bytes([plain[4] | 1]) + b"\7" + plain[5:], len(content))  # names dictionary 7
-    yield wrap(frame_by_hand(raw_block(content), len(content), dictionary=7, checksum=checksum(content)), len(content))
+    yield wrap(
+        plain[:4] + bytes([plain[4] | 1]) + b"\7" + plain[5:], len(content)
+    )  # names dictionary 7
+    yield wrap(
+        frame_by_hand(raw_block(content), len(content), dictionary=7, checksum=checksum(content)),
+        len(content),
+    )
 
 
 @attack
 def frame_that_lies_about_its_size() -> Files:
     content = sample().content()
-    for size in (0, 1, len(content) - 1, len(content) + 1, 2 * len(content), 10**5, 2**63, 2**64 - 1):
+    for size in (
+        0,
+        1,
+        len(content) - 1,
+        len(content) + 1,
+        2 * len(content),
+        10**5,
+        2**63,
+        2**64 - 1,
+    ):
         frame = frame_by_hand(raw_block(content), size, checksum=checksum(content))
         yield wrap(frame, min(size, 2**32 - 1))
         yield wrap(frame, len(content))
@@ -172,7 +224,9 @@ def frame_that_lies_about_its_size() -> Files:
 def frame_with_a_huge_window() -> Files:
     content = sample().content()
     for exponent in (17, 20, 21, 31):  # 2^27 bytes to 2^41
-        frame = frame_by_hand(raw_block(content), len(content), window=exponent << 3, checksum=checksum(content))
+        frame = frame_by_hand(
+            raw_block(content), len(content), window=exponent << 3, checksum=checksum(content)
+        )
         yield wrap(frame[:-1], len(content))
         yield wrap(frame[:-5], len(content))
         yield wrap(frame[:60], len(content))
@@ -216,20 +270,65 @@ def holes_and_overlaps() -> Files:
 @attack
 def config_that_is_not_canonical() -> Files:
     texts = [
-        b"", b" ", b"{", b"}", b"{}{}", b"null", b"[]", b"1", b'"a"', b"true", b"{} ", b" {}", b'{"a": 1}', b'{"a":1,}',
-        b'{"b":1,"a":2}', b'{"a":1,"a":1}', b'{"a":1,"a":2}', b'{"a":1,"\\u0061":2}', b'{"\\u0061":1}', b'{"a":"\\/"}',
-        b"{'a':1}", b"{a:1}", b'{"a":01}', b'{"a":1.50}', b'{"a":1e5}', b'{"a":1E400}', b'{"a":-0}', b'{"a":+1}',
-        b'{"a":"\xc3\xa9"}', b'{"a":"\xff"}', b'{"a":"\\u00E9"}', b'{"a":"\\ud800"}', b'{"\\udfff":1}', b'{"a":"\x00"}',
-        b"\xef\xbb\xbf{}", '{"a":1}'.encode("utf-16"), b"\0{}", b"{}\0", b'{"a":1}//', b'{"a":1}\n',
+        b"",
+        b" ",
+        b"{",
+        b"}",
+        b"{}{}",
+        b"null",
+        b"[]",
+        b"1",
+        b'"a"',
+        b"true",
+        b"{} ",
+        b" {}",
+        b'{"a": 1}',
+        b'{"a":1,}',
+        b'{"b":1,"a":2}',
+        b'{"a":1,"a":1}',
+        b'{"a":1,"a":2}',
+        b'{"a":1,"\\u0061":2}',
+        b'{"\\u0061":1}',
+        b'{"a":"\\/"}',
+        b"{'a':1}",
+        b"{a:1}",
+        b'{"a":01}',
+        b'{"a":1.50}',
+        b'{"a":1e5}',
+        b'{"a":1E400}',
+        b'{"a":-0}',
+        b'{"a":+1}',
+        b'{"a":"\xc3\xa9"}',
+        b'{"a":"\xff"}',
+        b'{"a":"\\u00E9"}',
+        b'{"a":"\\ud800"}',
+        b'{"\\udfff":1}',
+        b'{"a":"\x00"}',
+        b"\xef\xbb\xbf{}",
+        '{"a":1}'.encode("utf-16"),
+        b"\0{}",
+        b"{}\0",
+        b'{"a":1}//',
+        b'{"a":1}\n',
     ]
     yield from (changed(lambda c, text=text: setattr(c, "config", text)) for text in texts)
 
 
 @attack
 def config_of_wrong_types() -> Files:
-    texts = [b'{"a":null}', b'{"a":[]}', b'{"a":[1]}', b'{"a":{}}', b'{"a":{"b":1}}', b'{"a":NaN}', b'{"a":Infinity}',
-             b'{"a":-Infinity}', b'{"a":9223372036854775808}', b'{"a":-9223372036854775809}',
-             b'{"a":1' + b"0" * 5000 + b"}"]
+    texts = [
+        b'{"a":null}',
+        b'{"a":[]}',
+        b'{"a":[1]}',
+        b'{"a":{}}',
+        b'{"a":{"b":1}}',
+        b'{"a":NaN}',
+        b'{"a":Infinity}',
+        b'{"a":-Infinity}',
+        b'{"a":9223372036854775808}',
+        b'{"a":-9223372036854775809}',
+        b'{"a":1' + b"0" * 5000 + b"}",
+    ]
     yield from (changed(lambda c, text=text: setattr(c, "config", text)) for text in texts)
 
 
@@ -237,7 +336,11 @@ def config_of_wrong_types() -> Files:
 def config_that_is_deep() -> Files:
     for depth in (100, 1000, 30000):
         yield changed(lambda c, depth=depth: setattr(c, "config", b"[" * depth + b"]" * depth))
-        yield changed(lambda c, depth=depth: setattr(c, "config", b'{"a":' * (depth // 3) + b"1" + b"}" * (depth // 3)))
+        yield changed(
+            lambda c, depth=depth: setattr(
+                c, "config", b'{"a":' * (depth // 3) + b"1" + b"}" * (depth // 3)
+            )
+        )
         yield changed(lambda c, depth=depth: setattr(c, "config", b"[" * depth))
 
 
@@ -245,7 +348,9 @@ def config_that_is_deep() -> Files:
 def config_that_is_long() -> Files:
     yield changed(lambda c: setattr(c, "config", b'{"a":"' + b"x" * 65536 + b'"}'))
     content = sample().content()
-    yield from (sign(struct.pack("<I", size) + content[4:]) for size in (0, 1, 65537, 2**31, 2**32 - 1))
+    yield from (
+        sign(struct.pack("<I", size) + content[4:]) for size in (0, 1, 65537, 2**31, 2**32 - 1)
+    )
 
 
 # ---------------------------------------------------------------- table
@@ -271,7 +376,20 @@ def names_twice_or_out_of_order() -> Files:
 
 @attack
 def names_that_are_not_plain() -> Files:
-    names = [b"", b"A", b"a b", b"a-b", b"a/b", b"..\\b", b"a\0", b"a\n", b"\xc3\xa9", b"\xff", b"a" * 101, b"a" * 255]
+    names = [
+        b"",
+        b"A",
+        b"a b",
+        b"a-b",
+        b"a/b",
+        b"..\\b",
+        b"a\0",
+        b"a\n",
+        b"\xc3\xa9",
+        b"\xff",
+        b"a" * 101,
+        b"a" * 255,
+    ]
     for name in names:
         yield sign(table_of(record(name, 1)) + bytes(2))
 
@@ -285,8 +403,24 @@ def unknown_codecs() -> Files:
 @attack
 def huge_shapes() -> Files:
     most = 2**32 - 1
-    shapes = [(most,), (most,) * 4, (65536,) * 4, (65536, 65536), (2**31, 2, 2**31, 2), (most, 1), (16, most), (70000,),
-              (1, 1, 1, 2**20), (0,), (0, 0), (5, 0), (0, most), (16, 0), (1,) * 5, (2,) * 255]
+    shapes = [
+        (most,),
+        (most,) * 4,
+        (65536,) * 4,
+        (65536, 65536),
+        (2**31, 2, 2**31, 2),
+        (most, 1),
+        (16, most),
+        (70000,),
+        (1, 1, 1, 2**20),
+        (0,),
+        (0, 0),
+        (5, 0),
+        (0, most),
+        (16, 0),
+        (1,) * 5,
+        (2,) * 255,
+    ]
     for shape in shapes:
         for codec in range(4):
             yield sign(table_of(record(b"a", codec, *shape)) + bytes(100))
@@ -295,8 +429,12 @@ def huge_shapes() -> Files:
 
 @attack
 def shapes_that_do_not_fit_the_data() -> Files:
-    for tensor, shapes in ((0, [(2, 3), (5,), (), (1, 3)]), (1, [(4,), (2,), ()]), (2, [(4, 90), (1,), (37,)]),
-                           (4, [(16, 6), (17, 5), (16, 500), (80, 1), (16, 1)])):
+    for tensor, shapes in (
+        (0, [(2, 3), (5,), (), (1, 3)]),
+        (1, [(4,), (2,), ()]),
+        (2, [(4, 90), (1,), (37,)]),
+        (4, [(16, 6), (17, 5), (16, 500), (80, 1), (16, 1)]),
+    ):
         for shape in shapes:
             yield changed(lambda c, t=tensor, s=shape: setattr(c.tensors[t], "shape", s))
 
@@ -304,6 +442,7 @@ def shapes_that_do_not_fit_the_data() -> Files:
 @attack
 def trellis_tensors_without_rows() -> Files:
     for shape in ((), (80,), (1, 80), (15, 5), (5, 16), (8, 10), (1, 16, 5)):
+
         def reshape(c: Container, shape: tuple[int, ...] = shape) -> None:
             c.tensors[4].shape = shape
 
@@ -322,8 +461,19 @@ def floats_that_are_not_finite() -> Files:
 
 @attack
 def centroids_that_are_not_a_codebook() -> Files:
-    for centroids in ([NAN, 0, 1, 2], [-1, 0, 1, NAN], [-1, NAN, 1, 2], [-INFINITY, 0, 1, 2], [-1, 0, 1, INFINITY],
-                      [-1, 0, 0, 2], [2, 1, 0, -1], [-1, 1, 0, 2], [0, 0, 0, 0], [-1, -0.0, 1, 2], [-1, -0.0, 0.0, 1]):
+    for centroids in (
+        [NAN, 0, 1, 2],
+        [-1, 0, 1, NAN],
+        [-1, NAN, 1, 2],
+        [-INFINITY, 0, 1, 2],
+        [-1, 0, 1, INFINITY],
+        [-1, 0, 0, 2],
+        [2, 1, 0, -1],
+        [-1, 1, 0, 2],
+        [0, 0, 0, 0],
+        [-1, -0.0, 1, 2],
+        [-1, -0.0, 0.0, 1],
+    ):
         yield changed(lambda c, x=centroids: setattr(c.tensors[2], "centroids", x))
     for centroid in (NAN, INFINITY, -0.0):
         yield changed(lambda c, x=centroid: setattr(c.tensors[3], "centroids", [x]))
@@ -333,9 +483,25 @@ def centroids_that_are_not_a_codebook() -> Files:
 
 @attack
 def codes_that_are_over_or_under_full() -> Files:
-    for lengths in ([1, 1, 1, 1], [2, 2, 2, 1], [1, 2, 2, 3], [2, 2, 2, 3], [3, 3, 3, 3], [1, 2, 4, 4], [16] * 4,
-                    [0, 2, 2, 2], [0, 16, 16, 16], [0, 0, 1, 1], [0, 0, 0, 0], [1, 2, 3, 17], [17] * 4, [255] * 4,
-                    [1, 2, 3, 19], [1, 2, 3, 35], [1, 2, 3, 255]):
+    for lengths in (
+        [1, 1, 1, 1],
+        [2, 2, 2, 1],
+        [1, 2, 2, 3],
+        [2, 2, 2, 3],
+        [3, 3, 3, 3],
+        [1, 2, 4, 4],
+        [16] * 4,
+        [0, 2, 2, 2],
+        [0, 16, 16, 16],
+        [0, 0, 1, 1],
+        [0, 0, 0, 0],
+        [1, 2, 3, 17],
+        [17] * 4,
+        [255] * 4,
+        [1, 2, 3, 19],
+        [1, 2, 3, 35],
+        [1, 2, 3, 255],
+    ):
         for number in (0, 1):
             yield changed(lambda c, x=lengths, n=number: c.tensors[2].lengths.__setitem__(n, x))
     for lengths in ([], [1], [16], [17], [255], [0, 0]):
@@ -346,15 +512,27 @@ def codes_that_are_over_or_under_full() -> Files:
 def classes_that_do_not_fit_the_columns() -> Files:
     """A class without columns, codes or bits for too many or too few, and bits behind the last column."""
     codes = [[1, 2, 3, 3], [2, 1, 3, 3], [2, 3, 1, 3]]
-    for classes, used in (([0] * 9, 2), ([1] * 9, 2), ([1] * 9, 1), ([0, 1] * 4, 2), ([0, 1] * 9, 2), ([], 2),
-                          ([0, 1] * 4 + [0], 0), ([0, 1] * 4 + [0], 1), ([0, 1] * 4 + [0], 3)):
+    for classes, used in (
+        ([0] * 9, 2),
+        ([1] * 9, 2),
+        ([1] * 9, 1),
+        ([0, 1] * 4, 2),
+        ([0, 1] * 9, 2),
+        ([], 2),
+        ([0, 1] * 4 + [0], 0),
+        ([0, 1] * 4 + [0], 1),
+        ([0, 1] * 4 + [0], 3),
+    ):
+
         def assign(c: Container, classes: list[int] = classes, used: int = used) -> None:
             c.tensors[2].classes, c.tensors[2].lengths = classes, codes[:used]
 
         yield changed(assign)
     for tensor, columns in ((2, 9), (3, 1)):
         for bit in range(-columns % 8):
-            yield changed(lambda c, t=tensor, bit=bit: setattr(c.tensors[t], "padding", [0] * bit + [1]))
+            yield changed(
+                lambda c, t=tensor, bit=bit: setattr(c.tensors[t], "padding", [0] * bit + [1])
+            )
 
 
 @attack
@@ -363,7 +541,10 @@ def classes_that_are_equal_or_out_of_order() -> Files:
     one, two, three = [1, 2, 3, 3], [2, 1, 3, 3], [2, 2, 2, 2]
     for codes in ([one, one], [two, one], [three, two], [three, one], [three, three]):
         classes = [column % 2 for column in range(9)]
-        yield build({}, {"c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], codes, classes)}).file()
+        yield build(
+            {},
+            {"c": Codebook((4, 9), [0, 1, 2, 1, 1, 3] * 6, [-1.0, 0.0, 0.5, 2.0], codes, classes)},
+        ).file()
     yield build({}, {"c": Codebook((2, 3), [0] * 6, [1.0], [[0], [0]], [0, 1, 0])}).file()
 
 
@@ -377,10 +558,25 @@ def _two_lanes() -> Container:
 def huffman_lanes_that_end_elsewhere() -> Files:
     first, second = _two_lanes().huffman.lane_bits
     most = 2**32 - 1
-    for lane_bits in ([first + 1, second - 1], [first - 1, second + 1], [first + 16, second - 16], [0, first + second],
-                      [first + second, 0], [first, second + 1], [first, second - 1], [first, second + 16],
-                      [first, 16 * 700], [first, 16 * 700 + 1], [first, most], [most, most], [most, 1],
-                      [0, 0], [first], [first, second, 0], []):
+    for lane_bits in (
+        [first + 1, second - 1],
+        [first - 1, second + 1],
+        [first + 16, second - 16],
+        [0, first + second],
+        [first + second, 0],
+        [first, second + 1],
+        [first, second - 1],
+        [first, second + 16],
+        [first, 16 * 700],
+        [first, 16 * 700 + 1],
+        [first, most],
+        [most, most],
+        [most, 1],
+        [0, 0],
+        [first],
+        [first, second, 0],
+        [],
+    ):
         container = copy.deepcopy(_two_lanes())
         container.huffman.lane_bits = lane_bits
         yield container.file()
@@ -401,7 +597,9 @@ def huffman_bits_left_over() -> Files:
     """Anything but zeros behind the last code, which is where a payload could hide."""
     huffman = sample().huffman
     for bit in range(16 * len(huffman.words) - sum(huffman.lane_bits)):
-        yield changed(lambda c, bit=bit: c.huffman.words.__setitem__(-1, c.huffman.words[-1] | 1 << bit))
+        yield changed(
+            lambda c, bit=bit: c.huffman.words.__setitem__(-1, c.huffman.words[-1] | 1 << bit)
+        )
 
 
 # ---------------------------------------------------------------- trellis
@@ -409,19 +607,37 @@ def huffman_bits_left_over() -> Files:
 
 @attack
 def steps_that_are_no_scale() -> Files:
-    for step in (NAN, INFINITY, -INFINITY, 0.0, -0.0, -0.125, 1e-45, 2.0**-101, 2.0**-126, 2.0**101, 3e38):
+    for step in (
+        NAN,
+        INFINITY,
+        -INFINITY,
+        0.0,
+        -0.0,
+        -0.125,
+        1e-45,
+        2.0**-101,
+        2.0**-126,
+        2.0**101,
+        3e38,
+    ):
         yield changed(lambda c, x=step: setattr(c.tensors[4], "step", x))
 
 
 @attack
 def wrong_scales_and_steps() -> Files:
     """Too many or too few of them; offsets, scales and steps that lead to other contexts."""
-    for field, count, at in (("row_scales", 16, 5), ("column_scales", 5, 4), ("row_steps", 16, 5),
-                             ("column_steps", 5, 4)):
+    for field, count, at in (
+        ("row_scales", 16, 5),
+        ("column_scales", 5, 4),
+        ("row_steps", 16, 5),
+        ("column_steps", 5, 4),
+    ):
         for numbers in ([], [0] * (count - 1), [0] * (count + 1)):
             yield changed(lambda c, f=field, x=numbers: setattr(c.tensors[4], f, x))
         for number in (-128, -3, 2, 127):
-            yield changed(lambda c, f=field, at=at, x=number: getattr(c.tensors[4], f).__setitem__(at, x))
+            yield changed(
+                lambda c, f=field, at=at, x=number: getattr(c.tensors[4], f).__setitem__(at, x)
+            )
     for offset in (-32768, -1000, -1, 1, 2, 1000, 32767):
         yield changed(lambda c, x=offset: setattr(c.tensors[4], "offset", x))
 
@@ -430,11 +646,23 @@ def wrong_scales_and_steps() -> Files:
 def steps_that_overflow_or_vanish() -> Files:
     """In one row or column, and in a single context, so that nothing else is wrong."""
     indices = [0, 7] * 40
-    for step, row, column in ((2.0**100, 0, 127), (2.0**100, 0, 120), (2.0**100, 0, 101), (2.0**100, 127, 0),
-                              (2.0**100, 101, 0), (2.0**80, 127, 60), (2.0**70, 127, 127), (2.0**-100, 0, -97),
-                              (2.0**-100, 0, -128), (2.0**-100, 127, -128), (2.0**-95, 0, -128)):
+    for step, row, column in (
+        (2.0**100, 0, 127),
+        (2.0**100, 0, 120),
+        (2.0**100, 0, 101),
+        (2.0**100, 127, 0),
+        (2.0**100, 101, 0),
+        (2.0**80, 127, 60),
+        (2.0**70, 127, 127),
+        (2.0**-100, 0, -97),
+        (2.0**-100, 0, -128),
+        (2.0**-100, 127, -128),
+        (2.0**-95, 0, -128),
+    ):
         rows, columns = [0] * 15 + [row], [column] + [0] * 4
-        yield build({}, {"t": Trellis((16, 5), indices, step, row_steps=rows, column_steps=columns)}).file()
+        yield build(
+            {}, {"t": Trellis((16, 5), indices, step, row_steps=rows, column_steps=columns)}
+        ).file()
 
 
 @attack
@@ -452,8 +680,13 @@ def frequencies_that_do_not_add_up() -> Files:
     for context in range(3):
         for symbol in (0, 7, 14):
             for change in (1, -1, 2**14, -(2**14), 2**15, 65535):
-                def add(c: Container, at: tuple[int, int] = (context, symbol), change: int = change) -> None:
-                    c.model.frequencies[at[0]][at[1]] = (c.model.frequencies[at[0]][at[1]] + change) % 65536
+
+                def add(
+                    c: Container, at: tuple[int, int] = (context, symbol), change: int = change
+                ) -> None:
+                    c.model.frequencies[at[0]][at[1]] = (
+                        c.model.frequencies[at[0]][at[1]] + change
+                    ) % 65536
 
                 yield changed(add)
         yield changed(lambda c, x=context: c.model.frequencies.__setitem__(x, [65535] * 15))
@@ -473,7 +706,17 @@ def frequencies_that_are_zero() -> Files:
 @attack
 def states_that_are_wrong() -> Files:
     state = sample().model.states[0]
-    for other in (0, 1, 2**16 - 1, 2**16, state + 1, state - 1, state ^ 1 << 31, state ^ 1 << 20, 2**32 - 1):
+    for other in (
+        0,
+        1,
+        2**16 - 1,
+        2**16,
+        state + 1,
+        state - 1,
+        state ^ 1 << 31,
+        state ^ 1 << 20,
+        2**32 - 1,
+    ):
         yield changed(lambda c, x=other: setattr(c.model, "states", [x]))
     yield changed(lambda c: setattr(c.model, "states", []))
     yield changed(lambda c: setattr(c.model, "states", c.model.states * 2))
@@ -496,11 +739,15 @@ def trellis_words_too_many_or_too_few() -> Files:
         yield changed(lambda c, x=other: setattr(c.model, "words", x))
     for place in range(len(words)):
         for bit in range(16):
-            yield changed(lambda c, p=place, b=bit: c.model.words.__setitem__(p, c.model.words[p] ^ 1 << b))
+            yield changed(
+                lambda c, p=place, b=bit: c.model.words.__setitem__(p, c.model.words[p] ^ 1 << b)
+            )
     parts = sample().parts()
     at = len(parts[-1]) - 4 - 2 * len(words)
     for count in (0, 1, 81, 2**16, 2**31, 2**32 - 1):
-        yield sign(b"".join(parts[:-1]) + parts[-1][:at] + struct.pack("<I", count) + parts[-1][at + 4 :])
+        yield sign(
+            b"".join(parts[:-1]) + parts[-1][:at] + struct.pack("<I", count) + parts[-1][at + 4 :]
+        )
 
 
 # ---------------------------------------------------------------- files that cost as much as a file of 1 KB may
@@ -530,7 +777,9 @@ def long_codes(*shapes: tuple[int, ...]) -> tuple[bytes, bytes]:
     side = b""
     for shape in shapes:
         columns = math.prod(shape[1:])
-        side += Codebook(shape, [], list(range(17)), codes[:columns], [i % 2 for i in range(columns)]).side()
+        side += Codebook(
+            shape, [], list(range(17)), codes[:columns], [i % 2 for i in range(columns)]
+        ).side()
     sizes = [math.prod(shape) for shape in shapes]
     used = lanes(sum(sizes))
     lane_bits = [sum(math.ceil((size - lane) / used) for size in sizes) for lane in range(used)]
@@ -570,7 +819,9 @@ def slow_trellis() -> Files:
     for shape in ((16, MOST // 16), (MOST, 1), (16, 4095), (4095, 16)):
         for row in (ONE_SYMBOL, MANY_RARE):
             side = Trellis(shape, [], 1.0).side()
-            yield padded(table_of(record(b"t", 3, *shape))[6:] + side + big_model(math.prod(shape), row))
+            yield padded(
+                table_of(record(b"t", 3, *shape))[6:] + side + big_model(math.prod(shape), row)
+            )
 
 
 @heavy
@@ -596,4 +847,6 @@ def slow_everything() -> Files:
 @heavy
 def slow_config() -> Files:
     config = json.dumps({f"{i:05}": 0 for i in range(6000)}, separators=(",", ":")).encode()
-    yield sign(struct.pack("<I", len(config)) + config + table_of(record(b"a", 1))[6:] + bytes(2), level=19)
+    yield sign(
+        struct.pack("<I", len(config)) + config + table_of(record(b"a", 1))[6:] + bytes(2), level=19
+    )

@@ -29,12 +29,17 @@ import train_gpt
 from attacks.build import Codebook, Floats, Model, Trellis, build, sign
 from attacks.forge import sample
 
-BOUNDARIES = [(width, value % 2 ** (8 * width))
-              for width in (1, 2, 4)
-              for power in (0, 1, 4, 7, 8, 14, 15, 16, 20, 24, 31, 32)
-              for value in (2**power - 1, 2**power, 2**power + 1, -(2**power))
-              if power <= 8 * width]
-FLOATS = [struct.pack("<f", value) for value in (float("nan"), float("inf"), -0.0, 1e-45, 2.0**-100, 2.0**100, 3e38)]
+BOUNDARIES = [
+    (width, value % 2 ** (8 * width))
+    for width in (1, 2, 4)
+    for power in (0, 1, 4, 7, 8, 14, 15, 16, 20, 24, 31, 32)
+    for value in (2**power - 1, 2**power, 2**power + 1, -(2**power))
+    if power <= 8 * width
+]
+FLOATS = [
+    struct.pack("<f", value)
+    for value in (float("nan"), float("inf"), -0.0, 1e-45, 2.0**-100, 2.0**100, 3e38)
+]
 
 
 @functools.cache
@@ -49,19 +54,53 @@ def seeds() -> list[bytes]:
         {"w": Floats((3, 2), [1.0, -2.0, 0.0, 3.5, -0.0, 1e-40])},
         {"w": Floats((2, 3), [1.0, -2.0, 0.0, 3.5, -0.0, 6e-8], codec=1), "w.x": Floats((), [1.0])},
         {"w": Codebook((7, 5), [min(abs(x), 5) for x in noise(35, 2)], [-1, -0.5, 0, 0.25, 1, 3])},
-        {"w": Codebook((8, 5), [(min(abs(x), 3) + i % 5 // 3) % 4 for i, x in enumerate(noise(40, 1))], [-1, 0, 1, 2],
-                       classes=[0, 0, 0, 1, 1])},
-        {"a": Codebook((9,), [x % 2 for x in noise(9, 1)], [0, 1]), "b": Codebook((40,), [0] * 40, [2.0])},
-        {"w": Trellis((16, 3), noise(48, 1), 0.5, row_steps=noise(16, 20), column_steps=noise(3, 20))},
-        {"a": Trellis((17, 2, 2), noise(68, 3), 2.0**-100, noise(17, 2), None, 3, noise(17, 1), noise(4, 1)),
-         "b": Trellis((16, 4), noise(64, 3), 2.0**100, None, noise(4, 2), -1, None, noise(4, 2))},
+        {
+            "w": Codebook(
+                (8, 5),
+                [(min(abs(x), 3) + i % 5 // 3) % 4 for i, x in enumerate(noise(40, 1))],
+                [-1, 0, 1, 2],
+                classes=[0, 0, 0, 1, 1],
+            )
+        },
+        {
+            "a": Codebook((9,), [x % 2 for x in noise(9, 1)], [0, 1]),
+            "b": Codebook((40,), [0] * 40, [2.0]),
+        },
+        {
+            "w": Trellis(
+                (16, 3), noise(48, 1), 0.5, row_steps=noise(16, 20), column_steps=noise(3, 20)
+            )
+        },
+        {
+            "a": Trellis(
+                (17, 2, 2),
+                noise(68, 3),
+                2.0**-100,
+                noise(17, 2),
+                None,
+                3,
+                noise(17, 1),
+                noise(4, 1),
+            ),
+            "b": Trellis((16, 4), noise(64, 3), 2.0**100, None, noise(4, 2), -1, None, noise(4, 2)),
+        },
     ]
     models = [None, None, None, None, None, Model(2, 1), Model(8, 5)]
-    lanes = {"h": Codebook((200, 3), [min(abs(x), 2) + i % 3 % 2 for i, x in enumerate(noise(600, 1))], [-1, 0, 1, 2],
-                           classes=[0, 1, 0]),
-             "t": Trellis((17, 40), noise(680, 1.5), 1.0, noise(17, 1), None, 0, None, noise(40, 1))}
-    built = [build({"seed": i, "rate": 0.5}, tensors, model)
-             for i, (tensors, model) in enumerate(zip([*small, lanes], [*models, Model(4, 3)], strict=True))]
+    lanes = {
+        "h": Codebook(
+            (200, 3),
+            [min(abs(x), 2) + i % 3 % 2 for i, x in enumerate(noise(600, 1))],
+            [-1, 0, 1, 2],
+            classes=[0, 1, 0],
+        ),
+        "t": Trellis((17, 40), noise(680, 1.5), 1.0, noise(17, 1), None, 0, None, noise(40, 1)),
+    }
+    built = [
+        build({"seed": i, "rate": 0.5}, tensors, model)
+        for i, (tensors, model) in enumerate(
+            zip([*small, lanes], [*models, Model(4, 3)], strict=True)
+        )
+    ]
     return [container.content() for container in [sample(), *built]]
 
 
@@ -110,7 +149,9 @@ def check(data: bytes) -> str:
     try:
         config, _, weights = decode_artifact.parse_pcll(data)
     except decode_artifact.ArtifactError as refusal:
-        assert str(refusal) and "\n" not in str(refusal), f"refused with {str(refusal)!r}: {data.hex()}"
+        assert str(refusal) and "\n" not in str(refusal), (
+            f"refused with {str(refusal)!r}: {data.hex()}"
+        )
         return "refused"
     except Exception as crash:
         raise AssertionError(f"decode_artifact.py crashes with {crash!r}: {data.hex()}") from crash
@@ -143,7 +184,9 @@ def fuzz(runs: int, seed: int) -> Counter:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Mutates PCLL files and holds the decoders against each other.")
+    parser = argparse.ArgumentParser(
+        description="Mutates PCLL files and holds the decoders against each other."
+    )
     parser.add_argument("--runs", type=int, default=10_000, help="number of files")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the first file")
     options = parser.parse_args()
@@ -153,8 +196,10 @@ def main() -> int:
     except AssertionError as failure:
         print(failure, file=sys.stderr)
         return 1
-    print(f"{options.runs} files in {time.perf_counter() - start:.0f} s "
-          f"{outcomes['refused']} refused, {outcomes['read']} read")
+    print(
+        f"{options.runs} files in {time.perf_counter() - start:.0f} s "
+        f"{outcomes['refused']} refused, {outcomes['read']} read"
+    )
     return 0
 
 
