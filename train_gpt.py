@@ -2093,8 +2093,8 @@ class Learner:
         """
         set_rates([self.optimizer], 0.5 * (1 + math.cos(math.pi * done)))
         count = (len(tokens) - 1) // self.length
-        inputs = tokens[: count * self.length].view(count, -1)
-        targets = tokens[1 : count * self.length + 1].view(count, -1)
+        inputs = tokens[: count * self.length].view(count, self.length)
+        targets = tokens[1 : count * self.length + 1].view(count, self.length)
         batch = self.e.ttt_batch_seqs
         for first in [*range(0, count, batch)] * self.epochs:
             self.step(inputs[first : first + batch], targets[first : first + batch])
