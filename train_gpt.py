@@ -49,7 +49,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -2170,8 +2170,7 @@ class Trainer:
 
     def start(self) -> None:
         self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
-        average = get_ema_multi_avg_fn(self.s.training.ema_decay)
-        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.average = AveragedModel(self.model)
         self.step = 0
         self.seconds = 0.0
         self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
@@ -2210,7 +2209,7 @@ class Trainer:
             self.gradient *= (limit / (norms.norm() + 1e-6)).clamp(max=1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.average.update_parameters(self.model)
+        self.update_average()
 
         if self.finished:
             self.finished.synchronize()
@@ -2226,6 +2225,16 @@ class Trainer:
                 loss.backward()
                 self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average, which the first step's weights begin, towards the present weights.
+
+        AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
+        """
+        decay = self.s.training.ema_decay if self.step > 1 else 0.0
+        average, present = self.average.module.parameters(), self.model.parameters()
+        torch._foreach_lerp_(list(average), list(present), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""
