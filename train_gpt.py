@@ -2448,6 +2448,13 @@ def log_step(trainer: Trainer, log: Log) -> None:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+def changed_settings(s: Settings) -> dict[str, Any]:
+    """Name and value of each setting that its preset has otherwise."""
+    preset = grouped(PRESETS[s.run.preset] | {"preset": s.run.preset})
+    usual = flat(*vars(preset).values())
+    return {name: v for name, v in flat(*vars(s).values()).items() if v != usual[name]}
+
+
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
@@ -2459,6 +2466,8 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
     )
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
+    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
+    log(f"changed:{' '.join(changed)}")
     log(
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "
