@@ -2448,11 +2448,14 @@ def log_step(trainer: Trainer, log: Log) -> None:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
+
+
 def changed_settings(s: Settings) -> dict[str, Any]:
-    """Name and value of each setting that its preset has otherwise."""
-    preset = grouped(PRESETS[s.run.preset] | {"preset": s.run.preset})
-    usual = flat(*vars(preset).values())
-    return {name: v for name, v in flat(*vars(s).values()).items() if v != usual[name]}
+    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
+    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
+    values = flat(*vars(s).values())
+    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:

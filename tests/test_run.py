@@ -129,9 +129,9 @@ def plain(home) -> Done:
     return finished(home, run(home))
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_one_rank_and_several_agree(home, plain, ranks):
-    several = finished(home, run(home, ranks=ranks))
+def test_one_rank_and_three_agree(home, plain):
+    """Eight sequences a step, and so unequal parts."""
+    several = finished(home, run(home, ranks=3))
     assert len(plain.numbers(LOSSES)) == 6
     # the log has four digits of these
     np.testing.assert_allclose(several.numbers(LOSSES), plain.numbers(LOSSES), atol=1.1e-4)
@@ -194,16 +194,15 @@ def test_the_log_holds_its_source_and_the_lines_in_use(home):
 
 
 def test_the_settings_that_differ_from_the_presets_are_one_line(home):
-    done = finished(home, run_here(home, SMEAR_GATE=0, MAX_WALLCLOCK_SECONDS="1e3"))
+    """But for what differs from run to run: the seed, and where things lie."""
+    done = finished(home, run_here(home, SMEAR_GATE=0, MAX_WALLCLOCK_SECONDS="1e3", SEED=7))
     (line,) = re.findall(r"^changed:(.*)$", done.log, re.M)
     assert f"\nchanged:{line}\n" in done.printed
     given = dict(word.split("=") for word in line.split(" "))
     expected = {name: value for name, value in SMALL.items() if name in given}
     not_changed = {"PRESET", "OMP_NUM_THREADS"}
     assert expected.keys() == SMALL.keys() - not_changed
-    assert given == expected | dict(
-        RUN_ID="test", SMEAR_GATE="False", MAX_WALLCLOCK_SECONDS="1000.0"
-    )
+    assert given == expected | dict(SMEAR_GATE="False", MAX_WALLCLOCK_SECONDS="1000.0")
 
 
 def test_the_illegal_protocol_is_labelled_wherever_its_number_stands(home):
@@ -250,7 +249,7 @@ def start(folder, *launcher, **changes) -> subprocess.Popen:
 
 
 def test_a_stopped_run_goes_on_to_the_same_artifact(home):
-    changes = dict(ITERATIONS=30, TTT_PROTOCOL="off")
+    changes = dict(ITERATIONS=20, TTT_PROTOCOL="off")
     whole = finished(home, run_here(home, **changes))
     stopped = start(home, **changes)
     stopped.send_signal(signal.SIGTERM)
