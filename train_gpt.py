@@ -2047,7 +2047,7 @@ class Evaluator:
         self.estimate(model)
         rows = learning_rows(self.s.evaluation, self.ranks)
         tokens = self.tokens.new_zeros(rows, len(self.offsets))
-        model(tokens, tokens).sum().backward()
+        model(tokens, tokens.clone()).sum().backward()  # one tensor twice were another graph
 
     def train_then_score(self, model: GPT) -> Score:
         """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score.
