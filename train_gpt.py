@@ -192,7 +192,9 @@ class Training:
     muon_momentum: float = setting(0.99, "momentum after its warm-up", "532", high=0.9999)
     muon_momentum_warmup_start: float = setting(0.92, "momentum at step 0", "532", high=0.9999)
     muon_momentum_warmup_steps: int = setting(1500, "steps of the momentum's linear warm-up", "532")
-    weight_decay: float = setting(0.04, "decoupled, in units of the learning rate", "532")
+    weight_decay: float = setting(
+        0.04, "of the matrices alone; decoupled, in units of the learning rate", "532"
+    )
     grad_clip_norm: float = setting(0.3, "global norm of the gradient at most, 0: no limit", "532")
     ema_decay: float = setting(
         0.997,
@@ -1168,7 +1170,7 @@ class NorMuon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.Optimizer]:
-    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors.
+    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors, which do not decay (532).
 
     Each group's "base_lr" is what the schedule scales.
     """
@@ -1181,9 +1183,10 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
         dict(params=params["vector"], base_lr=t.scalar_lr),
     ]
     if t.matrix_optimizer == "adamw":
-        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr))
+        decay = t.weight_decay
+        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=decay))
     fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=t.weight_decay, fused=fused)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
     if t.matrix_optimizer == "adamw":
         return [adamw]
     muon = NorMuon(params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay)

@@ -224,7 +224,10 @@ def adamw_reference(w: torch.Tensor, grads: list, rate: float, decay: float) -> 
 
 @pytest.mark.parametrize("kind", ["normuon", "adamw"])
 def test_adamw_follows_its_formulas(one_rank, kind):
-    """Three steps; rates of 0.04 for tables, 0.02 for vectors and, if by AdamW, 0.03 for matrices."""
+    """Three steps; rates of 0.04 for tables, 0.02 for vectors and, if by AdamW, 0.03 for matrices.
+
+    Only matrices decay, by 0.04.
+    """
     s = tiny_settings(MATRIX_OPTIMIZER=kind)
     model = random_model(s)
     optimizers = build_optimizers(model, s.training, one_rank)
@@ -240,15 +243,14 @@ def test_adamw_follows_its_formulas(one_rank, kind):
             optimizer.step()
 
     rates = {"table": 0.04, "vector": 0.02, "matrix": 0.03}
-    decays = {"table": 0.04, "vector": 0.04, "matrix": 0.04}
+    decays = {"table": 0, "vector": 0, "matrix": 0.04}
     for name, p in model.named_parameters():
         role = trained_as(name)
         if kind == "normuon" and role == "matrix":
             continue
         expected = adamw_reference(before[name], gradients[name], rates[role] / 2, decays[role])
-        torch.testing.assert_close(
-            p.detach().double(), expected, atol=1e-6, rtol=1e-5, msg=f"{name}"
-        )
+        error = (p.detach().double() - expected).abs().max().item()
+        assert error < 1e-6, f"{name}: {error:.2g}"
 
 
 def test_a_parameter_without_a_role_stops_the_run(one_rank):
