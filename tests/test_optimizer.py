@@ -55,11 +55,12 @@ def trained_as(name: str) -> str:
 # ---- NorMuon
 
 
-def reference_step(p, g, momentum, second, lr, mu, beta2, weight_decay):
+def reference_step(state, g, lr, mu):
     """One NorMuon step on one matrix, as its paper writes it.
 
-    Returns the new p, momentum and second moment.
+    The state, of which it returns the next, is the matrix, its momentum and its second moment.
     """
+    p, momentum, second = state
     momentum = mu * momentum + (1 - mu) * g
     x = (1 - mu) * g + mu * momentum
     transpose = x.shape[0] > x.shape[1]
@@ -70,11 +71,11 @@ def reference_step(p, g, momentum, second, lr, mu, beta2, weight_decay):
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
     x = x.T if transpose else x
 
-    second = beta2 * second + (1 - beta2) * (x**2).mean(dim=1, keepdim=True)
+    second = 0.95 * second + 0.05 * (x**2).mean(dim=1, keepdim=True)
     scaled = x / second.sqrt()
     scaled = scaled * x.norm() / scaled.norm()
     aspect = max(1, p.shape[0] / p.shape[1]) ** 0.5
-    return p * (1 - lr * weight_decay) - lr * aspect * scaled, momentum, second
+    return p * (1 - lr * 0.04) - lr * aspect * scaled, momentum, second
 
 
 def test_normuon_equals_a_plain_loop_over_matrices(one_rank):
@@ -92,8 +93,7 @@ def test_normuon_equals_a_plain_loop_over_matrices(one_rank):
         set_rates([optimizer], 1 - step / 8, mu)
         for i, p in enumerate(params):
             p.grad = torch.randn_like(p)
-            before, *moments = expected[i]
-            expected[i] = reference_step(before, p.grad.double(), *moments, lr, mu, 0.95, 0.04)
+            expected[i] = reference_step(expected[i], p.grad.double(), lr, mu)
         optimizer.step()
     for p, (wanted, _, _) in zip(params, expected, strict=True):
         torch.testing.assert_close(p.detach().double(), wanted, atol=1e-4, rtol=1e-4)
