@@ -1,6 +1,6 @@
 """Times our evaluation against a direct re-implementation of the loops that entries of the challenge use.
 
-    python tests/bench_eval.py [--tokens N] [--repeats R] [--data DIR]
+    python tests/bench/eval.py [--tokens N] [--repeats R] [--data DIR]
 
 Both score the same tokens with the same weights on the same device, in turn; the table shows medians and the median of
 the paired ratios. The entries' loop sends all positions of every window through the output head and then walks over
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 
 SHAPE = dict(
@@ -154,8 +154,8 @@ def main() -> None:
     e, runner = evaluator(tokens, s, ranks), compiled(model)
 
     def adapting(function):
-        adapted = copy.deepcopy(model)
-        return function(compiled(adapted), train_gpt.Learner(adapted, s, ranks))
+        adapted = compiled(copy.deepcopy(model))  # what is scored and what learns: one, as in run()
+        return function(adapted, train_gpt.Learner(adapted, s, ranks))
 
     def training_passes():
         adapting(lambda m, learner: [learner.learn(e.tokens, 0.5, s.ttt_epochs)])

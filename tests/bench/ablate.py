@@ -1,7 +1,7 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
-    python tests/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...] [--variant NAME=VALUE,... ...]
-                           [--steps-only] [--jobs J] [--csv FILE]
+    python tests/bench/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...]
+                                 [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J] [--csv FILE]
 
 Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
 full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import train_gpt  # noqa: E402
 

@@ -1,7 +1,7 @@
 """Compares networks of different shapes after the same seconds of training and in the same number of bytes.
 
-    python tests/bench_shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ... [--seeds 1337 42]
-                                 [--jobs J] [--csv FILE]
+    python tests/bench/shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ...
+                                 [--seeds 1337 42] [--jobs J] [--csv FILE]
 
 This is the question under a size cap: fewer bits for more weights, or more for fewer? The first shape trains for
 ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into the same time, with a warm-down in
