@@ -1,0 +1,179 @@
+"""One short run from the data to a verified artifact: the seconds and the score of every stage.
+
+    python tests/bench/whole.py --work FOLDER [--artifact FILE] [--val-tokens N] [VARIABLE=VALUE ...]
+
+It runs train_gpt.py in FOLDER on the training shards of DATA_PATH and on the first N tokens of its
+validation split (262,144 unless told otherwise), and then verify.py on the artifact. Settings are
+train_gpt.py's environment variables. What both print is passed on; every line that states a figure
+is followed by a line "name, unit<TAB>value", so that a run that is cut loses only the rest.
+"""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+import train_gpt  # noqa: E402
+
+HEADER = 256  # int32 words before a shard's tokens; the third is their number
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A number that a line of the log states."""
+
+    pattern: str  # its first group is the number
+    name: str
+    factor: float = 1.0
+
+
+FIGURES = (
+    Figure(r"^warm-up and compilation: ([\d.]+) s", "warm-up and compilation, s"),
+    Figure(r"^step:(\d+)/\d+ train_loss", "steps"),
+    Figure(r"^step:.* train_loss:([\d.]+)", "training loss, nats"),
+    Figure(r"^step:.* train_time:(\d+)ms", "training, s", 1e-3),
+    Figure(r"^step:.* step_avg:([\d.]+)ms", "step in training, ms"),
+    Figure(r"^calibration_time:(\d+)ms", "calibration, s", 1e-3),
+    Figure(r"^export_time:(\d+)ms", "calibration and export, s", 1e-3),
+    Figure(r"^Serialized model pcll: (\d+) bytes", "artifact, bytes"),
+)
+SCORE = re.compile(r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s$")  # of the table at the end of the log
+CHECK = re.compile(r"^Check it: python (verify\.py .*)")
+
+
+def show(figure: str, value: float) -> None:
+    """One line of the table that run_on_gpu.sh collects."""
+    print(f"{figure}\t{value:.6f}".rstrip("0").rstrip("."), flush=True)
+
+
+def lines_of(command: list, folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """The lines that a command prints, passed on while it runs; then "exit N", its status."""
+    child = subprocess.Popen(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        for line in child.stdout:
+            print(line, end="", flush=True)
+            yield line.rstrip("\n")
+        yield f"exit {child.wait()}"
+    finally:
+        child.kill()
+
+
+def show_figures(line: str, figures: tuple[Figure, ...] = FIGURES) -> None:
+    for figure in figures:
+        if found := re.search(figure.pattern, line):
+            show(figure.name, figure.factor * float(found[1]))
+    if found := SCORE.search(line):
+        show(f"{found[1]}, bpb", float(found[2]))
+        show(f"{found[1]}, s", float(found[3]))
+
+
+def cut_validation(data: Path, folder: Path, count: int) -> None:
+    """A folder of data with the same training shards and the first `count` validation tokens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for shard in data.glob("fineweb_train_*.bin"):
+        (folder / shard.name).symlink_to(shard.resolve())
+    shard = sorted(data.glob("fineweb_val_*.bin"))[0]
+    words = np.fromfile(shard, dtype="<i4", count=HEADER)
+    tokens = np.fromfile(shard, dtype="<u2", count=count, offset=words.nbytes)
+    words[2] = len(tokens)
+    (folder / shard.name).write_bytes(words.tobytes() + tokens.tobytes())
+
+
+def train(work: Path, environment: dict[str, str]) -> tuple[int, str]:
+    """The exit status of train_gpt.py, and the check that it recommends."""
+    began, check, stage, recompilations, status = time.monotonic(), "", "start", 0, 1
+    for line in lines_of([sys.executable, ROOT / "train_gpt.py"], work, environment):
+        if line.startswith("preset:"):
+            show("imports, data and model, s", time.monotonic() - began)
+        if line.startswith("warm-up"):
+            stage = "training"
+        if line.startswith("calibration_time"):
+            show("recompilations in training", recompilations)
+            stage = "export"
+        if stage == "training" and "Recompiling function" in line:
+            recompilations += 1
+        show_figures(line)
+        if found := CHECK.search(line):
+            check = found[1]
+        if found := re.fullmatch(r"exit (-?\d+)", line):
+            status = int(found[1])
+    show("train_gpt.py in all, s", time.monotonic() - began)
+    return status, check
+
+
+def verify(check: str, work: Path, environment: dict[str, str]) -> int:
+    """The exit status of verify.py, with the arguments that train_gpt.py recommends."""
+    began, findings, status = time.monotonic(), "", 1
+    device = train_gpt.join_ranks(train_gpt.load_settings(environment)).device.type
+    words = [ROOT / "verify.py", *shlex.split(check)[1:], "--code", ROOT / "train_gpt.py"]
+    command = [sys.executable, *words, "--device", device, "--json"]
+    for line in lines_of(command, work, environment):
+        if found := re.fullmatch(r"exit (-?\d+)", line):
+            status = int(found[1])
+        else:
+            findings += line
+    show("verify.py, s", time.monotonic() - began)
+    show("verify.py, exit status", status)
+    for finding in findings_of(findings):
+        if finding.get("unit") == "bits/byte":
+            show(f"verify.py, {finding['check']}, bpb", float(finding["value"]))
+    return status
+
+
+def findings_of(text: str) -> list[dict]:
+    """The findings that verify.py printed for machines; none if it printed something else."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return []
+    return found["findings"] if isinstance(found, dict) else found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", type=Path, required=True, help="folder for all that it writes")
+    parser.add_argument("--artifact", type=Path, help="where the artifact is to go")
+    parser.add_argument("--val-tokens", type=int, default=262_144, metavar="N")
+    parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
+    args = parser.parse_args()
+    work = args.work.resolve()
+    environment = dict(os.environ) | dict(item.split("=", 1) for item in args.settings)
+    try:
+        s = train_gpt.load_settings(environment)
+        if s.preset == "demo" and not list(Path(s.data_path).glob("*.bin")):
+            train_gpt.make_demo_data(s)
+        cut_validation(Path(s.data_path), work / "data", args.val_tokens)
+    except (train_gpt.UserError, OSError) as error:
+        print(train_gpt.explain(error))
+        return 2
+
+    environment |= {
+        "DATA_PATH": str(work / "data"),
+        "TOKENIZER_PATH": str(Path(s.tokenizer_path).resolve()),
+        "ARTIFACT_PATH": str((args.artifact or work / "artifact.pcll").resolve()),
+        "TORCH_LOGS": "recompiles",  # each is a line of the log
+    }
+    status, check = train(work, environment)
+    return verify(check, work, environment) if check else status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
