@@ -34,9 +34,10 @@ export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/inductor # what one part
 # ---- The parts. Each is run by a shell of its own, so that it can be cut.
 
 smoke() {
-    # A test's seconds become a line of the table.
+    # A test's seconds become a line of the table, and so does what went wrong in it.
     python3 -m pytest -s -v --durations=0 --durations-min=0 -m "$mark" -k smoke tests/test_gpu.py |
-        sed -E 's/^([0-9.]+)s call +.*::test_smoke_(.*)$/\2, s\t\1/'
+        sed -E -e 's/^([0-9.]+)s call +.*::test_smoke_(.*)$/\2, s\t\1/' \
+            -e 's/^FAILED .*::test_smoke_([^ ]+) - (.*)$/\1, FAILED\t\2/'
 }
 
 bench() {

@@ -14,7 +14,9 @@ import re
 import sys
 from pathlib import Path
 
-from whole import Figure, lines_of, show_figures
+from whole import Figure, lines_of, make_demo_data, show_figures
+
+import train_gpt
 
 FLASH = re.compile(r"^from flash_attn_interface import flash_attn_func(?: as (\w+))?$", re.M)
 ATTENTION = '''
@@ -51,6 +53,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     script = (args.work / "peer.py").resolve()
     script.write_text(adapted(args.script.read_text(encoding="utf-8")), encoding="utf-8")
+    make_demo_data(train_gpt.load_settings(dict(os.environ)))
     environment = {"TRAIN_LOG_EVERY": "5", "VAL_LOSS_EVERY": "0", "WARMUP_STEPS": "5"}
     environment = environment | dict(os.environ) | {"ITERATIONS": str(args.steps)}
 

@@ -123,7 +123,8 @@ def wait() -> None:
 
 
 def seconds(function: Callable, repeats: int) -> float:
-    """Median over the repeats, with the device idle before and after."""
+    """Median over the repeats after a first call, with the device idle before and after each."""
+    function()
     times = []
     for _ in range(repeats):
         wait()
@@ -318,7 +319,6 @@ def attention_alone(trainer: train_gpt.Trainer, repeats: int) -> dict[str, float
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         y.backward(y.detach())
 
-    forward_and_backward()
     times = {"PyTorch's choice": many * seconds(forward_and_backward, repeats)}
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         with (
@@ -326,7 +326,6 @@ def attention_alone(trainer: train_gpt.Trainer, repeats: int) -> dict[str, float
             warnings.catch_warnings(action="ignore"),
             sdpa_kernel(kernel),
         ):
-            forward_and_backward()
             times[kernel.name] = many * seconds(forward_and_backward, repeats)
     return times
 

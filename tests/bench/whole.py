@@ -1,6 +1,7 @@
 """One short run from the data to a verified artifact: the seconds and the score of every stage.
 
-    python tests/bench/whole.py --work FOLDER [--artifact FILE] [--val-tokens N] [VARIABLE=VALUE ...]
+    python tests/bench/whole.py --work FOLDER [--artifact FILE] [--val-tokens N]
+                                [VARIABLE=VALUE ...]
 
 It runs train_gpt.py in FOLDER on the training shards of DATA_PATH and on the first N tokens of its
 validation split (262,144 unless told otherwise), and then verify.py on the artifact. Settings are
@@ -54,7 +55,8 @@ CHECK = re.compile(r"^Check it: python (verify\.py .*)")
 
 def show(figure: str, value: float) -> None:
     """One line of the table that run_on_gpu.sh collects."""
-    print(f"{figure}\t{value:.6f}".rstrip("0").rstrip("."), flush=True)
+    text = f"{value:.6f}".rstrip("0").rstrip(".") if "bpb" in figure else f"{value:.10g}"
+    print(f"{figure}\t{text}", flush=True)
 
 
 def lines_of(command: list, folder: Path, environment: dict[str, str]) -> Iterator[str]:
@@ -85,6 +87,12 @@ def show_figures(line: str, figures: tuple[Figure, ...] = FIGURES) -> None:
         show(f"{found[1]}, s", float(found[3]))
 
 
+def make_demo_data(s: train_gpt.Settings) -> None:
+    """Writes the demo's data if they are to be used and not there."""
+    if s.preset == "demo" and not list(Path(s.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s)
+
+
 def cut_validation(data: Path, folder: Path, count: int) -> None:
     """A folder of data with the same training shards and the first `count` validation tokens."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -102,7 +110,7 @@ def train(work: Path, environment: dict[str, str]) -> tuple[int, str]:
     began, check, stage, recompilations, status = time.monotonic(), "", "start", 0, 1
     for line in lines_of([sys.executable, ROOT / "train_gpt.py"], work, environment):
         if line.startswith("preset:"):
-            show("imports, data and model, s", time.monotonic() - began)
+            show("imports, data and model, s", round(time.monotonic() - began, 2))
         if line.startswith("warm-up"):
             stage = "training"
         if line.startswith("calibration_time"):
@@ -115,7 +123,7 @@ def train(work: Path, environment: dict[str, str]) -> tuple[int, str]:
             check = found[1]
         if found := re.fullmatch(r"exit (-?\d+)", line):
             status = int(found[1])
-    show("train_gpt.py in all, s", time.monotonic() - began)
+    show("train_gpt.py in all, s", round(time.monotonic() - began, 2))
     return status, check
 
 
@@ -130,11 +138,11 @@ def verify(check: str, work: Path, environment: dict[str, str]) -> int:
             status = int(found[1])
         else:
             findings += line
-    show("verify.py, s", time.monotonic() - began)
+    show("verify.py, s", round(time.monotonic() - began, 2))
     show("verify.py, exit status", status)
     for finding in findings_of(findings):
         if finding.get("unit") == "bits/byte":
-            show(f"verify.py, {finding['check']}, bpb", float(finding["value"]))
+            show(f"verify.py, {finding['check']}, bpb", float(finding["number"]))
     return status
 
 
@@ -144,7 +152,7 @@ def findings_of(text: str) -> list[dict]:
         found = json.loads(text)
     except ValueError:
         return []
-    return found["findings"] if isinstance(found, dict) else found
+    return found["findings"]
 
 
 def main() -> int:
@@ -158,8 +166,7 @@ def main() -> int:
     environment = dict(os.environ) | dict(item.split("=", 1) for item in args.settings)
     try:
         s = train_gpt.load_settings(environment)
-        if s.preset == "demo" and not list(Path(s.data_path).glob("*.bin")):
-            train_gpt.make_demo_data(s)
+        make_demo_data(s)
         cut_validation(Path(s.data_path), work / "data", args.val_tokens)
     except (train_gpt.UserError, OSError) as error:
         print(train_gpt.explain(error))
