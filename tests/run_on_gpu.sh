@@ -14,7 +14,7 @@
 # too. The data are those that tests/pack_for_gpu.sh left in .dev, or those in the folder DATA.
 # REHEARSE=1 goes through all of it on a CPU, with the demo's sizes and data.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 out=${OUT:?names the folder for the results}
 mkdir -p "$out"
 out=$(realpath "$out")
@@ -24,7 +24,6 @@ trap 'rm -rf "$work"' EXIT
 total=${TOTAL_SECONDS:-575}
 reserve=5 # seconds, for the table
 rehearse=${REHEARSE:-0}
-share=98304 # tokens of a step of one rank of eight
 declare -A seconds=(
     [smoke]=${SMOKE_SECONDS:-60} [bench]=${BENCH_SECONDS:-130} [run]=${RUN_SECONDS:-250}
     [variants]=${VARIANTS_SECONDS:-100} [peer]=${PEER_SECONDS:-60}
@@ -41,16 +40,16 @@ smoke() {
 }
 
 bench() {
-    python3 tests/bench/train.py --steps "$steps" $bench_settings
+    python3 tests/bench/train.py --steps "$steps"
 }
 
 variants() {
-    python3 tests/bench/train.py --variants --steps "$steps" $bench_settings
+    python3 tests/bench/train.py --variants --steps "$steps"
 }
 
 run() {
     python3 tests/bench/whole.py --work "$work/run" --artifact "$out/artifact.pcll" \
-        --val-tokens "$val_tokens" $run_settings
+        --val-tokens "$val_tokens"
 }
 
 peer() {
@@ -63,21 +62,37 @@ peer() {
 
 # ---- Set-up
 
+# Sets each NAME=VALUE that the caller has not set.
+default() {
+    local item name
+    for item in "$@"; do
+        name=${item%%=*}
+        [ -n "${!name:-}" ] || export "$name=${item#*=}"
+    done
+}
+
+# A minute of training is some 600 steps: schedule, momentum and average are a tenth of a full run's.
 sizes_of_the_gpu() {
     mark=gpu steps=10 val_tokens=262144 peer_steps=20 peer=${PEER:-.dev/peer.py}
-    bench_settings="PRESET=pcll TRAIN_BATCH_TOKENS=$share"
-    # A minute is some 600 steps: schedule, momentum and average are a tenth of the full run's.
-    run_settings="PRESET=pcll TRAIN_BATCH_TOKENS=$share MAX_WALLCLOCK_SECONDS=63
-        CALIBRATION_SECONDS=3 WARMDOWN_ITERS=300 MUON_MOMENTUM=0.95 MUON_MOMENTUM_WARMUP_STEPS=150
-        EMA_DECAY=0.98 WARMUP_STEPS=5"
+    default PRESET=pcll TRAIN_BATCH_TOKENS=98304 # the share of one rank of eight
+    default MAX_WALLCLOCK_SECONDS=63 CALIBRATION_SECONDS=3 WARMUP_STEPS=5 WARMDOWN_ITERS=300
+    default MUON_MOMENTUM=0.95 MUON_MOMENTUM_WARMUP_STEPS=150 EMA_DECAY=0.98
 }
 
 sizes_of_the_rehearsal() {
     mark="not gpu" steps=2 val_tokens=2048 peer_steps=4 peer=${PEER:-train_gpt.py}
-    export PRESET=demo DEVICE=cpu DATA_PATH=$work/demo TOKENIZER_PATH=$work/demo/bpe_1024.model
-    export NUM_LAYERS=2 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 CALIBRATION_TOKENS=512
-    export TTT_CHUNK_TOKENS=1024 MAX_WALLCLOCK_SECONDS=8 WARMDOWN_ITERS=20
-    bench_settings="" run_settings=""
+    default PRESET=demo DEVICE=cpu DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
+    default NUM_LAYERS=2 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
+    default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024
+}
+
+# Where pip is missing, a wheel is still a zip file.
+install() {
+    if python3 -m pip --version > /dev/null 2>&1; then
+        python3 -m pip install --quiet --no-index --no-deps --target "$work/packages" "$1"
+    else
+        python3 -m zipfile -e "$1" "$work/packages"
+    fi
 }
 
 unpack() {
@@ -88,10 +103,9 @@ unpack() {
     fi
     sizes_of_the_gpu
     for wheel in .dev/zstandard-*.whl; do
-        [ -f "$wheel" ] || continue
-        python3 -m pip install --quiet --no-index --no-deps --target "$work/packages" "$wheel"
-        export PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
+        [ ! -f "$wheel" ] || install "$wheel"
     done
+    export PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
     data=$(realpath "${DATA:-$work/data}")
     mkdir -p "$data"
     for archive in .dev/*.tar.xz; do
@@ -145,7 +159,7 @@ outcome() {
 }
 
 tabulate() {
-    awk -F '\t' '{ printf "%-9s %-62s %s\n", $1, $2, $3 }'
+    awk -F '\t' '{ printf "%-9s %-62.62s %s\n", $1, $2, $3 }'
 }
 
 [ $# -gt 0 ] || set -- smoke bench run variants peer
@@ -156,7 +170,7 @@ for part in "$@"; do
     fi
 done
 unpack
-export mark steps val_tokens peer_steps peer bench_settings run_settings work out
+export mark steps val_tokens peer_steps peer work out
 export -f smoke bench variants run peer
 for part in "$@"; do
     measure "$part"

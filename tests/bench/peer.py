@@ -14,9 +14,10 @@ import re
 import sys
 from pathlib import Path
 
-from whole import Figure, lines_of, make_demo_data, show_figures
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+from bench.whole import Figure, lines_of, make_demo_data, show_figures  # noqa: E402
 
-import train_gpt
+import train_gpt  # noqa: E402
 
 FLASH = re.compile(r"^from flash_attn_interface import flash_attn_func(?: as (\w+))?$", re.M)
 ATTENTION = '''

@@ -292,7 +292,7 @@ def show_kernels(times: dict[str, float]) -> None:
         show(f"attention by {family}, ms", 1000 * duration)
     show("all kernels, ms", 1000 * sum(times.values()))
     for rank, (name, duration) in enumerate(list(times.items())[:COSTLIEST], 1):
-        short = " ".join(name.removeprefix("void ").split())[:56]
+        short = " ".join(name.removeprefix("void ").split())[:46]
         show(f"kernel {rank}: {short}, ms", 1000 * duration)
 
 
