@@ -49,7 +49,7 @@ variants() {
 
 run() {
     python3 tests/bench/whole.py --work "$work/run" --artifact "$out/artifact.pcll" \
-        --val-tokens "$val_tokens"
+        --val-tokens "$val_tokens" --seconds "$((limit * 4 / 5))" # the rest is for verify.py
 }
 
 peer() {
@@ -123,8 +123,8 @@ card() {
 
 # measure PART: runs it for its seconds, or for those that are left of the whole.
 measure() {
-    local part=$1 file=$out/$1.txt left=$((total - reserve - SECONDS)) limit began=$SECONDS status
-    limit=$((seconds[$part] < left ? seconds[$part] : left))
+    local part=$1 file=$out/$1.txt left=$((total - reserve - SECONDS)) began=$SECONDS status
+    export limit=$((seconds[$part] < left ? seconds[$part] : left))
     if [ "$limit" -lt 1 ]; then
         echo "no time was left" > "$file"
         printf '%s\tseconds, NOT STARTED\t0: no time was left\n' "$part" >> "$work/table"

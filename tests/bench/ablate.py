@@ -1,14 +1,16 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
     python tests/bench/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...]
-                                 [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J] [--csv FILE]
+                                 [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J]
+                                 [--csv FILE]
 
-Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
-full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
-second, the steps and the warm-down are multiplied by how much faster a step is without the part, which is measured
-beforehand in paired runs on one thread, so that nothing else that the machine does counts. The score is bits per byte
-of the exported artifact, one window after the other, without adaptation. A positive difference says that the part
-helps. --variant compares other settings in the same way, where a negative difference says that they help.
+Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is
+compared with the full system twice: after the same number of steps, and (unless --steps-only) after
+the same number of seconds. For the second, the steps and the warm-down are multiplied by how much
+faster a step is without the part, which is measured beforehand in paired runs on one thread, so
+that nothing else that the machine does counts. The score is bits per byte of the exported artifact,
+one window after the other, without adaptation. A positive difference says that the part helps.
+--variant compares other settings in the same way, where a negative difference says that they help.
 """
 
 import argparse
@@ -59,7 +61,8 @@ def environment(base: dict[str, str], part: str) -> dict[str, str]:
 
 
 def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> float:
-    """How many steps with the other settings fit into the time of one: the median over paired steps, one thread."""
+    """How many steps with the other settings fit into the time of one: the median over paired
+    steps, on one thread."""
     torch.set_num_threads(1)
     trainers = []
     for settings in (base, other):
@@ -108,8 +111,8 @@ def run_alone(settings: dict[str, str]) -> tuple[float, float, int]:
 
 
 def base_settings(items: list[str]) -> dict[str, str]:
-    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other folders. The
-    demo's data are made if they are to be used and not there."""
+    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other
+    folders. The demo's data are made if they are to be used and not there."""
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
     s = train_gpt.load_settings(base)
     if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):

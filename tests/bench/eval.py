@@ -1,21 +1,25 @@
-"""Times our evaluation against a direct re-implementation of the loops that entries of the challenge use.
+"""Times our evaluation against a direct re-implementation of the loops that entries use.
 
     python tests/bench/eval.py [--tokens N] [--repeats R] [--data DIR]
 
-Both score the same tokens with the same weights on the same device, in turn; the table shows medians and the median of
-the paired ratios. The entries' loop sends all positions of every window through the output head and then walks over
-the windows in Python. Settings are train_gpt.py's environment variables (default here: a network of 6 layers and width
-256 in bfloat16, with windows of 512 tokens and stride 32). Without --data the tokens are random: scores mean nothing
-then, times do.
+Both score the same tokens with the same weights on the same device, in turn; the table shows
+medians and the median of the paired ratios. The entries' loop sends all positions of every window
+through the output head and then walks over the windows in Python. What adapts is the network that
+is scored, compiled on a GPU, as in train_gpt.py; all is compiled before the clock runs. Settings
+are train_gpt.py's environment variables (default here: a network of 6 layers and width 256 in
+bfloat16, with windows of 512 tokens and stride 32). Without --data the tokens are random: scores
+mean nothing then, times do.
 """
 
 import argparse
-import copy
 import math
 import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,28 +90,33 @@ def evaluate_like_entries(
 def evaluator(
     tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
 ) -> train_gpt.Evaluator:
-    """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time depends on."""
+    """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time
+    depends on."""
     e = train_gpt.Evaluator.__new__(train_gpt.Evaluator)
-    e.s, e.ranks, e.log, e.host_tokens = (
-        s,
-        ranks,
-        SimpleNamespace(progress=lambda *args: None),
-        tokens,
-    )
+    e.s, e.ranks, e.host_tokens = s, ranks, tokens
+    e.log = SimpleNamespace(progress=lambda *args: None)
     e.bytes_before = np.arange(len(tokens))
     e.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
     return e
 
 
-def scoring_operations(s: train_gpt.Settings) -> tuple[float, float, float]:
-    """Floating-point operations that it takes to score the challenge's split, as entries do it and as we do it, and to
-    learn from it by score_first: 2 for each weight of a matrix and token, 2 T D a layer for causal attention; learning
-    costs 3 times a forward pass. Our last block's queries and MLP, and the head, see the scored positions alone."""
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations for the challenge's split: 2 for each weight of a matrix and token,
+    2 T D a layer for causal attention; learning costs 3 times a forward pass."""
+
+    theirs: float  # to score it by the sliding window, as entries do
+    ours: float  # the same, as we do
+    learning: float  # to adapt to it by score_first
+
+
+def count_operations(s: train_gpt.Settings) -> Operations:
     shapes = {
         name: p.numel()
         for name, p in train_gpt.GPT(s).named_parameters()
         if name.endswith(train_gpt.MATRICES)
     }
+    # In the last block only the scored positions need queries, MLP and head.
     last = sum(
         n
         for name, n in shapes.items()
@@ -115,22 +124,76 @@ def scoring_operations(s: train_gpt.Settings) -> tuple[float, float, float]:
     )
     attention, head = s.train_seq_len * s.model_dim, s.vocab_size * s.model_dim
     everywhere = 2 * (sum(shapes.values()) - last + (s.num_layers - 1) * attention)
-    scored = 2 * (
-        last + head + 2 * attention
-    )  # a position at the end looks back on the whole window
+    # A position at the end looks back on the whole window, so that it costs twice the mean.
+    scored = 2 * (last + head + 2 * attention)
     whole = everywhere + 2 * (last + head + attention)
     windows = FULL_SPLIT / s.eval_stride
-    ours = windows * (s.train_seq_len * everywhere + s.eval_stride * scored)
-    return windows * s.train_seq_len * whole, ours, FULL_SPLIT * s.ttt_epochs * 3 * whole
+    return Operations(
+        theirs=windows * s.train_seq_len * whole,
+        ours=windows * (s.train_seq_len * everywhere + s.eval_stride * scored),
+        learning=FULL_SPLIT * s.ttt_epochs * 3 * whole,
+    )
 
 
-def timed(function) -> tuple[float, float]:
+def timed(function: Callable) -> tuple[float, float]:
     """Seconds, and what the function returned."""
     began = time.perf_counter()
     result = function()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - began, result
+
+
+class Bench:
+    """Both evaluations of one network, and what it learns by."""
+
+    def __init__(self, tokens: np.ndarray, s: train_gpt.Settings):
+        self.s, self.ranks = s, train_gpt.join_ranks(s)
+        torch.manual_seed(s.seed)
+        self.model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(self.ranks.device)
+        self.before = {name: w.clone() for name, w in self.model.state_dict().items()}
+        off = not (s.compile and self.ranks.device.type == "cuda")
+        self.runner = torch.compile(self.model, disable=off)
+        self.evaluator = evaluator(tokens, s, self.ranks)
+        self.tokens = self.evaluator.tokens
+
+    def learner(self) -> train_gpt.Learner:
+        """A new one, on the weights from before all learning."""
+        self.model.load_state_dict(self.before)
+        return train_gpt.Learner(self.runner, self.s, self.ranks)
+
+    def theirs(self, adapt: bool) -> float:
+        learner = self.learner() if adapt else None
+        return evaluate_like_entries(self.runner, self.tokens, self.s, learner)
+
+    def ours(self, adapt: bool) -> float:
+        learner = self.learner() if adapt else None
+        return self.evaluator.score(self.runner, "", self.s.eval_stride, learner).val_loss
+
+    def training_passes(self) -> None:
+        self.learner().learn(self.tokens, 0.5, self.s.ttt_epochs)
+
+
+def compare(name: str, theirs: Callable, ours: Callable, repeats: int, tokens: int) -> float:
+    """Prints a row of the table; our median seconds."""
+    theirs(), ours()  # compile
+    pairs = [(timed(theirs), timed(ours)) for _ in range(repeats)]
+    a, b = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
+    ratio = statistics.median(pair[0][0] / pair[1][0] for pair in pairs)
+    differ = abs(pairs[0][0][1] - pairs[0][1][1])
+    hours = b / tokens * FULL_SPLIT / 3600
+    print(f"{name:24} {a:10.2f} {b:10.2f} {ratio:7.2f} {differ:12.1e} {hours:22.2f} h")
+    return b
+
+
+def show_operations(s: train_gpt.Settings) -> None:
+    here, full = count_operations(s), count_operations(train_gpt.load_settings({}))
+    print(f"operations of the sliding window, entries' over ours: {here.theirs / here.ours:.2f}")
+    print(
+        f"PRESET=pcll on the whole split, by operations alone: {full.ours / 1e15:.0f} PFLOP to score,"
+        f" {full.learning / 1e15:.0f} to learn from it; within 600 s on 8 H100 from"
+        f" {(full.ours + full.learning) / PEAK / 600:.1%} of their peak on"
+    )
 
 
 def main() -> None:
@@ -140,61 +203,31 @@ def main() -> None:
     parser.add_argument("--data", help="folder of fineweb_val_*.bin")
     args = parser.parse_args()
     s = train_gpt.load_settings(SHAPE | dict(os.environ))
-    ranks = train_gpt.join_ranks(s)
     if args.data:
         tokens = train_gpt.TokenStream(args.data, "val", s.vocab_size).read(0, args.tokens)
     else:
         tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens).astype(np.uint16)
-    torch.manual_seed(s.seed)
-    model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
+    bench = Bench(tokens, s)
 
-    def compiled(network):
-        return torch.compile(network, disable=not (s.compile and ranks.device.type == "cuda"))
-
-    e, runner = evaluator(tokens, s, ranks), compiled(model)
-
-    def adapting(function):
-        adapted = compiled(copy.deepcopy(model))  # what is scored and what learns: one, as in run()
-        return function(adapted, train_gpt.Learner(adapted, s, ranks))
-
-    def training_passes():
-        adapting(lambda m, learner: [learner.learn(e.tokens, 0.5, s.ttt_epochs)])
-
-    cases = {
-        "sliding window": (lambda: evaluate_like_entries(runner, e.tokens, s),
-                           lambda: e.score(runner, "", s.eval_stride).val_loss),
-        "score-first adaptation": (
-            lambda: adapting(lambda m, learner: evaluate_like_entries(m, e.tokens, s, learner)),
-            lambda: adapting(lambda m, learner: e.score(m, "", s.eval_stride, learner).val_loss)),
-    }  # fmt: skip
     print(
-        f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride}, {ranks.device.type}, "
-        f"{s.dtype}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs"
+        f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride},"
+        f" {bench.ranks.device.type}, {s.dtype}, {torch.get_num_threads()} threads,"
+        f" torch {torch.__version__}, {args.repeats} paired runs"
     )
     print(
-        f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12} {'62 M tokens, one device':>24}"
+        f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12}"
+        f" {'62 M tokens, one device':>24}"
     )
-    ours_seconds = {}
-    for name, (theirs, ours) in cases.items():
-        theirs(), ours()
-        pairs = [(timed(theirs), timed(ours)) for _ in range(args.repeats)]
-        a, b = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
-        ratio = statistics.median(pair[0][0] / pair[1][0] for pair in pairs)
-        differ = abs(pairs[0][0][1] - pairs[0][1][1])
-        ours_seconds[name] = b
-        hours = b / (args.tokens - 1) * FULL_SPLIT / 3600
-        print(f"{name:24} {a:10.2f} {b:10.2f} {ratio:7.2f} {differ:12.1e} {hours:22.2f} h")
-    theirs, ours, _ = scoring_operations(s)
-    print(f"operations of the sliding window, entries' over ours: {theirs / ours:.2f}")
-    _, score, learn = scoring_operations(train_gpt.load_settings({}))
+    seconds = {}
+    for name, adapt in (("sliding window", False), ("score-first adaptation", True)):
+        theirs, ours = partial(bench.theirs, adapt), partial(bench.ours, adapt)
+        seconds[name] = compare(name, theirs, ours, args.repeats, args.tokens - 1)
+    show_operations(s)
+    passes = statistics.median(timed(bench.training_passes)[0] for _ in range(args.repeats))
+    extra = seconds["score-first adaptation"] - seconds["sliding window"]
     print(
-        f"PRESET=pcll on the whole split, by operations alone: {score / 1e15:.0f} PFLOP to score, {learn / 1e15:.0f} "
-        f"to learn from it; within 600 s on 8 H100 from {(score + learn) / PEAK / 600:.1%} of their peak on"
-    )
-    passes = statistics.median(timed(training_passes)[0] for _ in range(args.repeats))
-    extra = ours_seconds["score-first adaptation"] - ours_seconds["sliding window"]
-    print(
-        f"adaptation costs {extra:.2f} s beyond scoring; {s.ttt_epochs} training passes alone {passes:.2f} s"
+        f"adaptation costs {extra:.2f} s beyond scoring;"
+        f" {s.ttt_epochs} training passes alone {passes:.2f} s"
     )
 
 

@@ -1,13 +1,14 @@
-"""Compares networks of different shapes after the same seconds of training and in the same number of bytes.
+"""Compares networks of different shapes after the same seconds of training, in the same bytes.
 
     python tests/bench/shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ...
                                  [--seeds 1337 42] [--jobs J] [--csv FILE]
 
-This is the question under a size cap: fewer bits for more weights, or more for fewer? The first shape trains for
-ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into the same time, with a warm-down in
-proportion; the cost of a step is measured beforehand in paired steps on one thread, so that nothing else that the
-machine does counts. Each network is then exported once for each number of bytes, by FIT=fill, from its checkpoint. The
-scores are bits per byte of the artifacts, one window after the other, without adaptation, one for each seed.
+This is the question under a size cap: fewer bits for more weights, or more for fewer? The first
+shape trains for ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into
+the same time, with a warm-down in proportion; the cost of a step is measured beforehand in paired
+steps on one thread, so that nothing else that the machine does counts. Each network is then
+exported once for each number of bytes, by FIT=fill, from its checkpoint. The scores are bits per
+byte of the artifacts, one window after the other, without adaptation, one for each seed.
 """
 
 import argparse

@@ -47,6 +47,7 @@ REACHABLE = {
 }  # bfloat16 operations and bytes a second, at best
 WARM_UP = 3  # steps after the first one that are not timed
 COSTLIEST = 10  # kernels that are named
+SPANS = ("## ", "Optimizer.")  # how the names of a profile begin that hold kernels and are none
 
 # What a kernel's or an operator's name contains, and whose attention that is. The first that fits:
 # cuDNN's and FlashAttention 3's names contain "flash", too.
@@ -269,7 +270,7 @@ def kernel_times(trainer: train_gpt.Trainer, steps: int = 2) -> dict[str, float]
         wait()
     times = Counter()
     for event in recorded.key_averages():
-        if event.is_user_annotation or event.key.startswith("Optimizer."):  # spans around kernels
+        if event.is_user_annotation or event.key.startswith(SPANS):
             continue
         if not on_gpu():
             times[event.key] += event.self_cpu_time_total / 1e6 / steps

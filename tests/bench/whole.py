@@ -1,21 +1,24 @@
 """One short run from the data to a verified artifact: the seconds and the score of every stage.
 
     python tests/bench/whole.py --work FOLDER [--artifact FILE] [--val-tokens N]
-                                [VARIABLE=VALUE ...]
+                                [--seconds N] [VARIABLE=VALUE ...]
 
 It runs train_gpt.py in FOLDER on the training shards of DATA_PATH and on the first N tokens of its
 validation split (262,144 unless told otherwise), and then verify.py on the artifact. Settings are
 train_gpt.py's environment variables. What both print is passed on; every line that states a figure
-is followed by a line "name, unit<TAB>value", so that a run that is cut loses only the rest.
+is followed by a line "name, unit<TAB>value", so that a run that is cut loses only the rest. With
+--seconds train_gpt.py is ended after so long, and the artifact verified if there is one by then.
 """
 
 import argparse
+import collections
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,6 +53,10 @@ FIGURES = (
     Figure(r"^Serialized model pcll: (\d+) bytes", "artifact, bytes"),
 )
 SCORE = re.compile(r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s$")  # of the table at the end of the log
+STAGES = {  # what a line begins with after which the log is about something else
+    "warm-up and compilation": "in training",
+    "calibration_time": "in evaluation",
+}
 CHECK = re.compile(r"^Check it: python (verify\.py .*)")
 
 
@@ -59,8 +66,11 @@ def show(figure: str, value: float) -> None:
     print(f"{figure}\t{text}", flush=True)
 
 
-def lines_of(command: list, folder: Path, environment: dict[str, str]) -> Iterator[str]:
-    """The lines that a command prints, passed on while it runs; then "exit N", its status."""
+def lines_of(
+    command: list, folder: Path, environment: dict[str, str], limit: float = 3600.0
+) -> Iterator[str]:
+    """The lines that a command prints, passed on while it runs; then "exit N", its status. After
+    `limit` seconds it is ended."""
     child = subprocess.Popen(
         [str(word) for word in command],
         cwd=folder,
@@ -69,12 +79,15 @@ def lines_of(command: list, folder: Path, environment: dict[str, str]) -> Iterat
         stderr=subprocess.STDOUT,
         text=True,
     )
+    timer = threading.Timer(limit, child.kill)
+    timer.start()
     try:
         for line in child.stdout:
             print(line, end="", flush=True)
             yield line.rstrip("\n")
         yield f"exit {child.wait()}"
     finally:
+        timer.cancel()
         child.kill()
 
 
@@ -105,25 +118,26 @@ def cut_validation(data: Path, folder: Path, count: int) -> None:
     (folder / shard.name).write_bytes(words.tobytes() + tokens.tobytes())
 
 
-def train(work: Path, environment: dict[str, str]) -> tuple[int, str]:
+def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, str]:
     """The exit status of train_gpt.py, and the check that it recommends."""
-    began, check, stage, recompilations, status = time.monotonic(), "", "start", 0, 1
-    for line in lines_of([sys.executable, ROOT / "train_gpt.py"], work, environment):
+    began, stage, check, status = time.monotonic(), "before training", "", 1
+    recompilations = collections.Counter()
+    for line in lines_of([sys.executable, ROOT / "train_gpt.py"], work, environment, limit):
         if line.startswith("preset:"):
             show("imports, data and model, s", round(time.monotonic() - began, 2))
-        if line.startswith("warm-up"):
-            stage = "training"
-        if line.startswith("calibration_time"):
-            show("recompilations in training", recompilations)
-            stage = "export"
-        if stage == "training" and "Recompiling function" in line:
-            recompilations += 1
+        for start, following in STAGES.items():
+            if line.startswith(start):
+                stage = following
+        recompilations[stage] += "Recompiling function" in line
         show_figures(line)
         if found := CHECK.search(line):
             check = found[1]
         if found := re.fullmatch(r"exit (-?\d+)", line):
             status = int(found[1])
+    for stage in STAGES.values():
+        show(f"recompilations {stage}", recompilations[stage])
     show("train_gpt.py in all, s", round(time.monotonic() - began, 2))
+    show("train_gpt.py, exit status", status)
     return status, check
 
 
@@ -160,6 +174,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, required=True, help="folder for all that it writes")
     parser.add_argument("--artifact", type=Path, help="where the artifact is to go")
     parser.add_argument("--val-tokens", type=int, default=262_144, metavar="N")
+    parser.add_argument("--seconds", type=float, default=3600.0, help="for train_gpt.py at most")
     parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
     args = parser.parse_args()
     work = args.work.resolve()
@@ -178,8 +193,12 @@ def main() -> int:
         "ARTIFACT_PATH": str((args.artifact or work / "artifact.pcll").resolve()),
         "TORCH_LOGS": "recompiles",  # each is a line of the log
     }
-    status, check = train(work, environment)
-    return verify(check, work, environment) if check else status
+    status, check = train(work, environment, args.seconds)
+    artifact = environment["ARTIFACT_PATH"]
+    if not check and Path(artifact).exists():
+        words = [artifact, "--data", environment["DATA_PATH"]]
+        check = shlex.join(["verify.py", *words, "--tokenizer", environment["TOKENIZER_PATH"]])
+    return (verify(check, work, environment) if check else 0) or status
 
 
 if __name__ == "__main__":
