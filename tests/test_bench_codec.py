@@ -2,10 +2,10 @@
 
 import sys
 
-import bench_codec
 import numpy as np
 import pytest
-from bench_codec import (
+from bench import codec as bench_codec
+from bench.codec import (
     Matrix,
     author_decode_tensor,
     author_encode,
@@ -69,7 +69,7 @@ def test_integers_per_row_reach_an_error(matrix):
 
 def test_table(tmp_path, monkeypatch, capsys, matrix):
     np.savez(tmp_path / "w.npz", **{matrix.name: matrix.w, "emb": matrix.w, "gain": matrix.w[0]})
-    monkeypatch.setattr(sys, "argv", ["bench_codec.py", str(tmp_path / "w.npz")])
+    monkeypatch.setattr(sys, "argv", ["codec.py", str(tmp_path / "w.npz")])
     assert bench_codec.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "1 matrices, 67,200 weights" in lines[0]
@@ -86,6 +86,6 @@ def test_table(tmp_path, monkeypatch, capsys, matrix):
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "w.npz", gain=np.zeros(3))
     for path in (tmp_path / "w.npz", tmp_path / "missing.npz"):
-        monkeypatch.setattr(sys, "argv", ["bench_codec.py", str(path)])
+        monkeypatch.setattr(sys, "argv", ["codec.py", str(path)])
         assert bench_codec.main() == 2
         assert capsys.readouterr().err.count("\n") == 1

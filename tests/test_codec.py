@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from bench_rate import even
+from bench.rate import even
 from conftest import ROOT, random_model, tiny_settings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st

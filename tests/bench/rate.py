@@ -1,6 +1,6 @@
 """Measures bits per byte against bytes for a trained checkpoint: codec, allocation of the bits, and error feedback.
 
-    python tests/bench_rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL [--csv rate.csv]
+    python tests/bench/rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL [--csv rate.csv]
 
 FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin of text that is not
 for the final score (held-out text of the training mix, say), scored whole, one window after the other. Allocations:
@@ -24,7 +24,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 
 

@@ -1,9 +1,9 @@
 """Compares codecs for weights: bytes, error, speed, and how far they are from what is possible.
 
-    python tests/bench_codec.py                     on made-up weights, like Muon's: Gaussian, with log-normal scales of
+    python tests/bench/codec.py                     on made-up weights, like Muon's: Gaussian, with log-normal scales of
                                                     rows and of columns (--layers and --width set their size)
-    python tests/bench_codec.py WEIGHTS.npz         on an .npz of float arrays
-    python tests/bench_codec.py artifact.pcll       on the weights of an artifact that holds its matrices as floats
+    python tests/bench/codec.py WEIGHTS.npz         on an .npz of float arrays
+    python tests/bench/codec.py artifact.pcll       on the weights of an artifact that holds its matrices as floats
 
 Only matrices of more than 65,536 elements are coded, embeddings left aside. Every tensor has a class, by its name, and
 the class its number of k-means levels: 48 for the MLP, 80 for q, k and v, 64 for others. Columns:
@@ -36,7 +36,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import decode_artifact
 import train_gpt
