@@ -85,8 +85,8 @@ def test_smoke_newton_schulz_is_that_of_float64(device):
 
 @contextlib.contextmanager
 def no_waiting(device: str) -> Iterator[None]:
-    """Within it whatever makes the host wait for the GPU is an error. A wait for an event is not, by
-    which an update lets the one before it finish."""
+    """Within it whatever makes the host wait for the GPU is an error. A wait for an event is none:
+    by it an update lets the one before finish."""
     if device == "cpu":
         yield
         return

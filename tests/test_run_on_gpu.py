@@ -1,4 +1,4 @@
-"""The scripts for a lent GPU, as far as a CPU can rehearse them: parts, budgets, files and table."""
+"""The scripts for a lent GPU, as far as a CPU can rehearse them: parts, budgets, files, table."""
 
 import os
 import re

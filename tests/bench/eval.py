@@ -191,8 +191,8 @@ def show_operations(s: train_gpt.Settings) -> None:
     print(f"operations of the sliding window, entries' over ours: {here.theirs / here.ours:.2f}")
     print(
         "PRESET=pcll on the whole split, by operations alone:"
-        f" {full.ours / 1e15:.0f} PFLOP to score, {full.learning / 1e15:.0f} to learn from it; within 600 s on 8 H100 from"
-        f" {(full.ours + full.learning) / PEAK / 600:.1%} of their peak on"
+        f" {full.ours / 1e15:.0f} PFLOP to score, {full.learning / 1e15:.0f} to learn from it;"
+        f" within 600 s on 8 H100 from {(full.ours + full.learning) / PEAK / 600:.1%} of their peak on"
     )
 
 
