@@ -386,7 +386,8 @@ def parse_value(name: str, text: str) -> Any:
 
     UserError names the variable and says what it may be.
     """
-    kind, rule = FIELDS[name].type, FIELDS[name].metadata
+    kind = FIELDS[name].type
+    rule = FIELDS[name].metadata
     choices = {str(choice): choice for choice in rule["choices"]}
     if kind is bool:
         choices = {"0": False, "false": False, "1": True, "true": True}
@@ -717,14 +718,15 @@ class ByteCounter:
 
     def count(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes of tokens[1:], int64 [len(tokens) - 1]."""
-        before, after = tokens[:-1], tokens[1:]
-        return self.length[after] + (self.space[after] & ~self.silent[before])
+        after = tokens[1:]
+        return self.length[after] + (self.space[after] & ~self.silent[tokens[:-1]])
 
     def check(self, tokens: np.ndarray) -> None:
         """Holds the count against the decoded text, by document; UserError if they differ."""
         for document in np.split(tokens, np.flatnonzero(tokens == BOS_ID)):
             text = self.tokenizer.decode(document.tolist())
-            size, counted = len(text.encode()), int(self.count(document).sum())
+            size = len(text.encode())
+            counted = int(self.count(document).sum())
             whole = BOS_ID in document[:1] and "\ufffd" not in text  # and of valid UTF-8
             if whole and size != counted:
                 raise UserError(
@@ -846,10 +848,12 @@ class Attention(nn.Module):
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
 
-        mask, own = None, v
+        own = v
+        mask = None
         if at is not None:
             x = at_positions(x, at)
-            cos, sin = cos[at][:, None], sin[at][:, None]
+            cos = cos[at][:, None]
+            sin = sin[at][:, None]
             mask = torch.arange(v.size(2), device=x.device) <= at[:, None, :, None]
             own = torch.take_along_dim(v, at[:, None, :, None], dim=2)
         q = rotate(rms_norm(self.heads(x, self.q)), cos, sin)
@@ -980,8 +984,8 @@ class GPT(nn.Module):
         """tokens [B,T] -> the last hidden state [B,T,D], at the positions `at` alone [B,S,D]."""
         rotary = self.cos[: tokens.size(1)], self.sin[: tokens.size(1)]
         x0 = x = self.embed(tokens)
-        v_first, skips = None, []
-
+        v_first = None
+        skips = []
         for index, block in enumerate(self.blocks):
             if self.skip_weights is not None and self.half <= index < 2 * self.half:
                 x = x + self.skip_weights[index - self.half].to(x.dtype) * skips.pop()
@@ -1026,7 +1030,8 @@ def choose_attention(m: Model, device: torch.device, dtype: torch.dtype) -> str:
     """
     if device.type != "cuda":
         return "PyTorch's"
-    if importlib.util.find_spec("flash_attn_interface"):
+    installed = importlib.util.find_spec("flash_attn_interface")
+    if installed and hasattr(torch.nn.attention, "activate_flash_attention_impl"):
         torch.nn.attention.activate_flash_attention_impl("FA3")
         return "FlashAttention-3"
 
@@ -1111,7 +1116,8 @@ class NorMuon(torch.optim.Optimizer):
         costs = [min(p.shape) ** 2 * max(p.shape) for p in ordered]
         mine = set(share_by_cost(costs, ranks.world)[ranks.rank])
 
-        self.stacks, first = [], 0
+        self.stacks = []
+        first = 0
         for stack in by_shape.values():
             own = [i for i in range(len(stack)) if first + i in mine]
             self.stacks.append(Stack(stack, torch.tensor(own, device=stack[0].device)))
@@ -1964,7 +1970,9 @@ class Evaluator:
         self, tokens: np.ndarray, token_bytes: np.ndarray, s: Settings, ranks: Ranks, log: Log
     ):
         """tokens uint16 [n]; token_bytes int64 [n-1], the bytes of text of tokens[1:]."""
-        self.s, self.ranks, self.log = s, ranks, log
+        self.s = s
+        self.ranks = ranks
+        self.log = log
         self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
         self.token_bytes = token_bytes
         self.offsets = torch.arange(s.model.train_seq_len, device=ranks.device)
@@ -1984,7 +1992,8 @@ class Evaluator:
 
         edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
         for index, chunk in enumerate(np.split(windows, edges)):
-            low, high = int(chunk[0, 1]), int(chunk[-1, 2])
+            low = int(chunk[0, 1])
+            high = int(chunk[-1, 2])
             ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
             self.show_progress(name, ledger, time.monotonic() - began)
             if learner and high < len(ledger.nats):
@@ -2035,7 +2044,8 @@ class Evaluator:
 
     def estimate(self, model: GPT) -> float:
         """Seconds that the sliding window would take, by one batch of each rank."""
-        began, ledger = time.monotonic(), Ledger(self.tokens, self.token_bytes)
+        began = time.monotonic()
+        ledger = Ledger(self.tokens, self.token_bytes)
         stride = self.s.evaluation.eval_stride
         windows = sliding_windows(len(ledger.nats), len(self.offsets), stride)
         sample = windows[: self.s.evaluation.eval_batch_seqs * self.ranks.world]
@@ -2047,15 +2057,16 @@ class Evaluator:
         self.estimate(model)
         rows = learning_rows(self.s.evaluation, self.ranks)
         tokens = self.tokens.new_zeros(rows, len(self.offsets))
-        model(tokens, tokens).sum().backward()
+        model(tokens, tokens.clone()).sum().backward()  # a clone: two inputs, as in learning
 
     def train_then_score(self, model: GPT) -> Score:
         """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score.
 
         NOT LEGAL: what is learned from does not come from a ledger.
         """
-        learner, epochs = Learner(model, self.s, self.ranks), self.s.evaluation.ttt_epochs
+        learner = Learner(model, self.s, self.ranks)
         learner.epochs = 1
+        epochs = self.s.evaluation.ttt_epochs
         for epoch in range(epochs):
             self.log(f"{NOT_LEGAL}: epoch {epoch + 1} of {epochs}")
             learner.learn(self.tokens, epoch / epochs)
@@ -2071,7 +2082,9 @@ class Learner:
     """Adapts all weights by AdamW or SGD, each at its role's multiple of TTT_LR."""
 
     def __init__(self, model: GPT, s: Settings, ranks: Ranks):
-        self.model, self.ranks, self.e = model, ranks, s.evaluation
+        self.model = model
+        self.ranks = ranks
+        self.e = s.evaluation
         self.length = s.model.train_seq_len
         self.epochs = s.evaluation.ttt_epochs
         self.pads = is_compiled(s.run, ranks.device)
@@ -2156,7 +2169,9 @@ class Trainer:
     """All that changes while a model trains, and that a checkpoint therefore holds."""
 
     def __init__(self, model: GPT, s: Settings, ranks: Ranks):
-        self.model, self.s, self.ranks = model, s, ranks
+        self.model = model
+        self.s = s
+        self.ranks = ranks
         self.stream = TokenStream(s.run.data_path, "train", s.model.vocab_size)
         sequences = s.training.train_batch_tokens // s.model.train_seq_len
         if sequences < ranks.world:
@@ -2254,6 +2269,12 @@ class Trainer:
             return True
         return 0 < self.s.training_seconds <= self.seconds
 
+    def step_text(self) -> str:
+        return f"step:{self.step}/{self.s.training.iterations}"
+
+    def time_text(self) -> str:
+        return f"train_time:{1000 * self.seconds:.0f}ms"
+
     def part_done(self) -> float:
         """Of the training, by steps or by time, whichever is further (0..1)."""
         by_steps = self.step / self.s.training.iterations
@@ -2320,7 +2341,8 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch.set_rng_state(state["random"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
 
 
 HOPPER = ("NVIDIA H100", "NVIDIA H200")
@@ -2370,7 +2392,8 @@ class StopRequest:
         if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
             raise KeyboardInterrupt
         if not self.requested:
-            self.requested, self.first = True, now
+            self.first = now
+        self.requested = True
 
 
 def checkpoint_interval(s: Settings) -> float:
@@ -2384,26 +2407,30 @@ def checkpoint_interval(s: Settings) -> float:
 
 def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Score]) -> None:
     """Trains until the last step or the wall-clock cap; UserError if it was asked to stop."""
-    s, ranks = trainer.s, trainer.ranks
+    run = trainer.s.run
     stop = StopRequest()
-    interval, saved = checkpoint_interval(s), time.monotonic()
-    began = time.monotonic() - trainer.seconds
+    interval = checkpoint_interval(trainer.s)
+    saved = time.monotonic()
+    began = saved - trainer.seconds
 
     while not trainer.ended():
         trainer.set_schedule()
         trainer.update()
-        trainer.seconds, stopping = ranks.from_first(time.monotonic() - began, stop.requested)
+        seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
+        trainer.seconds = seconds
         if log.progress_is_due():
-            log.progress("training", trainer.part_done(), trainer.seconds)
-        log_step(trainer, log)
+            log.progress("training", trainer.part_done(), seconds)
+        if trainer.step <= 5 or trainer.step % run.train_log_every == 0 or trainer.ended():
+            average = f"step_avg:{1000 * seconds / trainer.step:.2f}ms"
+            loss = f"train_loss:{trainer.loss():.4f}"
+            log(f"{trainer.step_text()} {loss} {trainer.time_text()} {average} {trainer.speed()}")
 
-        every = s.run.val_loss_every
-        if every and trainer.step % every == 0:
-            log(f"{position(trainer)} {validate('validation')} {train_time(trainer)}")
-            began = time.monotonic() - trainer.seconds  # validation is not training time
+        if run.val_loss_every and trainer.step % run.val_loss_every == 0:
+            log(f"{trainer.step_text()} {validate('validation')} {trainer.time_text()}")
+            began = time.monotonic() - seconds  # validation is not training time
 
         due = interval and (time.monotonic() - saved >= interval or trainer.ended())
-        if ranks.rank == 0 and (stopping or due):
+        if trainer.ranks.rank == 0 and (stopping or due):
             log(f"checkpoint: {trainer.save(folder)}", console=False)
             saved = time.monotonic()
         if stopping:
@@ -2413,27 +2440,8 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
             )
 
     stop.at_once = True
-    if trainer.step < s.training.iterations:
-        log(f"stopping_early: wallclock_cap {train_time(trainer)} {position(trainer)}")
-
-
-def position(trainer: Trainer) -> str:
-    return f"step:{trainer.step}/{trainer.s.training.iterations}"
-
-
-def train_time(trainer: Trainer) -> str:
-    return f"train_time:{1000 * trainer.seconds:.0f}ms"
-
-
-def log_step(trainer: Trainer, log: Log) -> None:
-    """A line for the first steps, for every TRAIN_LOG_EVERY-th and for the last."""
-    step = trainer.step
-    if step <= 5 or step % trainer.s.run.train_log_every == 0 or trainer.ended():
-        average = 1000 * trainer.seconds / step
-        log(
-            f"{position(trainer)} train_loss:{trainer.loss():.4f} {train_time(trainer)} "
-            f"step_avg:{average:.2f}ms {trainer.speed()}"
-        )
+    if trainer.step < trainer.s.training.iterations:
+        log(f"stopping_early: wallclock_cap {trainer.time_text()} {trainer.step_text()}")
 
 
 # ---- Main ----------------------------------------------------------------------------------------
@@ -2473,17 +2481,19 @@ def warm_up(trainer: Trainer, evaluator: Evaluator, log: Log) -> None:
 
 def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log: Log) -> bytes:
     """Calibrates on all ranks; the first one quantises the weights and writes the file."""
-    s, model, began = trainer.s, trainer.model, time.monotonic()
+    s = trainer.s
+    began = time.monotonic()
     moments = {}
     if "trellis" in (s.export.codec, s.export.embed_codec):
-        moments = calibrate(model, trainer.stream, s, trainer.ranks)
+        moments = calibrate(trainer.model, trainer.stream, s, trainer.ranks)
     log(f"calibration_time:{1000 * (time.monotonic() - began):.0f}ms")
 
     path = Path(s.run.artifact_path)
     if trainer.ranks.rank == 0:
         config = flat(s.model, s.training, s.export, s.evaluation)
         config["tokenizer_sha256"] = tokenizer_sha256
-        weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
+        state = trainer.model.state_dict()
+        weights = {name: w.float().cpu().numpy() for name, w in state.items()}
         write_atomically(path, export(weights, moments, config, s.export, code_bytes, log))
     trainer.ranks.from_first()  # all wait for the file
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
@@ -2510,7 +2520,8 @@ def score_artifact(
 
     That one is made first. What follows is left out if it would end after EVAL_SECONDS.
     """
-    e, began = evaluator.s.evaluation, time.monotonic() - scores[BEFORE].seconds
+    e = evaluator.s.evaluation
+    began = time.monotonic() - scores[BEFORE].seconds
     load_artifact(model, artifact)
     headline = SLIDING
     if e.ttt_protocol == "score_first":
