@@ -1,19 +1,33 @@
 """Trains a small language model, packs it into `artifact.pcll`, and scores it from that file.
 
-    PRESET=demo python train_gpt.py                               a small model on 2 CPU cores, in minutes
-    torchrun --standalone --nproc_per_node=8 train_gpt.py         the full model on 8 GPUs, in 10 minutes
+    PRESET=demo python train_gpt.py                               a small model on 2 CPU cores
+    torchrun --standalone --nproc_per_node=8 train_gpt.py         the full model on 8 GPUs
 
-The entry "pcloadloveletter v6" (number 532) of the Parameter Golf challenge, rebuilt: code plus artifact stay under
-16,000,000 bytes, the score is bits per byte (bpb) on the FineWeb validation split. Every setting is an environment
-variable; the table of them stands below. The artifact's format is specified in `decode_artifact.py`.
-In this order: settings, ranks and log, data, model, optimizer, codec, export, evaluation, training, main.
+The entry "pcloadloveletter v6" (number 532) of the Parameter Golf challenge, rebuilt: code plus
+artifact stay under 16,000,000 bytes, training takes 10 minutes, and the score is bits per byte
+(bpb) on the FineWeb validation split. Every setting is an environment variable; their table stands
+below. The artifact's format is specified in `decode_artifact.py`.
+
+Notable features, with their source (a number is an entry of the challenge):
+    model       exclusive self-attention, gated attention, value residual, partial rotary embedding,
+                leaky ReLU squared, bigram hash, smear gate, U-Net skips (532)
+    optimizer   NorMuon for matrices (arXiv 2510.05491), AdamW for the rest, weight average (532)
+    codec       trellis-coded quantisation with error feedback, steps by Fisher information,
+                interleaved rANS (ours); or k-means codebooks and canonical Huffman codes (532)
+    evaluation  a ledger: each token is scored once, before anything learns from it (ours);
+                sliding window, then test-time training on what is scored (549)
+
+In this order: settings, roles of the parameters, ranks and log, data, model, optimizer, codec,
+export, evaluation, training, main.
 """
 
 import ast
 import bisect
 import contextlib
+import copy
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import math
@@ -23,9 +37,10 @@ import signal
 import struct
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import sentencepiece
@@ -37,135 +52,267 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.overrides import TorchFunctionMode
 
-# ---- Settings -------------------------------------------------------------------------------------------------------
+# ---- Settings ------------------------------------------------------------------------------------
+# Each field below is set by the environment variable of its upper-case name. The artifact states
+# those of the model and after; a checkpoint is resumed only with the same model and training.
 
 
 class UserError(Exception):
-    """Something that the person who started the run can mend; its text is the one sentence that they see."""
+    """Something that the person who started the run can mend; its text is the sentence they see."""
+
+
+def setting(
+    default: Any,
+    text: str,
+    source: str,
+    low: float = 0,
+    high: float = math.inf,
+    choices: tuple = (),
+) -> Any:
+    """A field of the settings: its default and what it is.
+
+    source is where the default comes from: the number of an entry, "base" for the challenge's
+    baseline script, "challenge" for its rules, or "ours". low and high are the least and the
+    greatest value of a number, choices the only values of a field that has them.
+    """
+    metadata = dict(text=text, source=source, low=low, high=high, choices=choices)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where things lie and how the work is done; nothing of it changes what is computed."""
+
+    preset: str = setting(
+        "pcll",
+        "a named set of settings",
+        "ours",
+        choices=("pcll", "frontier", "pcloadloveletter_v6", "demo"),
+    )
+    run_id: str = setting("", "name of the log logs/RUN_ID.txt; empty: date and time", "base")
+    device: str = setting(
+        "auto", "auto: the GPU if there is one", "ours", choices=("auto", "cuda", "cpu")
+    )
+    compile: str = setting(
+        "auto", "torch.compile; auto: on a GPU", "532", choices=("auto", "0", "1")
+    )
+    artifact_path: str = setting("artifact.pcll", "where the artifact is written", "ours")
+    data_path: str = setting(
+        "data/datasets/fineweb10B_sp1024",
+        "folder of fineweb_train_*.bin and fineweb_val_*.bin",
+        "base",
+    )
+    tokenizer_path: str = setting(
+        "data/tokenizers/fineweb_1024_bpe.model", "SentencePiece model", "base"
+    )
+    micro_batch_seqs: int = setting(
+        48,
+        "sequences per forward pass of one rank at most: lower it if memory runs out",
+        "base",
+        low=1,
+    )
+    train_log_every: int = setting(50, "steps between lines of the log", "base", low=1)
+    val_loss_every: int = setting(0, "steps between plain validations, 0: at the end only", "base")
+    checkpoint_every: float = setting(
+        -1.0,
+        "seconds between checkpoints; 0: none; -1: 60, none if the cap is 600 or less",
+        "ours",
+        low=-1,
+    )
+    resume: str = setting(
+        "", 'a checkpoint to go on from, or "latest" (of RUN_ID, if that is set)', "ours"
+    )
+
+
+@dataclass(frozen=True)
+class Model:
+    """What rebuilds the network."""
+
+    vocab_size: int = setting(1024, "pieces", "base", low=1, high=65_536)
+    num_layers: int = setting(11, "blocks", "532", low=1, high=256)
+    model_dim: int = setting(512, "width of the residual stream", "532", low=1, high=65_536)
+    num_heads: int = setting(8, "query heads", "532", low=1, high=65_536)
+    num_kv_heads: int = setting(
+        4,
+        "key/value heads, each serves num_heads/num_kv_heads query heads",
+        "532",
+        low=1,
+        high=65_536,
+    )
+    mlp_hidden: int = setting(1500, "width inside the MLP", "532", low=1, high=65_536)
+    mlp_negative_slope: float = setting(
+        0.5, "of the leaky ReLU that is then squared (0: plain ReLU squared)", "532", high=10
+    )
+    train_seq_len: int = setting(
+        2048, "tokens per sequence, also the window of the evaluation", "532", low=1, high=65_536
+    )
+    rope_dims: int = setting(16, "leading dimensions of each head that rotate", "532", low=1)
+    rope_base: float = setting(50000.0, "base of the rotary wavelengths", "532", low=1, high=1e9)
+    qk_gain_init: float = setting(1.5, "initial gain of each query head", "532")
+    logit_softcap: float = setting(30.0, "c in c * tanh(logit / c)", "base", low=1e-3, high=1e6)
+    xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532")
+    bigram_buckets: int = setting(2048, "rows of the bigram hash table, 0: none", "532", high=2**24)
+    bigram_dim: int = setting(128, "width of the bigram hash table", "532", low=1, high=2**24)
+    bigram_init_std: float = setting(
+        0.02, "of the table; 0 as in 532 never learns, as the projection, too, starts at 0", "ours"
+    )
+    ln_scale: bool = setting(True, "normed inputs of layer i are scaled by 1/sqrt(i+1)", "532")
+    smear_gate: bool = setting(True, "each position mixes in the one before", "532")
+    value_residual: bool = setting(
+        True, "layers mix in the first layer's values (arXiv 2410.17897)", "532"
+    )
+    gated_attention: bool = setting(True, "a sigmoid gate per head (arXiv 2505.06708)", "532")
+    unet_skips: bool = setting(
+        True, "the first half's outputs are added in the second half", "base"
+    )
+    bos_reset: bool = setting(
+        True, "smear gate and bigram hash do not look across a BOS (532 looked across)", "ours"
+    )
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the weights depend on, besides the data and the network."""
+
+    seed: int = setting(1337, "seeds the initial weights", "base", high=2**63 - 1)
+    dtype: str = setting("bfloat16", "of activations", "532", choices=("bfloat16", "float32"))
+    iterations: int = setting(20000, "optimizer steps at most", "base")
+    max_wallclock_seconds: float = setting(600.0, "training time at most, 0: no limit", "base")
+    train_batch_tokens: int = setting(786432, "tokens per step over all ranks", "532", low=1)
+    warmup_steps: int = setting(20, "steps that prime the compiler and are then undone", "base")
+    warmdown_iters: int = setting(
+        3000, "last steps, over which the learning rates fall linearly to 0", "532"
+    )
+    matrix_optimizer: str = setting(
+        "normuon", "of the blocks' matrices", "532", choices=("normuon", "adamw")
+    )
+    matrix_lr: float = setting(0.03, "learning rate of the matrices", "532")
+    embed_lr: float = setting(0.04, "learning rate of the embeddings", "532")
+    scalar_lr: float = setting(0.02, "learning rate of vectors and scalars", "532")
+    muon_momentum: float = setting(0.99, "momentum after its warm-up", "532", high=0.9999)
+    muon_momentum_warmup_start: float = setting(0.92, "momentum at step 0", "532", high=0.9999)
+    muon_momentum_warmup_steps: int = setting(1500, "steps of the momentum's linear warm-up", "532")
+    weight_decay: float = setting(0.04, "decoupled, in units of the learning rate", "532")
+    grad_clip_norm: float = setting(0.3, "global norm of the gradient at most, 0: no limit", "532")
+    ema_decay: float = setting(
+        0.997,
+        "of the averaged weights that are exported, 0: the last weights; 0.97 at 200 steps",
+        "532",
+        high=0.99999,
+    )
+    late_qat_threshold: float = setting(
+        0.1, "int6 fake quantisation once the rate's scale is below this, 0: never", "532"
+    )
+    late_qat_min_elements: int = setting(
+        65536, "matrices with more elements are fake-quantised", "532"
+    )
+
+
+@dataclass(frozen=True)
+class Export:
+    """How the weights become a file."""
+
+    calibration_tokens: int = setting(
+        131072, "training tokens that show which weights' errors matter (trellis)", "ours", low=1
+    )
+    calibration_seconds: float = setting(3.0, "of the cap that are kept for this", "ours")
+    quantisation_nats: float = setting(
+        0.0005, "what quantisation may cost by that measure; FIT changes it", "ours", low=1e-12
+    )
+    codec: str = setting(
+        "trellis", "of the matrices (huffman: 532)", "ours", choices=("huffman", "trellis")
+    )
+    embed_codec: str = setting(
+        "trellis",
+        "of tok_emb (532: float16)",
+        "ours",
+        choices=("float16", "float32", "huffman", "trellis"),
+    )
+    mlp_levels: int = setting(
+        48, "codebook levels (huffman) of the MLP matrices", "532", low=2, high=255
+    )
+    qkv_levels: int = setting(
+        80, "codebook levels of the query, key and value matrices", "532", low=2, high=255
+    )
+    other_levels: int = setting(64, "codebook levels of all other matrices", "532", low=2, high=255)
+    trellis_states: int = setting(
+        32, "of the trellis quantiser", "ours", choices=(4, 8, 16, 32, 64, 128, 256)
+    )
+    fit: str = setting(
+        "shrink",
+        "shrink: coarsen if over the cap; fill: refine, too",
+        "ours",
+        choices=("shrink", "fill", "off"),
+    )
+    size_cap_bytes: int = setting(16_000_000, "code plus artifact at most", "challenge")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How the artifact is scored."""
+
+    eval_stride: int = setting(32, "tokens by which the sliding window moves", "532", low=1)
+    eval_batch_seqs: int = setting(64, "windows per forward pass of one rank", "532", low=1)
+    eval_seconds: float = setting(
+        600.0, "after the headline, what would end later is left out; 0: no limit", "challenge"
+    )
+    ttt_protocol: str = setting(
+        "score_first",
+        "the last is not legal",
+        "549",
+        choices=("off", "score_first", "train_then_score"),
+    )
+    ttt_chunk_tokens: int = setting(
+        32768, "tokens scored, then learned from, at a time", "549", low=1, high=2**31
+    )
+    ttt_epochs: int = setting(
+        3, "passes over a chunk (train_then_score: over everything)", "549", high=2**24
+    )
+    ttt_optimizer: str = setting(
+        "sgd",
+        "sgd: momentum 0.9 (adamw: 532, with a rate of 0.00005)",
+        "549",
+        choices=("adamw", "sgd"),
+    )
+    ttt_lr: float = setting(
+        0.002, "learning rate at the first chunk, falls as a cosine", "549", high=1000
+    )
+    ttt_batch_seqs: int = setting(
+        16, "sequences per adaptation step over all ranks", "532", low=1, high=65_536
+    )
+    ttt_grad_clip: float = setting(
+        1.0, "global norm of the adaptation's gradient at most", "532", low=1e-9, high=1e9
+    )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Each is set by the environment variable of its upper-case name. A line ends with the source of the default: an
-    entry's number, "base" for the challenge's baseline script, or "ours". The artifact states those of the model and
-    after; a checkpoint is resumed only with the same model and training."""
+    """All settings; a part of the program takes the group that it needs."""
 
-    # Run
-    preset: str = "pcll"  # a named set of settings: pcll, frontier, pcloadloveletter_v6, demo; ours
-    run_id: str = ""  # name of the log file logs/RUN_ID.txt; empty: date and time; base
-    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: the GPU if there is one; ours
-    compile: bool = True  # torch.compile on a GPU; 532
-    artifact_path: str = "artifact.pcll"  # where the artifact is written; ours
-    data_path: str = "data/datasets/fineweb10B_sp1024"  # folder of fineweb_train_*.bin and fineweb_val_*.bin; base
-    tokenizer_path: str = "data/tokenizers/fineweb_1024_bpe.model"  # SentencePiece model; base
-    micro_batch_seqs: int = (
-        48  # sequences per forward pass of one rank at most: lower it if memory runs out; base
-    )
-    train_log_every: int = 50  # steps between lines of the log; base
-    val_loss_every: int = 0  # steps between plain validations, 0: at the end only; base
-    checkpoint_every: float = (
-        -1.0
-    )  # seconds between checkpoints; 0: none; -1: 60, none if the cap is 600 or less; ours
-    resume: str = (
-        ""  # path of a checkpoint to go on from, or "latest" (of RUN_ID, if that is set); ours
-    )
-    # Model
-    vocab_size: int = 1024  # pieces; base
-    num_layers: int = 11  # blocks; 532
-    model_dim: int = 512  # width of the residual stream; 532
-    num_heads: int = 8  # query heads; 532
-    num_kv_heads: int = 4  # key/value heads, each serves num_heads/num_kv_heads query heads; 532
-    mlp_hidden: int = 1500  # width inside the MLP; 532
-    mlp_negative_slope: float = (
-        0.5  # of the leaky ReLU that is then squared (0: plain ReLU squared); 532
-    )
-    rope_dims: int = 16  # leading dimensions of each head that rotate; 532
-    rope_base: float = 50000.0  # base of the rotary wavelengths; 532
-    qk_gain_init: float = 1.5  # initial gain of each query head; 532
-    logit_softcap: float = 30.0  # c in c * tanh(logit / c); base
-    xsa_last_n: int = 4  # last layers with exclusive self-attention; 532
-    bigram_buckets: int = 2048  # rows of the bigram hash table, 0: none; 532
-    bigram_dim: int = 128  # width of the bigram hash table; 532
-    bigram_init_std: float = (
-        0.02  # of the table; 0 as in 532 never learns, as the projection, too, starts at 0; ours
-    )
-    ln_scale: bool = True  # normed inputs of layer i are scaled by 1/sqrt(i+1); 532
-    smear_gate: bool = True  # each position mixes in the one before; 532
-    value_residual: bool = True  # layers mix in the first layer's values (arXiv 2410.17897); 532
-    gated_attention: bool = True  # a sigmoid gate per head (arXiv 2505.06708); 532
-    unet_skips: bool = True  # the first half's outputs are added in the second half; base
-    bos_reset: bool = (
-        True  # smear gate and bigram hash do not look across a BOS (532 looked across); ours
-    )
-    # Training
-    seed: int = 1337  # seeds the initial weights; base
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"  # of activations; 532
-    iterations: int = 20000  # optimizer steps at most; base
-    max_wallclock_seconds: float = 600.0  # training time at most, 0: no limit; base
-    train_batch_tokens: int = 786432  # tokens per step over all ranks; 532
-    train_seq_len: int = 2048  # tokens per sequence, also the window of the evaluation; 532
-    warmup_steps: int = 20  # steps that prime the compiler and are then undone; base
-    warmdown_iters: int = 3000  # last steps, over which the learning rates fall linearly to 0; 532
-    matrix_optimizer: Literal["normuon", "adamw"] = "normuon"  # of the blocks' matrices; 532
-    matrix_lr: float = 0.03  # learning rate of the matrices; 532
-    embed_lr: float = 0.04  # learning rate of the embeddings; 532
-    scalar_lr: float = 0.02  # learning rate of vectors and scalars; 532
-    muon_momentum: float = 0.99  # momentum after its warm-up; 532
-    muon_momentum_warmup_start: float = 0.92  # momentum at step 0; 532
-    muon_momentum_warmup_steps: int = 1500  # steps of the momentum's linear warm-up; 532
-    weight_decay: float = 0.04  # decoupled, in units of the learning rate; 532
-    grad_clip_norm: float = 0.3  # global norm of the gradient at most, 0: no limit; 532
-    ema_decay: float = 0.997  # of the averaged weights that are exported, 0: the last weights; 0.97 at 200 steps; 532
-    late_qat_threshold: float = (
-        0.1  # int6 fake quantisation once the rate's scale is below this, 0: never; 532
-    )
-    late_qat_min_elements: int = 65536  # matrices with more elements are fake-quantised; 532
-    # Export
-    calibration_tokens: int = (
-        131072  # training tokens that show which weights' errors matter (trellis); ours
-    )
-    calibration_seconds: float = 3.0  # of the cap that are kept for this; ours
-    quantisation_nats: float = (
-        0.0005  # what quantisation may cost by that measure; FIT changes it; ours
-    )
-    codec: Literal["huffman", "trellis"] = "trellis"  # of the matrices (huffman: 532); ours
-    embed_codec: Literal["float16", "float32", "huffman", "trellis"] = (
-        "trellis"  # of tok_emb (532: float16); ours
-    )
-    mlp_levels: int = 48  # codebook levels (huffman) of the MLP matrices; 532
-    qkv_levels: int = 80  # codebook levels of the query, key and value matrices; 532
-    other_levels: int = 64  # codebook levels of all other matrices; 532
-    trellis_states: Literal[4, 8, 16, 32, 64, 128, 256] = 32  # of the trellis quantiser; ours
-    fit: Literal["shrink", "fill", "off"] = (
-        "shrink"  # shrink: coarsen if over the cap; fill: refine, too; ours
-    )
-    size_cap_bytes: int = 16_000_000  # code plus artifact at most; challenge
-    # Evaluation
-    eval_stride: int = 32  # tokens by which the sliding window moves; 532
-    eval_batch_seqs: int = 64  # windows per forward pass of one rank; 532
-    eval_doc_reset: bool = False  # score each document on its own; ours
-    ttt_protocol: Literal["off", "score_first", "train_then_score"] = (
-        "score_first"  # the last is not legal; 549
-    )
-    ttt_chunk_tokens: int = 32768  # tokens scored, then learned from, at a time; 549
-    ttt_epochs: int = 3  # passes over a chunk (train_then_score: over everything); 549
-    ttt_optimizer: Literal["adamw", "sgd"] = (
-        "sgd"  # sgd: momentum 0.9 (adamw: 532, with a rate of 0.00005); 549
-    )
-    ttt_lr: float = 0.002  # learning rate at the first chunk, falls as a cosine; 549
-    ttt_batch_seqs: int = 16  # sequences per adaptation step over all ranks; 532
-    ttt_grad_clip: float = 1.0  # global norm of the adaptation's gradient at most; 532
+    run: Run = Run()
+    model: Model = Model()
+    training: Training = Training()
+    export: Export = Export()
+    evaluation: Evaluation = Evaluation()
 
     @property
-    def training_seconds(self) -> float:  # the part of the cap in which steps are made; 0: no limit
-        return self.max_wallclock_seconds and max(
-            1e-9, self.max_wallclock_seconds - self.calibration_seconds
-        )
+    def training_seconds(self) -> float:
+        """The part of the cap in which steps are made; 0: no limit."""
+        if self.training.max_wallclock_seconds == 0:
+            return 0.0
+        return max(1e-9, self.training.max_wallclock_seconds - self.export.calibration_seconds)
 
 
-PRESETS: dict[str, dict] = {
+FIELDS = {
+    member.name: member
+    for group in dataclasses.fields(Settings)
+    for member in dataclasses.fields(group.type)
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
     "pcll": {},
-    # By records/measurements.md: whole heads rotate, no U-Net skips, and a quarter more weights at 3.9 bits each.
+    # By records/measurements.md: whole heads rotate, no U-Net skips, and a quarter more weights at
+    # 3.9 bits each.
     "frontier": dict(
         model_dim=576,
         num_heads=9,
@@ -175,7 +322,8 @@ PRESETS: dict[str, dict] = {
         unet_skips=False,
         fit="fill",
     ),
-    # The entry as its author reports it. Its adaptation trains on the tokens that it then scores: not legal.
+    # The entry as its author reports it. Its adaptation trains on the tokens that it then scores:
+    # not legal.
     "pcloadloveletter_v6": dict(
         bos_reset=False,
         bigram_init_std=0.0,
@@ -187,7 +335,8 @@ PRESETS: dict[str, dict] = {
         ttt_optimizer="adamw",
         ttt_lr=0.001,
     ),
-    # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on two CPU cores.
+    # About 0.7 M parameters and a corpus made on the spot: every part of the system in minutes on
+    # two CPU cores.
     "demo": dict(
         data_path="data/demo",
         tokenizer_path="data/demo/bpe_1024.model",
@@ -218,14 +367,90 @@ PRESETS: dict[str, dict] = {
 }
 
 
+def flat(*groups: Any) -> dict[str, Any]:
+    """Name and value of every setting of these groups."""
+    return {name: value for group in groups for name, value in vars(group).items()}
+
+
+def grouped(values: dict[str, Any]) -> Settings:
+    """Settings from names and values; those that are not named keep their defaults."""
+    groups = {}
+    for group in dataclasses.fields(Settings):
+        members = [m.name for m in dataclasses.fields(group.type) if m.name in values]
+        groups[group.name] = group.type(**{name: values[name] for name in members})
+    return Settings(**groups)
+
+
+def parse_value(name: str, text: str) -> Any:
+    """The value that an environment variable's text stands for.
+
+    UserError names the variable and says what it may be.
+    """
+    kind = FIELDS[name].type
+    rule = FIELDS[name].metadata
+    choices = {str(choice): choice for choice in rule["choices"]}
+    if kind is bool:
+        choices = {"0": False, "false": False, "1": True, "true": True}
+
+    try:
+        if choices:
+            return choices[text.lower()]
+        value = kind(text)
+        if kind is str or (rule["low"] <= value <= rule["high"] and abs(value) < math.inf):
+            return value
+    except (ValueError, KeyError):
+        pass
+    wanted = f"a number ({kind.__name__}) from {rule['low']} to {rule['high']}"
+    if choices:
+        wanted = f"one of {', '.join(choices)}"
+    raise UserError(f"{name.upper()} must be {wanted}, not {text!r}.")
+
+
+def load_settings(environment: dict[str, str]) -> Settings:
+    """The preset's settings with the environment's on top; UserError names the variable."""
+    names = [name for name in FIELDS if name.upper() in environment]
+    given = {name: parse_value(name, environment[name.upper()]) for name in names}
+    settings = grouped(PRESETS[given.get("preset", Run.preset)] | given)
+    check_together(settings)
+    return settings
+
+
+def check_together(s: Settings) -> None:
+    """Raises UserError for settings that exclude each other."""
+    values = flat(*vars(s).values())
+    divisions = {
+        "model_dim": "num_heads",
+        "num_heads": "num_kv_heads",
+        "train_batch_tokens": "train_seq_len",
+        "calibration_tokens": "train_seq_len",
+        "ttt_chunk_tokens": "train_seq_len",
+    }
+    for whole, part in divisions.items():
+        if values[whole] % values[part]:
+            raise UserError(f"{part.upper()} must divide {whole.upper()}={values[whole]}.")
+
+    m = s.model
+    rules = {
+        "ROPE_DIMS must be even": m.rope_dims % 2 == 0,
+        "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
+        "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
+        "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
+        "RUN_ID must not have a slash, as it names the log's file": "/" not in s.run.run_id,
+    }
+    for sentence, holds in rules.items():
+        if not holds:
+            raise UserError(f"{sentence}.")
+
+
+# ---- Roles of the parameters ---------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class Role:
     """What a parameter is to the optimizer, to the codec and to adaptation."""
 
     trained_as: Literal["matrix", "table", "vector"]
-    levels: Literal["", "mlp", "qkv", "other"] = (
-        ""  # which codebook size is its; "": never quantised
-    )
+    levels: Literal["", "mlp", "qkv", "other"] = ""  # its codebook's size; "": never quantised
     adapt_rate: float = 1.0  # factor on TTT_LR (532)
 
 
@@ -253,7 +478,7 @@ ROLES = {
 
 
 def role_of(name: str) -> Role:
-    """The role of a parameter, by its name without the block's number; UserError for one that the table lacks."""
+    """The role of a parameter, by its name without the block's number; UserError if it has none."""
     kind = re.sub(r"^blocks\.\d+\.", "", name)
     if kind not in ROLES:
         raise UserError(
@@ -262,100 +487,7 @@ def role_of(name: str) -> Role:
     return ROLES[kind]
 
 
-TABLES = tuple(name for name, role in ROLES.items() if role.trained_as == "table")
-MATRICES = tuple(name for name, role in ROLES.items() if role.trained_as == "matrix")
-QUANTISED = (*MATRICES, *TABLES)  # by CODEC, tok_emb by EMBED_CODEC
-ALL = tuple(field.name for field in dataclasses.fields(Settings))
-NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
-
-
-def parse_value(field: dataclasses.Field, text: str):
-    """The value that an environment variable's text stands for; UserError names the variable."""
-    switch = {"0": False, "false": False, "1": True, "true": True}
-    choices = (
-        switch if field.type is bool else {str(choice): choice for choice in get_args(field.type)}
-    )
-    try:
-        value = choices[text.lower()] if choices else field.type(text)
-        if value in (math.inf, -math.inf) or value != value:
-            raise ValueError
-        return value
-    except (ValueError, KeyError):
-        wanted = {int: "a whole number", float: "a finite number"}.get(
-            field.type
-        ) or f"one of {', '.join(choices)}"
-        raise UserError(f"{field.name.upper()} must be {wanted}, not {text!r}.") from None
-
-
-def load_settings(environment: dict[str, str]) -> Settings:
-    """The preset's settings with the environment's on top; raises UserError with a sentence that names the variable."""
-    preset = environment.get("PRESET", "pcll")
-    if preset not in PRESETS:
-        raise UserError(f"PRESET must be one of {', '.join(PRESETS)}, not {preset!r}.")
-    settings = Settings(
-        **PRESETS[preset]
-        | {
-            field.name: parse_value(field, environment[field.name.upper()])
-            for field in dataclasses.fields(Settings)
-            if field.name.upper() in environment
-        }
-    )
-    check_settings(settings)
-    return settings
-
-
-def check_settings(s: Settings) -> None:
-    """Raises UserError for a value out of range or for settings that exclude each other."""
-    for name, value in dataclasses.asdict(s).items():
-        size = name.startswith(
-            (
-                "num_",
-                "model_",
-                "mlp_h",
-                "rope_",
-                "logit_",
-                "bigram_d",
-                "micro_",
-                "train_",
-                "eval_",
-                "calibration_t",
-                "quant",
-            )
-        )
-        lowest = -1 if name == "checkpoint_every" else 0
-        if type(value) in (int, float) and (value < lowest or (value == 0 and size)):
-            raise UserError(
-                f"{name.upper()} must be {'above' if size else 'at least'} {lowest}, not {value}."
-            )
-    by_sequence = [
-        ("train_seq_len", name)
-        for name in ("train_batch_tokens", "calibration_tokens", "ttt_chunk_tokens")
-    ]
-    for small, large in (("num_heads", "model_dim"), ("num_kv_heads", "num_heads"), *by_sequence):
-        if getattr(s, large) % getattr(s, small):
-            raise UserError(
-                f"{small.upper()}={getattr(s, small)} must divide {large.upper()}={getattr(s, large)}."
-            )
-    limits = {
-        "rope_dims": s.model_dim // s.num_heads,
-        "eval_stride": s.train_seq_len,
-        "vocab_size": 65536,
-        "mlp_levels": 255,
-        "qkv_levels": 255,
-        "other_levels": 255,
-        "muon_momentum": 0.9999,
-        "ema_decay": 0.99999,
-    }
-    for name, limit in limits.items():
-        if getattr(s, name) > limit:
-            raise UserError(f"{name.upper()}={getattr(s, name)} must be at most {limit}.")
-    if s.rope_dims % 2 or s.bigram_buckets == 1 or "/" in s.run_id:
-        raise UserError(
-            "ROPE_DIMS must be even, BIGRAM_BUCKETS 0 or at least 2, and RUN_ID without a slash."
-        )
-
-
-# ---- Ranks and log --------------------------------------------------------------------------------------------------
+# ---- Ranks and log -------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -373,7 +505,10 @@ class Ranks:
         return tensor
 
     def from_first(self, *values: float) -> list[float]:
-        """Rank 0's values, on every rank, once rank 0 is here; they go over the CPU, so that no GPU has to wait."""
+        """Rank 0's values, on every rank, once rank 0 is here.
+
+        They go over the CPU, so that no GPU has to wait.
+        """
         shared = torch.tensor(values, dtype=torch.float64)
         if self.world > 1:
             dist.broadcast(shared, src=0)
@@ -384,34 +519,39 @@ class Ranks:
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
 
 
-def join_ranks(s: Settings) -> Ranks:
+def join_ranks(run: Run) -> Ranks:
     """Finds this process's place among those that torchrun started, and its device."""
-    rank, local_rank, world = (
-        int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")
-    )
-    gpus = 0 if s.device == "cpu" else torch.cuda.device_count()
-    if local_rank >= gpus and (gpus or s.device == "cuda"):
+    rank = int(os.environ.get("RANK", 0))
+    local_rank = int(os.environ.get("LOCAL_RANK", 0))
+    world = int(os.environ.get("WORLD_SIZE", 1))
+
+    gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
+    if local_rank >= gpus and (gpus or run.device == "cuda"):
         raise UserError(
-            f"Process {local_rank} finds only {gpus} CUDA GPUs: start fewer processes, or set DEVICE=cpu."
+            f"Process {local_rank} finds only {gpus} CUDA GPUs: start fewer processes, or set "
+            "DEVICE=cpu."
         )
+
     device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
     if gpus:
         torch.cuda.set_device(device)
     if world > 1:
         dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
-    return Ranks(rank, max(1, world), device)
+    return Ranks(rank, world, device)
 
 
 class Log:
     """Lines to the console and to logs/RUN_ID.txt; on ranks above 0 it says nothing."""
 
+    PROGRESS_SECONDS = 5.0  # between lines of progress
+
     def __init__(self, run_id: str, ranks: Ranks, append: bool):
-        self.active, self.console_time = ranks.rank == 0, 0.0
+        self.active = ranks.rank == 0
+        self.last_progress = 0.0
         if self.active:
             os.makedirs("logs", exist_ok=True)
-            self.file = open(
-                f"logs/{run_id}.txt", "a" if append else "w", encoding="utf-8", buffering=1
-            )
+            mode = "a" if append else "w"
+            self.file = open(f"logs/{run_id}.txt", mode, encoding="utf-8", buffering=1)
             self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
@@ -420,14 +560,18 @@ class Log:
         if self.active and console:
             print(line, flush=True)
 
+    def progress_is_due(self) -> bool:
+        """True at most every PROGRESS_SECONDS, on rank 0 alone."""
+        now = time.monotonic()
+        due = self.active and now - self.last_progress >= self.PROGRESS_SECONDS
+        if due:
+            self.last_progress = now
+        return due
+
     def progress(self, what: str, done: float, seconds: float, note: str = "") -> None:
-        """A line with percentage and time left, at most every 5 seconds, on the console only."""
-        if self.active and time.monotonic() - self.console_time >= 5.0:
-            self.console_time = time.monotonic()
-            print(
-                f"{what}: {100 * done:.0f} %, {note}{seconds / done * (1 - done):.0f} s left",
-                flush=True,
-            )
+        """A line on the console: the part done (0..1) and the time left, after so many seconds."""
+        left = seconds / done * (1 - done)
+        print(f"{what}: {100 * done:.0f} %, {note}{left:.0f} s left", flush=True)
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -444,133 +588,165 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-# ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus -------------------------------------------
+# ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
 
-SHARD_MAGIC, SHARD_VERSION = 20240520, 1
+SHARD_MAGIC = 20240520
+SHARD_VERSION = 1
+SHARD_HEADER_BYTES = 1024  # 256 int32: magic, version, number of tokens, zeros; then uint16 tokens
 BOS_ID = 1  # every document starts with it
 
 
 class TokenStream:
-    """The shards of a split as one endless sequence that is read by position: loading has no state to lose."""
+    """The shards of a split as one endless sequence, read by position: no state to lose."""
 
     def __init__(self, folder: str, split: str, vocab_size: int):
         self.paths = sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
         if not self.paths:
             raise UserError(
-                f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own data."
+                f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own "
+                "data."
             )
+
+        self.vocab_size = vocab_size
         self.changed = [path.stat().st_mtime_ns for path in self.paths]
-        self.starts, self.vocab_size = [0], vocab_size  # where each shard begins, and the end
-        for path in (
-            self.paths
-        ):  # 256 int32 (magic, version, token count, zeros), then the tokens as uint16
-            size, header = path.stat().st_size, np.fromfile(path, dtype="<i4", count=256)
-            if len(header) < 256 or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-                raise UserError(
-                    f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}."
-                )
-            if header[2] < 1 or size != 1024 + 2 * int(header[2]):
-                raise UserError(
-                    f"{path} states {header[2]} tokens, but its {size} bytes are not 1024 plus twice that."
-                )
-            self.starts.append(self.starts[-1] + int(header[2]))
+        self.starts = [0]  # the position where each shard begins, and the end
+        for path in self.paths:
+            self.starts.append(self.starts[-1] + shard_tokens(path))
         self.total = self.starts[-1]
 
     def read(self, start: int, count: int) -> np.ndarray:
-        """`count` tokens (uint16) from position `start`; after the last shard comes the first again."""
+        """`count` tokens (uint16) from a position; after the last shard comes the first again."""
         pieces = []
         while count > 0:
-            index = bisect.bisect(self.starts, start := start % self.total) - 1
-            offset, path = start - self.starts[index], self.paths[index]
-            wanted = min(count, self.starts[index + 1] - start)
-            piece = np.fromfile(path, dtype="<u2", count=wanted, offset=1024 + 2 * offset)
-            if len(piece) < wanted or path.stat().st_mtime_ns != self.changed[index]:
-                raise UserError(f"{path} was changed while the run was reading it.")
-            if piece.max() >= self.vocab_size:
-                raise UserError(
-                    f"{path} holds token {piece.max()}, but VOCAB_SIZE is {self.vocab_size}."
-                )
+            start %= self.total
+            index = bisect.bisect(self.starts, start) - 1
+            piece = self.read_shard(index, start, min(count, self.starts[index + 1] - start))
             pieces.append(piece)
-            start, count = start + len(piece), count - len(piece)
+            start += len(piece)
+            count -= len(piece)
         return np.concatenate(pieces)
 
+    def read_shard(self, index: int, start: int, count: int) -> np.ndarray:
+        path = self.paths[index]
+        offset = SHARD_HEADER_BYTES + 2 * (start - self.starts[index])
+        tokens = np.fromfile(path, dtype="<u2", count=count, offset=offset)
 
-def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks):
-    """Yields this rank's part of a step as micro-batches: inputs and targets, int64 [sequences, train_seq_len] each."""
-    share, cuda = ranks.share(s.train_batch_tokens // s.train_seq_len), ranks.device.type == "cuda"
-    for first in range(share.start, share.stop, s.micro_batch_seqs):
-        count = min(s.micro_batch_seqs, share.stop - first)
-        tokens = stream.read(
-            step * s.train_batch_tokens + first * s.train_seq_len, count * s.train_seq_len + 1
+        if len(tokens) < count or path.stat().st_mtime_ns != self.changed[index]:
+            raise UserError(f"{path} was changed while the run was reading it.")
+        if tokens.max() >= self.vocab_size:
+            raise UserError(
+                f"{path} holds token {tokens.max()}, but VOCAB_SIZE is {self.vocab_size}."
+            )
+        return tokens
+
+
+def shard_tokens(path: Path) -> int:
+    """The number of tokens that a shard states and holds; UserError if it is none."""
+    size = path.stat().st_size
+    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_BYTES // 4)
+    known = [SHARD_MAGIC, SHARD_VERSION]
+    if len(header) < SHARD_HEADER_BYTES // 4 or header[:2].tolist() != known:
+        raise UserError(
+            f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}."
         )
-        tokens = torch.from_numpy(tokens.astype(np.int64))
-        tokens = tokens.pin_memory().to(ranks.device, non_blocking=True) if cuda else tokens
-        yield tokens[:-1].view(count, -1), tokens[1:].view(count, -1)
+
+    count = int(header[2])
+    if count < 1 or size != SHARD_HEADER_BYTES + 2 * count:
+        raise UserError(
+            f"{path} states {count} tokens, but its {size} bytes are not 1024 plus twice that."
+        )
+    return count
+
+
+class Batch(NamedTuple):
+    inputs: Tensor  # int64 [sequences, train_seq_len]
+    targets: Tensor  # the same, one token later
+
+
+def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks) -> Iterator[Batch]:
+    """This rank's part of a step as micro-batches; all ranks together see the same tokens."""
+    length = s.model.train_seq_len
+    share = ranks.share(s.training.train_batch_tokens // length)
+    for first in range(share.start, share.stop, s.run.micro_batch_seqs):
+        count = min(s.run.micro_batch_seqs, share.stop - first)
+        start = step * s.training.train_batch_tokens + first * length
+        tokens = torch.from_numpy(stream.read(start, count * length + 1).astype(np.int64))
+        if ranks.device.type == "cuda":
+            tokens = tokens.pin_memory().to(ranks.device, non_blocking=True)
+        yield Batch(tokens[:-1].view(count, length), tokens[1:].view(count, length))
+
+
+def training_rows(s: Settings, ranks: Ranks) -> int:
+    """Sequences in a forward pass of training on one rank."""
+    sequences = s.training.train_batch_tokens // s.model.train_seq_len // ranks.world
+    return max(1, min(s.run.micro_batch_seqs, sequences))
 
 
 class ByteCounter:
-    """How many bytes of text each token stands for: the UTF-8 bytes of its piece, plus one for a leading space unless
-    the token before is a control, unknown or unused id."""
+    """How many bytes of text each token stands for.
+
+    They are the UTF-8 bytes of its piece, plus one for a leading space unless the token before is
+    a control, unknown or unused id.
+    """
 
     def __init__(self, path: str, vocab_size: int):
         try:
-            self.tokenizer = sp = sentencepiece.SentencePieceProcessor(model_file=path)
+            self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=path)
         except (OSError, RuntimeError):
             raise UserError(
                 f"TOKENIZER_PATH={path} is not a readable SentencePiece model."
             ) from None
-        if sp.vocab_size() != vocab_size:
-            raise UserError(f"VOCAB_SIZE={vocab_size}, but {path} has {sp.vocab_size()} pieces.")
+        if self.tokenizer.vocab_size() != vocab_size:
+            raise UserError(
+                f"VOCAB_SIZE={vocab_size}, but {path} has {self.tokenizer.vocab_size()} pieces."
+            )
+
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         ids = range(vocab_size)
-        self.silent = np.array(
-            [sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids]
-        )
-        pieces = ["" if self.silent[i] else sp.id_to_piece(i) for i in ids]
+        self.silent = np.array([self.is_silent(i) for i in ids])
+        pieces = ["" if self.silent[i] else self.tokenizer.id_to_piece(i) for i in ids]
+        texts = [piece.removeprefix("▁").replace("▁", " ").encode() for piece in pieces]
         self.space = np.array([piece.startswith("▁") for piece in pieces])
         self.length = np.array(
-            [
-                1 if sp.is_byte(i) else len(pieces[i].removeprefix("▁").replace("▁", " ").encode())
-                for i in ids
-            ]
-        )
+            [1 if self.tokenizer.is_byte(i) else len(texts[i]) for i in ids]
+        )  # in bytes, a leading space apart
+
+    def is_silent(self, token: int) -> bool:
+        """Whether an id stands for no text at all."""
+        sp = self.tokenizer
+        return sp.is_control(token) or sp.is_unknown(token) or sp.is_unused(token)
 
     def count(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes of tokens[1:], int64 [len(tokens) - 1]."""
-        before, after = tokens[:-1], tokens[1:]
-        return self.length[after] + (self.space[after] & ~self.silent[before])
+        after = tokens[1:]
+        return self.length[after] + (self.space[after] & ~self.silent[tokens[:-1]])
 
     def check(self, tokens: np.ndarray) -> None:
-        """Holds the count against the text that the tokenizer decodes, by document; UserError if they differ."""
+        """Holds the count against the decoded text, by document; UserError if they differ."""
         for document in np.split(tokens, np.flatnonzero(tokens == BOS_ID)):
-            text, counted = (
-                self.tokenizer.decode(document.tolist()),
-                int(self.count(document).sum()),
-            )
+            text = self.tokenizer.decode(document.tolist())
+            size = len(text.encode())
+            counted = int(self.count(document).sum())
             whole = BOS_ID in document[:1] and "\ufffd" not in text  # and of valid UTF-8
-            if whole and len(text.encode()) != counted:
+            if whole and size != counted:
                 raise UserError(
-                    f"TOKENIZER_PATH: {text[:40]!r} has {len(text.encode())} bytes, its pieces {counted}."
+                    f"TOKENIZER_PATH: {text[:40]!r} has {size} bytes, its pieces {counted}."
                 )
 
 
-def make_demo_data(s: Settings) -> None:
-    """Writes a tokenizer and shards under DATA_PATH, of the English text that comes with Python: its manual's pages and
-    the docstrings of its modules. One document in eight validates, the others train."""
-    from pydoc_data.topics import topics  # here, because only the demo needs it
+def make_demo_data(run: Run, vocab_size: int) -> None:
+    """Writes a tokenizer and shards under DATA_PATH, of the English text that comes with Python.
 
-    modules = [ast.parse(path.read_bytes()) for path in Path(os.__file__).parent.glob("*.py")]
-    texts = {*topics.values(), *(ast.get_docstring(module) or "" for module in modules)}
-    documents, model = (
-        [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200],
-        io.BytesIO(),
-    )
-    np.random.default_rng(0).shuffle(documents)
+    The text is its manual's pages and the docstrings of its modules. One document in eight
+    validates, the others train.
+    """
+    documents = demo_documents()
+    model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(documents),
         model_writer=model,
         model_type="bpe",
-        vocab_size=s.vocab_size,
+        vocab_size=vocab_size,
         byte_fallback=True,
         split_digits=True,
         pad_id=0,
@@ -580,20 +756,35 @@ def make_demo_data(s: Settings) -> None:
         minloglevel=2,
         max_sentence_length=1 << 20,
     )
-    write_atomically(Path(s.tokenizer_path), model.getvalue())
+    write_atomically(Path(run.tokenizer_path), model.getvalue())
+
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    for split, part in (
-        ("val", documents[::8]),
-        ("train", [d for i, d in enumerate(documents) if i % 8]),
-    ):
-        tokens = np.concatenate(tokenizer.encode(part, add_bos=True)).astype("<u2")
-        header = np.array([SHARD_MAGIC, SHARD_VERSION, len(tokens), *[0] * 253], dtype="<i4")
-        write_atomically(
-            Path(s.data_path) / f"fineweb_{split}_000000.bin", header.tobytes() + tokens.tobytes()
-        )
+    splits = {
+        "val": documents[::8],
+        "train": [text for index, text in enumerate(documents) if index % 8],
+    }
+    for split, texts in splits.items():
+        tokens = np.concatenate(tokenizer.encode(texts, add_bos=True)).astype("<u2")
+        header = np.zeros(SHARD_HEADER_BYTES // 4, dtype="<i4")
+        header[:3] = SHARD_MAGIC, SHARD_VERSION, len(tokens)
+        path = Path(run.data_path) / f"fineweb_{split}_000000.bin"
+        write_atomically(path, header.tobytes() + tokens.tobytes())
 
 
-# ---- Model. Shapes: B sequences, T tokens, D = model_dim, H query heads, K key/value heads, E = D/H -----------------
+def demo_documents() -> list[str]:
+    """Texts of 200 characters at least, in an order that is always the same."""
+    from pydoc_data.topics import topics  # here, because only the demo needs it
+
+    modules = [ast.parse(path.read_bytes()) for path in Path(os.__file__).parent.glob("*.py")]
+    texts = {*topics.values(), *(ast.get_docstring(module) or "" for module in modules)}
+    documents = [" ".join(text.split()) for text in sorted(texts) if len(text) >= 200]
+    np.random.default_rng(0).shuffle(documents)
+    return documents
+
+
+# ---- Model ---------------------------------------------------------------------------------------
+# Shapes: B sequences, T tokens, D = model_dim, H query heads, K key/value heads, E = D/H, V pieces.
+# Every matrix is [outputs, inputs]. Parameters are float32, activations have the model's dtype.
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -601,8 +792,12 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary embedding (arXiv 2104.09864) of the first 2R of each head's E dimensions; x [B,heads,T,E], cos [T,R]."""
-    a, b, rest = x.tensor_split((cos.size(-1), 2 * cos.size(-1)), dim=-1)
+    """Rotary embedding (arXiv 2104.09864) of the first 2R of each head's E dimensions.
+
+    x [B,heads,T,E]; cos and sin [T,R], or [B,1,T,R] where the positions differ by sequence.
+    """
+    half = cos.size(-1)
+    a, b, rest = x.tensor_split((half, 2 * half), dim=-1)
     return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
 
 
@@ -611,24 +806,29 @@ def linear(x: Tensor, w: Tensor) -> Tensor:
     return F.linear(x, w.to(x.dtype))
 
 
+def at_positions(x: Tensor, at: Tensor) -> Tensor:
+    """The rows of x [B,T,D] at the positions `at` int64 [B,S] -> [B,S,D]."""
+    return torch.take_along_dim(x, at[..., None], dim=1)
+
+
 class Attention(nn.Module):
-    def __init__(self, s: Settings, index: int):
+    def __init__(self, m: Model, index: int):
         super().__init__()
-        dim, self.head_dim, self.group = (
-            s.model_dim,
-            s.model_dim // s.num_heads,
-            s.num_heads // s.num_kv_heads,
-        )
-        self.gated, self.mixes_values = s.gated_attention, s.value_residual and index > 0
-        self.exclusive = index >= s.num_layers - s.xsa_last_n
-        self.q, self.out = nn.Parameter(torch.empty(dim, dim)), nn.Parameter(torch.zeros(dim, dim))
-        self.k, self.v = (
-            nn.Parameter(torch.empty(s.num_kv_heads * self.head_dim, dim)) for _ in range(2)
-        )
-        self.q_gain = nn.Parameter(torch.full((s.num_heads,), s.qk_gain_init))
+        self.head_dim = m.model_dim // m.num_heads
+        self.group = m.num_heads // m.num_kv_heads
+        self.gated = m.gated_attention
+        self.mixes_values = m.value_residual and index > 0
+        self.exclusive = index >= m.num_layers - m.xsa_last_n
+
+        kv_dim = m.num_kv_heads * self.head_dim
+        self.q = nn.Parameter(torch.empty(m.model_dim, m.model_dim))
+        self.out = nn.Parameter(torch.zeros(m.model_dim, m.model_dim))
+        self.k = nn.Parameter(torch.empty(kv_dim, m.model_dim))
+        self.v = nn.Parameter(torch.empty(kv_dim, m.model_dim))
+        self.q_gain = nn.Parameter(torch.full((m.num_heads,), m.qk_gain_init))
         if self.gated:
-            self.gate_weight = nn.Parameter(torch.zeros(s.num_heads, dim))
-            self.gate_bias = nn.Parameter(torch.full((s.num_heads,), 4.0))
+            self.gate_weight = nn.Parameter(torch.zeros(m.num_heads, m.model_dim))
+            self.gate_bias = nn.Parameter(torch.full((m.num_heads,), 4.0))
         if self.mixes_values:
             self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5]))
 
@@ -637,48 +837,47 @@ class Attention(nn.Module):
         return linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
-        self, x: Tensor, v_first: Tensor | None, rope: tuple, keep: int
+        self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor], at: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """x [B,T,D] -> the output at the last `keep` positions [B,keep,D], and the raw values [B,K,T,E]."""
-        (cos, sin), length = rope, x.size(1)
-        last = slice(length - keep, length)
-        k, v_raw = self.heads(x, self.k), self.heads(x, self.v)
-        x = x[:, last]
-        q = (
-            rotate(rms_norm(self.heads(x, self.q)), cos[last], sin[last])
-            * self.q_gain.to(x.dtype)[:, None, None]
-        )
-        k = rotate(rms_norm(k), cos, sin)
-        v = v_raw
+        """x [B,T,D] -> the output [B,T,D], at the positions `at` [B,S] alone if given [B,S,D], and
+        the raw values [B,K,T,E]."""
+        cos, sin = rotary
+        k = rotate(rms_norm(self.heads(x, self.k)), cos, sin)
+        v_raw = v = self.heads(x, self.v)
         if self.mixes_values:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        mask = (
-            None
-            if keep == length
-            else torch.ones(keep, length, dtype=bool, device=x.device).tril(length - keep)
-        )
+
+        own = v
+        mask = None
+        if at is not None:
+            x = at_positions(x, at)
+            cos = cos[at][:, None]
+            sin = sin[at][:, None]
+            mask = torch.arange(v.size(2), device=x.device) <= at[:, None, :, None]
+            own = torch.take_along_dim(v, at[:, None, :, None], dim=2)
+        q = rotate(rms_norm(self.heads(x, self.q)), cos, sin)
+        q = q * self.q_gain.to(x.dtype)[:, None, None]
+
         y = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
         )
         if self.exclusive:  # take away each head's projection on the position's own value
-            own = F.normalize(v[:, :, last], dim=-1).repeat_interleave(self.group, dim=1)
+            own = F.normalize(own, dim=-1).repeat_interleave(self.group, dim=1)
             y = y - (y * own).sum(dim=-1, keepdim=True) * own
         y = y.transpose(1, 2)
         if self.gated:
-            y = (
-                y
-                * torch.sigmoid(linear(x, self.gate_weight) + self.gate_bias.to(x.dtype))[..., None]
-            )
+            gate = linear(x, self.gate_weight) + self.gate_bias.to(x.dtype)
+            y = y * torch.sigmoid(gate)[..., None]
         return linear(y.flatten(-2), self.out), v_raw
 
 
 class MLP(nn.Module):
-    def __init__(self, s: Settings):
+    def __init__(self, m: Model):
         super().__init__()
-        self.up = nn.Parameter(torch.empty(s.mlp_hidden, s.model_dim))
-        self.down = nn.Parameter(torch.zeros(s.model_dim, s.mlp_hidden))
-        self.negative_slope = s.mlp_negative_slope
+        self.up = nn.Parameter(torch.empty(m.mlp_hidden, m.model_dim))
+        self.down = nn.Parameter(torch.zeros(m.model_dim, m.mlp_hidden))
+        self.negative_slope = m.mlp_negative_slope
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.leaky_relu(linear(x, self.up), self.negative_slope)
@@ -686,62 +885,79 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, s: Settings, index: int):
+    def __init__(self, m: Model, index: int):
         super().__init__()
-        self.attn, self.mlp = Attention(s, index), MLP(s)
-        self.attn_scale, self.mlp_scale = (nn.Parameter(torch.ones(s.model_dim)) for _ in range(2))
-        self.resid_mix = nn.Parameter(
-            torch.stack((torch.ones(s.model_dim), torch.zeros(s.model_dim)))
-        )
-        self.norm_scale = 1 / math.sqrt(index + 1) if s.ln_scale else 1.0
+        self.attn = Attention(m, index)
+        self.mlp = MLP(m)
+        self.attn_scale = nn.Parameter(torch.ones(m.model_dim))
+        self.mlp_scale = nn.Parameter(torch.ones(m.model_dim))
+        mix = torch.stack((torch.ones(m.model_dim), torch.zeros(m.model_dim)))
+        self.resid_mix = nn.Parameter(mix)  # of the residual stream and the first hidden state
+        self.norm_scale = 1 / math.sqrt(index + 1) if m.ln_scale else 1.0
 
     def forward(
-        self, x: Tensor, x0: Tensor, v_first: Tensor | None, rope, keep: int
+        self,
+        x: Tensor,
+        x0: Tensor,
+        v_first: Tensor | None,
+        rotary: tuple[Tensor, Tensor],
+        at: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """x, x0 [B,T,D] -> the block's output at the last `keep` positions [B,keep,D], and the raw values."""
+        """x, x0 [B,T,D] -> the block's output [B,T,D], at the positions `at` [B,S] alone if given
+        [B,S,D], and the raw values [B,K,T,E]."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attn(rms_norm(x) * self.norm_scale, v_first, rope, keep)
-        x = x[:, x.size(1) - keep :] + self.attn_scale.to(x.dtype) * y
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.norm_scale), v
+        y, v = self.attn(rms_norm(x) * self.norm_scale, v_first, rotary, at)
+
+        if at is not None:
+            x = at_positions(x, at)
+        x = x + self.attn_scale.to(x.dtype) * y
+        y = self.mlp(rms_norm(x) * self.norm_scale)
+        return x + self.mlp_scale.to(x.dtype) * y, v
 
 
 class BigramHash(nn.Module):
     """An embedding of hashed pairs of neighbouring tokens, added to the token embedding."""
 
-    def __init__(self, s: Settings):
+    def __init__(self, m: Model):
         super().__init__()
-        self.table = nn.Parameter(s.bigram_init_std * torch.randn(s.bigram_buckets, s.bigram_dim))
-        self.proj = nn.Parameter(torch.zeros(s.model_dim, s.bigram_dim))
+        self.table = nn.Parameter(m.bigram_init_std * torch.randn(m.bigram_buckets, m.bigram_dim))
+        self.proj = nn.Parameter(torch.zeros(m.model_dim, m.bigram_dim))
         self.scale = nn.Parameter(torch.tensor(0.05))
 
     def forward(self, tokens: Tensor, starts: Tensor, dtype: torch.dtype) -> Tensor:
-        """tokens [B,T], starts [B,T] (true where the token before may not be looked at) -> [B,T,D]."""
-        bucket = ((36313 * tokens) ^ (27191 * tokens.roll(1, dims=1))) % (len(self.table) - 1)
-        rows = F.embedding(torch.where(starts, len(self.table) - 1, bucket), self.table).to(dtype)
+        """tokens [B,T], starts [B,T] (true where the token before may not be looked at)
+        -> [B,T,D]."""
+        last = len(self.table) - 1  # the bucket of a token without one before it
+        bucket = ((36313 * tokens) ^ (27191 * tokens.roll(1, dims=1))) % last
+        rows = F.embedding(torch.where(starts, last, bucket), self.table).to(dtype)
         return self.scale.to(dtype) * linear(rows, self.proj)
 
 
 class GPT(nn.Module):
-    """The language model; the head shares its matrix with the token embedding. Every matrix is [outputs, inputs]."""
+    """The language model; the head shares its matrix with the token embedding."""
 
-    def __init__(self, s: Settings, dtype: torch.dtype = torch.float32):
+    def __init__(self, m: Model, dtype: torch.dtype = torch.float32):
         super().__init__()
-        self.dtype, self.logit_softcap, self.bos_reset = dtype, s.logit_softcap, s.bos_reset
-        self.half = s.num_layers // 2  # blocks before this one feed the U-Net skips
-        self.tok_emb = nn.Parameter(torch.empty(s.vocab_size, s.model_dim))
-        self.bigram = BigramHash(s) if s.bigram_buckets else None
-        self.smear_gate = nn.Parameter(torch.zeros(s.model_dim)) if s.smear_gate else None
-        self.skip_weights = (
-            nn.Parameter(torch.ones(self.half, s.model_dim)) if s.unet_skips and self.half else None
-        )
-        self.blocks = nn.ModuleList(Block(s, index) for index in range(s.num_layers))
-        frequencies = s.rope_base ** (
-            -torch.arange(0, s.rope_dims, 2, dtype=torch.float32) / s.rope_dims
-        )
-        angles = torch.outer(torch.arange(s.train_seq_len, dtype=torch.float32), frequencies)
+        self.dtype = dtype
+        self.logit_softcap = m.logit_softcap
+        self.bos_reset = m.bos_reset
+        self.half = m.num_layers // 2  # blocks before this one feed the U-Net skips
+
+        self.tok_emb = nn.Parameter(torch.empty(m.vocab_size, m.model_dim))
+        self.bigram = BigramHash(m) if m.bigram_buckets else None
+        self.smear_gate = nn.Parameter(torch.zeros(m.model_dim)) if m.smear_gate else None
+        self.skip_weights = None
+        if m.unet_skips and self.half:
+            self.skip_weights = nn.Parameter(torch.ones(self.half, m.model_dim))
+        self.blocks = nn.ModuleList(Block(m, index) for index in range(m.num_layers))
+
+        exponents = torch.arange(0, m.rope_dims, 2, dtype=torch.float32) / m.rope_dims
+        positions = torch.arange(m.train_seq_len, dtype=torch.float32)
+        angles = torch.outer(positions, m.rope_base**-exponents)
         self.register_buffer("cos", angles.cos().to(dtype), persistent=False)
         self.register_buffer("sin", angles.sin().to(dtype), persistent=False)
+
         nn.init.normal_(self.tok_emb, std=0.005)
         for name, p in self.blocks.named_parameters():
             if name.endswith((".q", ".k", ".v", ".up")):  # output projections stay zero
@@ -749,141 +965,255 @@ class GPT(nn.Module):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """tokens [B,T] -> the first hidden state [B,T,D]."""
-        starts = tokens == BOS_ID if self.bos_reset else torch.zeros_like(tokens, dtype=torch.bool)
-        starts = starts | (torch.arange(tokens.size(1), device=tokens.device) == 0)
+        starts = torch.zeros_like(tokens, dtype=torch.bool)
+        starts[:, 0] = True
+        if self.bos_reset:
+            starts = starts | (tokens == BOS_ID)
+
         x = F.embedding(tokens, self.tok_emb).to(self.dtype)
         if self.bigram is not None:
             x = x + self.bigram(tokens, starts, self.dtype)
         x = rms_norm(x)
         if self.smear_gate is not None:
             gate = torch.sigmoid(self.smear_gate).to(x.dtype)
-            x = (1 - gate) * x + gate * x.roll(1, dims=1).masked_fill(starts[..., None], 0)
+            previous = x.roll(1, dims=1).masked_fill(starts[..., None], 0)
+            x = (1 - gate) * x + gate * previous
         return x
 
-    def forward(self, tokens: Tensor, keep: int | None = None) -> Tensor:
-        """tokens int64 [B,T] -> soft-capped logits float32 [B,keep,V] of the last `keep` positions (default: all T)."""
-        length = tokens.size(1)
-        rope, v_first, skips = (self.cos[:length], self.sin[:length]), None, []
+    def hidden(self, tokens: Tensor, at: Tensor | None) -> Tensor:
+        """tokens [B,T] -> the last hidden state [B,T,D], at the positions `at` alone [B,S,D]."""
+        rotary = self.cos[: tokens.size(1)], self.sin[: tokens.size(1)]
         x0 = x = self.embed(tokens)
+        v_first = None
+        skips = []
         for index, block in enumerate(self.blocks):
             if self.skip_weights is not None and self.half <= index < 2 * self.half:
                 x = x + self.skip_weights[index - self.half].to(x.dtype) * skips.pop()
-            x, v = block(
-                x, x0, v_first, rope, keep or length if index == len(self.blocks) - 1 else length
-            )
+            last = index == len(self.blocks) - 1
+            x, v = block(x, x0, v_first, rotary, at if last else None)
             if index == 0:
                 v_first = v
             if index < self.half:
                 skips.append(x)
-        logits = linear(rms_norm(x), self.tok_emb).float()
-        return self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        return x
+
+    def forward(
+        self, tokens: Tensor, targets: Tensor | None = None, at: Tensor | None = None
+    ) -> Tensor:
+        """Logits of the next tokens, or with targets [B,T] their loss.
+
+        tokens int64 [B,T] -> soft-capped logits float32 [B,T,V]; with `at` int64 [B,S] only those
+        of these positions [B,S,V]; with targets the nats of each, float32 [B,T].
+        """
+        logits = linear(rms_norm(self.hidden(tokens, at)), self.tok_emb).float()
+        logits = self.logit_softcap * torch.tanh(logits / self.logit_softcap)
+        if targets is None:
+            return logits
+        nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        return nats.view_as(targets)
 
 
-def next_token_loss(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+def is_compiled(run: Run, device: torch.device) -> bool:
+    return run.compile == "1" or (run.compile == "auto" and device.type == "cuda")
 
 
-# ---- Optimizer: NorMuon for matrices, AdamW for the rest ------------------------------------------------------------
+def compile_model(model: GPT) -> None:
+    """Compiles the forward pass: a graph for each shape and use, and so one for each of training,
+    learning and scoring."""
+    model.compile(dynamic=False)
+
+
+def choose_attention(m: Model, device: torch.device, dtype: torch.dtype) -> str:
+    """Makes scaled_dot_product_attention take the fastest kernel that is here; returns its name.
+
+    On Hopper GPUs that is FlashAttention-3, if its wheel is installed, else cuDNN's.
+    """
+    if device.type != "cuda":
+        return "PyTorch's"
+    installed = importlib.util.find_spec("flash_attn_interface")
+    if installed and hasattr(torch.nn.attention, "activate_flash_attention_impl"):
+        torch.nn.attention.activate_flash_attention_impl("FA3")
+        return "FlashAttention-3"
+
+    head_dim = m.model_dim // m.num_heads
+    q = torch.empty(1, m.num_heads, m.train_seq_len, head_dim, device=device, dtype=dtype)
+    k = q[:, : m.num_kv_heads]
+    case = torch.backends.cuda.SDPAParams(q, k, k, None, 0.0, True, True)
+    if torch.backends.cuda.can_use_cudnn_attention(case):
+        torch.backends.cuda.enable_flash_sdp(False)
+        return "cuDNN's"
+    return "PyTorch's choice"
+
+
+# ---- Optimizer: NorMuon for matrices, AdamW for the rest -----------------------------------------
+# Muon (Keller Jordan, 2024) replaces a matrix's gradient, averaged with momentum, by the nearest
+# matrix whose singular values are all 1: no direction of a layer learns faster than another.
+# NorMuon (arXiv 2510.05491) also evens out the rows, by a second moment for each, and keeps the
+# update's norm. Embeddings, vectors and scalars have no such directions and stay with AdamW.
 
 
 def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
-    """Roughly the nearest semi-orthogonal matrices to a stack g [N,R,C], by Muon's iteration (Keller Jordan, 2024)."""
-    x = g.mT if g.size(-2) > g.size(-1) else g
-    x = (x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)).to(
-        torch.bfloat16 if g.is_cuda else torch.float32
-    )
+    """Roughly the nearest semi-orthogonal matrices to a stack g [N,R,C], by Muon's iteration.
+
+    In bfloat16 on a GPU, else in float32. The singular values end between about 0.7 and 1.2.
+    """
+    tall = g.size(-2) > g.size(-1)
+    x = g.mT if tall else g
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x = x.to(torch.bfloat16 if g.is_cuda else torch.float32)
     for _ in range(steps):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    return x.mT if g.size(-2) > g.size(-1) else x
+    return x.mT if tall else x
+
+
+def share_by_cost(costs: list[int], world: int) -> list[list[int]]:
+    """For each rank which items it takes: the costliest first, each to the least busy rank."""
+    load = [0] * world
+    taken: list[list[int]] = [[] for _ in range(world)]
+    for item in sorted(range(len(costs)), key=lambda i: costs[i], reverse=True):
+        rank = load.index(min(load))
+        load[rank] += costs[item]
+        taken[rank].append(item)
+    return taken
+
+
+@dataclass
+class Stack:
+    """Matrices of one shape, which are updated together, and which of them this rank makes
+    orthogonal."""
+
+    params: list[nn.Parameter]  # N of shape [R,C]
+    mine: Tensor  # int64 indices, on the parameters' device
 
 
 class NorMuon(torch.optim.Optimizer):
-    """Muon whose update is scaled per row by a second moment, with its norm kept (arXiv 2510.05491). Matrices of one
-    shape are a stack. Only the orthogonalisation, the expensive part, is shared out over the ranks: they must have the
-    same gradients, and each holds the whole state. "lr", the update's spectral norm, must be set before each step."""
+    """Muon whose update is scaled per row by a second moment, with its norm kept.
+
+    For the matrices of hidden layers alone, not for embeddings, vectors or scalars. Matrices of one
+    shape are a stack. Only the orthogonalisation, the expensive part, is shared out over the ranks:
+    they must have the same gradients, and each holds the whole state. A group's "lr", the update's
+    spectral norm, must be set before each step.
+    """
 
     def __init__(
         self,
-        params,
+        params: list[nn.Parameter],
         ranks: Ranks,
         lr: float,
         momentum: float,
         weight_decay: float,
         beta2: float = 0.95,
     ):
-        super().__init__(
-            params, dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay)
-        )
+        defaults = dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay)
+        super().__init__(params, defaults)
         self.ranks = ranks
-        shapes = dict.fromkeys(p.shape for p in self.param_groups[0]["params"])
-        self.stacks = [
-            [p for p in self.param_groups[0]["params"] if p.shape == shape] for shape in shapes
-        ]
-        cost = {
-            (i, j): min(p.shape) ** 2 * max(p.shape)
-            for i, ps in enumerate(self.stacks)
-            for j, p in enumerate(ps)
-        }
-        # owned[rank][stack]: which matrices the rank orthogonalises; the costliest first, each to the least busy rank
-        load, self.owned = (
-            [0] * ranks.world,
-            [[[] for _ in self.stacks] for _ in range(ranks.world)],
-        )
-        for i, j in sorted(cost, key=cost.get, reverse=True):
-            rank = load.index(min(load))
-            load[rank] += cost[i, j]
-            self.owned[rank][i].append(j)
+
+        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+        for p in self.param_groups[0]["params"]:
+            by_shape.setdefault(p.shape, []).append(p)
+        ordered = [p for stack in by_shape.values() for p in stack]
+        costs = [min(p.shape) ** 2 * max(p.shape) for p in ordered]
+        mine = set(share_by_cost(costs, ranks.world)[ranks.rank])
+
+        self.stacks = []
+        first = 0
+        for stack in by_shape.values():
+            own = [i for i in range(len(stack)) if first + i in mine]
+            self.stacks.append(Stack(stack, torch.tensor(own, device=stack[0].device)))
+            first += len(stack)
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
-        """newton_schulz of every stack: each rank its matrices, zeros for the others, and the sum over the ranks."""
+        """newton_schulz of every stack's update [N,R,C].
+
+        Each rank makes its own matrices and zeros for the others; then all ranks add up.
+        """
         dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
-        flat = torch.zeros(sum(u.numel() for u in updates), dtype=dtype, device=updates[0].device)
-        results = [
-            part.view_as(u)
-            for part, u in zip(flat.split([u.numel() for u in updates]), updates, strict=True)
-        ]
-        for mine, update, result in zip(self.owned[self.ranks.rank], updates, results, strict=True):
-            result[mine] = newton_schulz(update[mine])
-        self.ranks.sum_(flat)
+        sizes = [update.numel() for update in updates]
+        buffer = torch.zeros(sum(sizes), dtype=dtype, device=updates[0].device)
+
+        results = []
+        for stack, update, part in zip(self.stacks, updates, buffer.split(sizes), strict=True):
+            result = part.view_as(update)
+            if len(stack.mine):
+                own = newton_schulz(update.index_select(0, stack.mine))
+                result.index_copy_(0, stack.mine, own)
+            results.append(result)
+        self.ranks.sum_(buffer)
         return results
 
     @torch.no_grad()
     def step(self) -> None:
-        group, updates = self.param_groups[0], []
-        for params in self.stacks:
-            grad = torch.stack([p.grad for p in params])
-            state = self.state[params[0]]  # a stack's state is kept under its first matrix
-            if not state:
-                state["momentum"] = torch.zeros_like(grad)
-                state["second_moment"] = torch.zeros_like(grad[..., :1])
-            state["momentum"].lerp_(grad, 1 - group["momentum"])
-            updates.append(grad.lerp_(state["momentum"], group["momentum"]))  # Nesterov
-        for params, update in zip(self.stacks, self.orthogonalize(updates), strict=True):
-            update = update.float()
-            norm = update.norm(dim=(-2, -1), keepdim=True)
-            second = self.state[params[0]]["second_moment"]
-            second.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - group["beta2"])
-            update = update * (second + 1e-10).rsqrt()
-            update *= norm / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10)
-            update *= -group["lr"] * max(1.0, update.size(-2) / update.size(-1)) ** 0.5
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(params, list(update))
+        group = self.param_groups[0]
+        updates = [self.nesterov(stack, group["momentum"]) for stack in self.stacks]
+        for stack, update in zip(self.stacks, self.orthogonalize(updates), strict=True):
+            update = self.normalize_rows(stack, update.float(), group["beta2"])
+            aspect = max(1.0, update.size(-2) / update.size(-1)) ** 0.5
+            update *= -group["lr"] * aspect
+            torch._foreach_mul_(stack.params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_add_(stack.params, list(update))
+
+    def nesterov(self, stack: Stack, momentum: float) -> Tensor:
+        """The gradients [N,R,C], averaged with Nesterov's momentum."""
+        grad = torch.stack([p.grad for p in stack.params])
+        state = self.state[stack.params[0]]  # a stack's state is kept under its first matrix
+        if not state:
+            state["momentum"] = torch.zeros_like(grad)
+            state["second_moment"] = torch.zeros_like(grad[..., :1])
+        state["momentum"].lerp_(grad, 1 - momentum)
+        return grad.lerp_(state["momentum"], momentum)
+
+    def normalize_rows(self, stack: Stack, update: Tensor, beta2: float) -> Tensor:
+        """The update [N,R,C] with each row over its second moment's root, of the same norm."""
+        norm = update.norm(dim=(-2, -1), keepdim=True)
+        second = self.state[stack.params[0]]["second_moment"]
+        second.lerp_(update.square().mean(dim=-1, keepdim=True), 1 - beta2)
+        update = update * (second + 1e-10).rsqrt()
+        update *= norm / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10)
+        return update
 
 
-def build_optimizers(model: GPT, s: Settings, ranks: Ranks) -> list[torch.optim.Optimizer]:
-    """NorMuon (or AdamW) for the matrices, AdamW for the rest; each group's "base_lr" is what the schedule scales."""
-    matrices, embeddings, others = [], [], []
+def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.Optimizer]:
+    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors.
+
+    Each group's "base_lr" is what the schedule scales.
+    """
+    params: dict[str, list[nn.Parameter]] = dict(table=[], vector=[], matrix=[])
     for name, p in model.named_parameters():
-        (matrices if name.endswith(MATRICES) else embeddings if name in TABLES else others).append(
-            p
-        )
-    groups = [dict(params=embeddings, base_lr=s.embed_lr), dict(params=others, base_lr=s.scalar_lr)]
-    if s.matrix_optimizer == "adamw":
-        groups.append(dict(params=matrices, base_lr=s.matrix_lr))
-    cuda, muon = ranks.device.type == "cuda", (ranks, s.matrix_lr, s.muon_momentum, s.weight_decay)
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=s.weight_decay, fused=cuda)
-    return [NorMuon(matrices, *muon), adamw] if s.matrix_optimizer == "normuon" else [adamw]
+        params[role_of(name).trained_as].append(p)
+
+    groups = [
+        dict(params=params["table"], base_lr=t.embed_lr),
+        dict(params=params["vector"], base_lr=t.scalar_lr),
+    ]
+    if t.matrix_optimizer == "adamw":
+        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr))
+    fused = ranks.device.type == "cuda"
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=t.weight_decay, fused=fused)
+    if t.matrix_optimizer == "adamw":
+        return [adamw]
+    muon = NorMuon(params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay)
+    return [muon, adamw]
+
+
+def flat_gradient(model: nn.Module, extra: int = 0) -> Tensor:
+    """One float32 buffer of which every parameter's gradient is a view.
+
+    `extra` numbers are free for other use at its end. One sum over the ranks then does for all.
+    """
+    params = list(model.parameters())
+    sizes = [p.numel() for p in params]
+    buffer = torch.zeros(sum(sizes) + extra, device=params[0].device)
+    for p, part in zip(params, buffer[: sum(sizes)].split(sizes), strict=True):
+        p.grad = part.view_as(p)
+    return buffer
+
+
+def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: float = 0.9) -> None:
+    """Scales every group's learning rate and sets its momentum."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group.update(lr=group["base_lr"] * scale, momentum=momentum)
 
 
 # ---- Codec: the PCLL container and its weight codecs; the format is specified in decode_artifact.py -----------------
@@ -1337,6 +1667,11 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
+class Decoded(NamedTuple):
+    config: dict
+    weights: dict
+
+
 def take(content: io.BytesIO, dtype: str, count: int = 1) -> np.ndarray:
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
@@ -1384,9 +1719,12 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, np.ndarray]]:
             weights.update(
                 zip(names, decode(content, [weights[name] for name in names]), strict=True)
             )
-    return config, weights
+    return Decoded(config, weights)
 
 
+TABLES = tuple(name for name, role in ROLES.items() if role.trained_as == "table")
+MATRICES = tuple(name for name, role in ROLES.items() if role.trained_as == "matrix")
+QUANTISED = (*MATRICES, *TABLES)
 # ---- Export: what errors cost, which tensor gets which codec, and how the file is made to fit under the cap ---------
 
 
@@ -1424,20 +1762,28 @@ def calibrate(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """For each matrix that may be quantised the moments that code_trellis takes, in units of QUANTISATION_NATS; of
     training tokens alone, as `stream` has no others."""
-    exact = GPT(s).to(ranks.device)
-    exact.load_state_dict(model.state_dict())
-    one_by_one = replace(
-        s, train_batch_tokens=s.calibration_tokens, micro_batch_seqs=1
-    )  # the same on any ranks
+    exact = copy.deepcopy(model)
+    exact.dtype = torch.float32
+    exact.cos, exact.sin = exact.cos.float(), exact.sin.float()
+    fresh = GPT(s.model)
+    exact.cos = fresh.cos.to(ranks.device)
+    exact.sin = fresh.sin.to(ranks.device)
+    for p in exact.parameters():
+        p.grad = None
+    one_by_one = dataclasses.replace(
+        s,
+        training=dataclasses.replace(s.training, train_batch_tokens=s.export.calibration_tokens),
+        run=dataclasses.replace(s.run, micro_batch_seqs=1),
+    )
     with Moments(exact) as moments:
         for inputs, targets in train_batches(stream, 0, one_by_one, ranks):
-            (next_token_loss(exact, inputs, targets) * targets.numel()).backward()
+            exact(inputs, targets).sum().backward()
     unit = (
-        2 * s.quantisation_nats / sum(p.numel() for p in moments.names)
+        2 * s.export.quantisation_nats / sum(p.numel() for p in moments.names)
     )  # what a weight may cost, and the half
     rows, columns = (
         {
-            name: ranks.sum_(m).double().cpu().numpy() / s.calibration_tokens
+            name: ranks.sum_(m).double().cpu().numpy() / s.export.calibration_tokens
             for name, m in sums.items()
         }
         for sums in (moments.rows, moments.columns)
@@ -1449,7 +1795,7 @@ def calibrate(
 
 
 def code_tensor(
-    name: str, w: np.ndarray, s: Settings, coarseness: float, dither: float, moments: dict
+    name: str, w: np.ndarray, s: Export, coarseness: float, dither: float, moments: dict
 ) -> Coded:
     """Matrices are quantised, `coarseness` times as coarsely as set; a `dither` (0..1) lets numbers of levels change by
     one. EMBED_CODEC rules the embedding; all else is float16."""
@@ -1471,7 +1817,7 @@ def code_tensor(
 
 
 def export(
-    weights: dict[str, np.ndarray], moments: dict, config: dict, s: Settings, code_bytes: int, log
+    weights: dict[str, np.ndarray], moments: dict, config: dict, s: Export, code_bytes: int, log
 ) -> bytes:
     """The artifact's bytes, within the cap with the code, or UserError. By secants: an octave is a bit a weight."""
     budget, fitting = s.size_cap_bytes - code_bytes, None
@@ -1518,233 +1864,298 @@ def export(
     return fitting
 
 
-# ---- Evaluation: a ledger of scores, sliding windows, and test-time training ----------------------------------------
+# ---- Evaluation: a ledger of scores, sliding windows, and test-time training ---------------------
+# A score is legal if the distribution of each token depends on the tokens before it alone, stands
+# before that token is looked at, is entered once, and is entered before anything learns from the
+# token. The ledger is the one way to the targets and enforces this; what adapts gets its tokens
+# from the ledger, and so only those that are scored.
+
+NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
 
-class Ledger:
-    """The validation tokens t and the score of each position (i predicts t[i+1]), entered once and in order. A target
-    is looked at only with the logits that predict it; what to learn from is handed out once scored; else ValueError."""
+def read_validation(counter: ByteCounter, s: Settings) -> tuple[np.ndarray, np.ndarray]:
+    """The split's tokens (uint16 [n]) and the bytes of text of each but the first (int64 [n-1]).
 
-    def __init__(self, tokens: Tensor):
-        self.tokens = tokens
-        self.nats = torch.zeros(len(tokens) - 1, device=tokens.device)
-        self.scored = 0  # positions 0..scored-1 are entered
-
-    def surprise(self, positions: Tensor, logits: Tensor) -> Tensor:
-        """Nats of the true next tokens: positions [...], logits float32 [...,V]."""
-        targets = self.tokens[positions + 1]
-        return F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none").view_as(
-            targets
-        )
-
-    def enter(self, start: int, nats: Tensor) -> None:
-        if start != self.scored or len(nats) == 0 or start + len(nats) > len(self.nats):
-            raise ValueError(
-                f"{len(nats)} positions from {start} are not the next of {len(self.nats)} to score"
-            )
-        self.nats[start : start + len(nats)] = nats
-        self.scored += len(nats)
-
-    def learnable(self, start: int, stop: int) -> Tensor:
-        """Tokens start..stop: the inputs and targets of positions start..stop-1, all of them scored."""
-        if not 0 <= start < stop <= self.scored:
-            raise ValueError(
-                f"positions {start}..{stop - 1} are not all scored yet: {self.scored} are"
-            )
-        return self.tokens[start : stop + 1]
+    UserError if it is too short or its bytes are not those of its text.
+    """
+    stream = TokenStream(s.run.data_path, "val", s.model.vocab_size)
+    if stream.total < 2:
+        raise UserError(f"DATA_PATH={s.run.data_path}: the validation split has but one token.")
+    tokens = stream.read(0, stream.total)
+    counter.check(tokens[: 1 << 20])
+    return tokens, counter.count(tokens)
 
 
 @dataclass(frozen=True)
 class Score:
-    """Of a whole split: nats per token, bits per byte, and what they were counted over."""
+    """Of a whole split: what it is, and what it was counted over."""
 
-    val_loss: float
-    val_bpb: float
+    val_loss: float  # nats per token
+    val_bpb: float  # bits per byte
     tokens: int
     bytes: int
     seconds: float
 
     def __str__(self) -> str:
         return (
-            f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f} val_tokens:{self.tokens} bytes:{self.bytes} "
-            f"eval_time:{1000 * self.seconds:.0f}ms"
+            f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f} val_tokens:{self.tokens} "
+            f"bytes:{self.bytes} eval_time:{1000 * self.seconds:.0f}ms"
         )
 
 
-def sliding_windows(tokens: np.ndarray, s: Settings, stride: int) -> np.ndarray:
-    """int64 [windows,3]: input positions start..stop-1 go in, first..stop-1 are scored; in order, each position once.
-    The first window of the stream (with EVAL_DOC_RESET: of each document) is scored whole."""
-    last = len(tokens) - 1
-    bounds = (
-        np.flatnonzero(tokens[:last] == BOS_ID) if s.eval_doc_reset else np.zeros(0, dtype=np.int64)
-    )
-    bounds = np.unique(np.concatenate(([0], bounds, [last])))
-    windows = []
-    for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
-        stops = np.minimum(np.arange(min(begin + s.train_seq_len, end), end + stride, stride), end)
-        firsts = np.concatenate(([begin], stops[:-1]))
-        windows.append(
-            np.stack((np.maximum(begin, stops - s.train_seq_len), firsts, stops), axis=1)
-        )
-    return np.concatenate(windows)
+class Ledger:
+    """The validation tokens t and the score of each position: i predicts t[i+1].
+
+    Positions are entered once and in order. A target is looked at only with the logits that predict
+    it; what to learn from is handed out once it is scored. All else is a ValueError.
+    """
+
+    def __init__(self, tokens: Tensor, token_bytes: np.ndarray):
+        self.tokens = tokens  # int64 [n]
+        self.nats = torch.zeros(len(tokens) - 1, device=tokens.device)
+        self.bytes_before = np.concatenate(([0], np.cumsum(token_bytes)))  # each position
+        self.scored = 0  # positions 0..scored-1 are entered
+
+    def surprise(self, positions: Tensor, logits: Tensor) -> Tensor:
+        """Nats of the true next tokens: positions [...], logits float32 [...,V]."""
+        targets = self.tokens[positions + 1]
+        nats = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="none")
+        return nats.view_as(targets)
+
+    def enter(self, start: int, nats: Tensor) -> None:
+        stop = start + len(nats)
+        if start != self.scored or stop == start or stop > len(self.nats):
+            raise ValueError(
+                f"{len(nats)} positions from {start} are not the next of {len(self.nats)} to score"
+            )
+        self.nats[start:stop] = nats
+        self.scored = stop
+
+    def learnable(self, start: int, stop: int) -> Tensor:
+        """Tokens start..stop: the inputs and targets of positions start..stop-1, all scored."""
+        if not 0 <= start < stop <= self.scored:
+            raise ValueError(
+                f"positions {start}..{stop - 1} are not all scored yet: {self.scored} are"
+            )
+        return self.tokens[start : stop + 1]
+
+    def score(self, seconds: float) -> Score:
+        """Of the positions entered so far, which took so many seconds."""
+        nats = float(self.nats[: self.scored].double().sum())
+        size = int(self.bytes_before[self.scored])
+        return Score(nats / self.scored, nats / math.log(2) / size, self.scored, size, seconds)
+
+
+def sliding_windows(count: int, length: int, stride: int) -> np.ndarray:
+    """Windows that score so many positions, `stride` at a time: int64 [W,3], (start, first, stop).
+
+    The inputs start..stop-1 go in, the positions first..stop-1 are scored. Each window sees the
+    `length` inputs up to its end, or all from the stream's start.
+    """
+    begin = length % stride or stride  # so that one window ends where the first is full
+    stop = np.minimum(np.arange(begin, count + stride, stride), count)
+    first = np.append(0, stop[:-1])
+    return np.stack((np.maximum(stop - length, 0), first, stop), axis=1)
+
+
+def pad_rows(x: Tensor, rows: int) -> Tensor:
+    """x with its last row repeated up to a number of rows."""
+    return torch.cat((x, x[-1:].expand(rows - len(x), -1)))
 
 
 class Evaluator:
-    """Scores models on the validation split."""
+    """Scores a model on the validation split; every pass fills a ledger of its own."""
 
-    def __init__(self, counter: ByteCounter, s: Settings, ranks: Ranks, log: Log):
-        self.s, self.ranks, self.log = s, ranks, log
-        stream = TokenStream(s.data_path, "val", s.vocab_size)
-        self.host_tokens = stream.read(0, stream.total)
-        if stream.total < 2:
-            raise UserError(
-                f"DATA_PATH={s.data_path}: the validation split needs two tokens at least."
-            )
-        counter.check(self.host_tokens[: 1 << 20])
-        self.bytes_before = np.concatenate(
-            ([0], np.cumsum(counter.count(self.host_tokens)))
-        )  # each position
-        self.tokens = torch.from_numpy(self.host_tokens.astype(np.int64)).to(ranks.device)
+    def __init__(
+        self, tokens: np.ndarray, token_bytes: np.ndarray, s: Settings, ranks: Ranks, log: Log
+    ):
+        """tokens uint16 [n]; token_bytes int64 [n-1], the bytes of text of tokens[1:]."""
+        self.s = s
+        self.ranks = ranks
+        self.log = log
+        self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
+        self.token_bytes = token_bytes
+        self.offsets = torch.arange(s.model.train_seq_len, device=ranks.device)
+        self.pads = is_compiled(s.run, ranks.device)  # batches of one shape need one graph
 
-    def score(
-        self, model: nn.Module, name: str, stride: int, learner: "Learner | None" = None
-    ) -> Score:
-        """Scores every token but the first, chunk by chunk; `learner` then learns from each chunk but the last."""
-        began, total, size = time.monotonic(), 0.0, int(self.bytes_before[-1])
-        ledger = Ledger(self.tokens)
-        windows = sliding_windows(self.host_tokens, self.s, stride)
-        chunks = (windows[:, 2] - 1) // (
-            self.s.ttt_chunk_tokens * (1 if learner else 4 * self.ranks.world)
-        )
-        for index, part in enumerate(np.split(windows, np.flatnonzero(np.diff(chunks)) + 1)):
-            low, high = int(part[0, 1]), int(part[-1, 2])
-            nats, done = self.nats(model, ledger, part, stride), high / len(ledger.nats)
-            ledger.enter(low, nats)
-            total += float(nats.double().sum())
-            self.log.progress(
-                name,
-                done,
-                time.monotonic() - began,
-                f"bpb so far {total / math.log(2) / self.bytes_before[high]:.4f}, ",
-            )
-            if learner and done < 1:
-                learner.learn(
-                    ledger.learnable(low, high), index / (chunks[-1] + 1), self.s.ttt_epochs
-                )
-        return Score(
-            total / ledger.scored,
-            total / math.log(2) / size,
-            ledger.scored,
-            size,
-            time.monotonic() - began,
-        )
+    def score(self, model: GPT, name: str, stride: int, learner: "Learner | None" = None) -> Score:
+        """Scores every position, chunk by chunk; the learner learns from each but the last.
 
-    @torch.inference_mode()
-    def nats(self, model: nn.Module, ledger: Ledger, windows: np.ndarray, stride: int) -> Tensor:
-        """Nats (float32) of the consecutive positions that the windows score. A segment's first window is scored whole,
-        padded on the right; of others only the last `stride` positions go through the head."""
-        length, batch_size, device = (
-            self.s.train_seq_len,
-            self.s.eval_batch_seqs,
-            self.tokens.device,
-        )
-        low, high = int(windows[0, 1]), int(windows[-1, 2])
-        nats = torch.zeros(high - low + 1, device=device)  # the last entry takes what is padding
-        whole = windows[:, 0] == windows[:, 1]
-        batches = [
-            (batch, keep)
-            for part, keep in ((windows[whole], length), (windows[~whole], stride))
-            for batch in torch.from_numpy(part).to(device).split(batch_size)
-            if len(batch)
-        ]
-        for batch, keep in batches[self.ranks.rank :: self.ranks.world]:
-            start, first, stop = batch.T[..., None]
-            inputs = ledger.tokens[
-                torch.minimum(start + torch.arange(length, device=device), stop - 1)
-            ]
-            positions = start + torch.arange(length - keep, length, device=device)
-            scored = (first <= positions) & (positions < stop)
-            surprise = ledger.surprise(torch.where(scored, positions, first), model(inputs, keep))
-            nats[torch.where(scored, positions - low, high - low)] = surprise
-        return self.ranks.sum_(nats[:-1])
+        With a stride of train_seq_len the windows follow one another: the plain score.
+        """
+        began = time.monotonic()
+        ledger = Ledger(self.tokens, self.token_bytes)
+        windows = sliding_windows(len(ledger.nats), len(self.offsets), stride)
+        size = self.s.evaluation.ttt_chunk_tokens
+        if learner is None:
+            size *= 4 * self.ranks.world  # a chunk is then only what a line of progress tells of
 
-    def train_then_score(self, model: nn.Module) -> Score:
-        """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score. NOT LEGAL: no ledger."""
-        learner, began = Learner(model, self.s, self.ranks), time.monotonic()
-        for epoch in range(self.s.ttt_epochs):
-            learner.learn(self.tokens, epoch / self.s.ttt_epochs)
-            self.log.progress(NOT_LEGAL, (epoch + 1) / self.s.ttt_epochs, time.monotonic() - began)
-        return self.score(model, NOT_LEGAL, self.s.eval_stride)
+        edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
+        for index, chunk in enumerate(np.split(windows, edges)):
+            low = int(chunk[0, 1])
+            high = int(chunk[-1, 2])
+            ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
+            self.show_progress(name, ledger, time.monotonic() - began)
+            if learner and high < len(ledger.nats):
+                learner.learn(ledger.learnable(low, high), index / (len(edges) + 1))
+        return ledger.score(time.monotonic() - began)
+
+    def chunk_nats(self, model: GPT, ledger: Ledger, windows: np.ndarray, stride: int) -> Tensor:
+        """Nats (float32) of the consecutive positions that these windows score.
+
+        Each rank scores its part of the batches; then all ranks add up.
+        """
+        windows = torch.from_numpy(windows).to(self.tokens.device)
+        rows = self.s.evaluation.eval_batch_seqs
+        if stride == len(self.offsets):
+            rows = training_rows(self.s, self.ranks)
+
+        table = torch.zeros(len(windows), stride, device=self.tokens.device)
+        for low in range(0, len(windows), rows)[self.ranks.rank :: self.ranks.world]:
+            batch = windows[low : low + rows]
+            padded = pad_rows(batch, rows) if self.pads else batch
+            nats = self.batch_nats(model, ledger, padded, stride)
+            table[low : low + rows] = nats[: len(batch)]
+        self.ranks.sum_(table)
+
+        _, first, stop = windows.T[..., None]
+        return table[first + self.offsets[:stride] < stop]
+
+    def batch_nats(self, model: GPT, ledger: Ledger, windows: Tensor, stride: int) -> Tensor:
+        """Nats float32 [B,stride] of the positions from each window's first on.
+
+        Those behind its end are void, and no input behind it goes in.
+        """
+        start, first, stop = windows.T[..., None]
+        positions = torch.minimum(first + self.offsets[:stride], stop - 1)
+        if stride == len(self.offsets):  # by the graph that training has compiled
+            return model(ledger.tokens[positions], ledger.tokens[positions + 1]).detach()
+
+        inside = torch.minimum(start + self.offsets, stop - 1)
+        with torch.inference_mode():
+            logits = model(ledger.tokens[inside], at=positions - start)
+            return ledger.surprise(positions, logits)
+
+    def show_progress(self, name: str, ledger: Ledger, seconds: float) -> None:
+        if self.log.progress_is_due():
+            bpb = ledger.score(seconds).val_bpb
+            done = ledger.scored / len(ledger.nats)
+            self.log.progress(name, done, seconds, f"bpb so far {bpb:.4f}, ")
+
+    def estimate(self, model: GPT) -> float:
+        """Seconds that the sliding window would take, by one batch of each rank."""
+        began = time.monotonic()
+        ledger = Ledger(self.tokens, self.token_bytes)
+        stride = self.s.evaluation.eval_stride
+        windows = sliding_windows(len(ledger.nats), len(self.offsets), stride)
+        sample = windows[: self.s.evaluation.eval_batch_seqs * self.ranks.world]
+        self.chunk_nats(model, ledger, sample, stride)
+        return (time.monotonic() - began) * len(windows) / len(sample)
+
+    def warm_up(self, model: GPT) -> None:
+        """Runs each graph of the evaluation once, so that nothing is compiled within its time."""
+        self.estimate(model)
+        rows = learning_rows(self.s.evaluation, self.ranks)
+        tokens = self.tokens.new_zeros(rows, len(self.offsets))
+        model(tokens, tokens.clone()).sum().backward()  # a clone: two inputs, as in learning
+
+    def train_then_score(self, model: GPT) -> Score:
+        """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score.
+
+        NOT LEGAL: what is learned from does not come from a ledger.
+        """
+        learner = Learner(model, self.s, self.ranks)
+        learner.epochs = 1
+        epochs = self.s.evaluation.ttt_epochs
+        for epoch in range(epochs):
+            self.log(f"{NOT_LEGAL}: epoch {epoch + 1} of {epochs}")
+            learner.learn(self.tokens, epoch / epochs)
+        return self.score(model, NOT_LEGAL, self.s.evaluation.eval_stride)
+
+
+def learning_rows(e: Evaluation, ranks: Ranks) -> int:
+    """Sequences in an adaptation step of one rank, at most."""
+    return -(-e.ttt_batch_seqs // ranks.world)
 
 
 class Learner:
-    """Adapts all weights by AdamW or SGD: output projections at 3 times the rate, MLP inputs at half of it (532)."""
+    """Adapts all weights by AdamW or SGD, each at its role's multiple of TTT_LR."""
 
-    def __init__(self, model: nn.Module, s: Settings, ranks: Ranks):
-        self.model, self.s, self.ranks = model, s, ranks
-        groups = {3.0: [], 0.5: [], 1.0: []}
+    def __init__(self, model: GPT, s: Settings, ranks: Ranks):
+        self.model = model
+        self.ranks = ranks
+        self.e = s.evaluation
+        self.length = s.model.train_seq_len
+        self.epochs = s.evaluation.ttt_epochs
+        self.pads = is_compiled(s.run, ranks.device)
+
+        by_rate: dict[float, list[nn.Parameter]] = {}
         for name, p in model.named_parameters():
-            groups[
-                3.0 if name.endswith((".out", ".down")) else 0.5 if name.endswith(".up") else 1.0
-            ].append(p)
-        groups = [dict(params=params, base_lr=rate * s.ttt_lr) for rate, params in groups.items()]
-        adam = s.ttt_optimizer == "adamw"
-        self.optimizer = (
-            torch.optim.AdamW(groups, weight_decay=0.0)
-            if adam
-            else torch.optim.SGD(groups, momentum=0.9)
-        )
-        self.gradient = flat_gradient(list(model.parameters()))
+            by_rate.setdefault(self.e.ttt_lr * role_of(name).adapt_rate, []).append(p)
+        groups = [dict(params=params, base_lr=rate) for rate, params in by_rate.items()]
+        if self.e.ttt_optimizer == "adamw":
+            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
+        else:
+            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
+        self.gradient = flat_gradient(model)
 
-    def learn(self, tokens: Tensor, done: float, epochs: int = 1) -> None:
-        """Passes over tokens [k], as sequences of train_seq_len; the rates fall as a cosine with the part done."""
+    def learn(self, tokens: Tensor, done: float) -> None:
+        """Passes over tokens int64 [n] as sequences of train_seq_len; a shorter rest is left out.
+
+        The rates fall as a cosine with the part of the split that is done.
+        """
         set_rates([self.optimizer], 0.5 * (1 + math.cos(math.pi * done)))
-        length, batch = self.s.train_seq_len, self.s.ttt_batch_seqs
-        count = (len(tokens) - 1) // length
-        inputs, targets = (tokens[i : i + count * length].view(count, length) for i in (0, 1))
-        for first in [*range(0, count, batch)] * epochs:
-            share = self.ranks.share(rows := min(batch, count - first))
-            mine = slice(first + share.start, first + share.stop)
-            self.gradient.zero_()
-            if share:
-                (
-                    next_token_loss(self.model, inputs[mine], targets[mine]) * len(share) / rows
-                ).backward()
-            self.ranks.sum_(self.gradient)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.s.ttt_grad_clip)
-            self.optimizer.step()
+        count = (len(tokens) - 1) // self.length
+        inputs = tokens[: count * self.length].view(count, -1)
+        targets = tokens[1 : count * self.length + 1].view(count, -1)
+        batch = self.e.ttt_batch_seqs
+        for first in [*range(0, count, batch)] * self.epochs:
+            self.step(inputs[first : first + batch], targets[first : first + batch])
+
+    def step(self, inputs: Tensor, targets: Tensor) -> None:
+        """One update on sequences [S,T], which the ranks share."""
+        self.gradient.zero_()
+        share = self.ranks.share(len(inputs))
+        if share:
+            mine = inputs[share.start : share.stop], targets[share.start : share.stop]
+            if self.pads:
+                mine = [pad_rows(x, learning_rows(self.e, self.ranks)) for x in mine]
+            nats = self.model(*mine)[: len(share)]
+            (nats.mean(dim=1).sum() / len(inputs)).backward()
+        self.ranks.sum_(self.gradient)
+
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.e.ttt_grad_clip)
+        self.optimizer.step()
 
 
-# ---- Training -------------------------------------------------------------------------------------------------------
-
-
-def flat_gradient(params: list[nn.Parameter], extra: int = 0) -> Tensor:
-    """One float32 buffer of which every parameter's gradient is a view, with `extra` numbers at its end."""
-    flat = torch.zeros(sum(p.numel() for p in params) + extra, device=params[0].device)
-    for p, part in zip(
-        params, flat.split([p.numel() for p in params] + [extra])[: len(params)], strict=True
-    ):
-        p.grad = part.view_as(p)
-    return flat
-
-
-def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: float = 0.9) -> None:
-    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-        group.update(lr=group["base_lr"] * scale, momentum=momentum)
+# ---- Training ------------------------------------------------------------------------------------
 
 
 def rate_scale(step: int, seconds: float, s: Settings) -> float:
-    """Scale of all rates: 1, then linearly to 0 over the last steps, which a cap estimates from the mean step time."""
-    left = s.iterations - step
+    """Scale of all learning rates: 1, then linearly to 0 over the last steps.
+
+    Under a wall-clock cap the steps that are left follow from the mean step time so far.
+    """
+    left = s.training.iterations - step
     if s.training_seconds and step > 0:
         left = min(left, (s.training_seconds - seconds) * step / seconds)
-    return max(0.0, min(1.0, left / max(s.warmdown_iters, 1)))
+    return max(0.0, min(1.0, left / max(s.training.warmdown_iters, 1)))
+
+
+def momentum_at(step: int, t: Training) -> float:
+    """Muon's momentum, which warms up linearly."""
+    warm = min(1.0, step / max(t.muon_momentum_warmup_steps, 1))
+    start = t.muon_momentum_warmup_start
+    return start + warm * (t.muon_momentum - start)
 
 
 @contextlib.contextmanager
-def rounded_to_int6(matrices: list[Tensor]):
-    """Within it, each row of the matrices is rounded to 63 levels. The gradient passes straight through to the exact
-    weights (arXiv 1308.3432), which are back afterwards."""
+def rounded_to_int6(matrices: list[Tensor]) -> Iterator[None]:
+    """Within it, each row of the matrices is rounded to 63 levels.
+
+    The gradient passes straight through to the exact weights (arXiv 1308.3432), which are back
+    afterwards.
+    """
     exact = [w.detach().clone() for w in matrices]
     for w in matrices:
         scale = w.data.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
@@ -1758,363 +2169,465 @@ class Trainer:
     """All that changes while a model trains, and that a checkpoint therefore holds."""
 
     def __init__(self, model: GPT, s: Settings, ranks: Ranks):
-        self.model, self.s, self.ranks = model, s, ranks
-        self.stream = TokenStream(s.data_path, "train", s.vocab_size)
-        if s.train_batch_tokens // s.train_seq_len < ranks.world:
+        self.model = model
+        self.s = s
+        self.ranks = ranks
+        self.stream = TokenStream(s.run.data_path, "train", s.model.vocab_size)
+        sequences = s.training.train_batch_tokens // s.model.train_seq_len
+        if sequences < ranks.world:
             raise UserError(
-                f"TRAIN_BATCH_TOKENS={s.train_batch_tokens} holds fewer sequences than there are ranks."
+                f"TRAIN_BATCH_TOKENS={s.training.train_batch_tokens} holds fewer sequences than "
+                "there are ranks."
             )
-        off = not (s.compile and model.tok_emb.is_cuda)
-        self.runner, self.loss_of = (
-            torch.compile(model, disable=off),
-            torch.compile(next_token_loss, disable=off),
-        )
-        self.gradient = flat_gradient(list(model.parameters()), extra=1)
+        self.gradient = flat_gradient(model, extra=1)  # at its end the sum of the losses
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
         self.start()
 
     def start(self) -> None:
-        self.optimizers = build_optimizers(self.model, self.s, self.ranks)
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(self.s.ema_decay)
-        )
-        self.step, self.seconds, self.quantised = 0, 0.0, []
-        self.report = torch.zeros(
-            2 + len(list(self.model.parameters())), device=self.gradient.device
-        )
+        self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
+        average = get_ema_multi_avg_fn(self.s.training.ema_decay)
+        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.step = 0
+        self.seconds = 0.0
+        self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
+        # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
+        # it makes the host wait for the GPU.
+        count = len(list(self.model.parameters()))
+        self.report = self.gradient.new_zeros(2 + count)
+
+    def set_schedule(self) -> None:
+        """Rates, momentum and late quantisation-aware training, as step and clock have it."""
+        t = self.s.training
+        scale = rate_scale(self.step, self.seconds, self.s)
+        set_rates(self.optimizers, scale, momentum_at(self.step, t))
+
+        self.quantised = []
+        if scale < t.late_qat_threshold:
+            self.quantised = [
+                p
+                for name, p in self.model.blocks.named_parameters(prefix="blocks")
+                if role_of(name).trained_as == "matrix" and p.numel() > t.late_qat_min_elements
+            ]
 
     def update(self) -> None:
-        """One update of all parameters. On a GPU it returns when the step before has finished, so that there is always
-        work in the queue, and never more than a step of it."""
-        self.gradient.zero_()
-        with rounded_to_int6(self.quantised):
-            for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
-                loss = self.loss_of(self.model, inputs, targets) * (
-                    inputs.numel() / self.s.train_batch_tokens
-                )
-                loss.backward()
-                self.gradient[-1] += loss.detach()
-        self.ranks.sum_(self.gradient)
+        """One update of all parameters.
+
+        On a GPU it returns when the step before has finished: there is always work in the queue,
+        and never more than a step of it. Nothing else in it waits for the GPU.
+        """
+        self.add_gradients()
         norms = torch.stack(torch._foreach_norm([p.grad for p in self.model.parameters()]))
         self.step += 1
-        report = torch.cat((norms.new_tensor([self.step]), self.gradient[-1:], norms))
-        self.report = torch.where(
-            self.report.isfinite().all(), report, self.report
-        )  # the first bad one stays
-        if self.s.grad_clip_norm > 0:
-            self.gradient *= (self.s.grad_clip_norm / (norms.norm() + 1e-6)).clamp(max=1.0)
+        self.take_down(norms)
+
+        limit = self.s.training.grad_clip_norm
+        if limit > 0:
+            self.gradient *= (limit / (norms.norm() + 1e-6)).clamp(max=1.0)
         for optimizer in self.optimizers:
             optimizer.step()
         self.average.update_parameters(self.model)
+
         if self.finished:
             self.finished.synchronize()
             self.finished.record()
 
-    def ended(self) -> bool:
-        return self.step >= self.s.iterations or 0 < self.s.training_seconds <= self.seconds
+    def add_gradients(self) -> None:
+        """The gradients and the loss of a whole step, over all ranks' tokens."""
+        self.gradient.zero_()
+        with rounded_to_int6(self.quantised):
+            for inputs, targets in train_batches(self.stream, self.step, self.s, self.ranks):
+                part = inputs.numel() / self.s.training.train_batch_tokens
+                loss = self.model(inputs, targets).mean() * part
+                loss.backward()
+                self.gradient[-1] += loss.detach()
+        self.ranks.sum_(self.gradient)
+
+    def take_down(self, norms: Tensor) -> None:
+        """Notes the step's loss and norms, unless a step before it had one that is not finite."""
+        step = self.gradient.new_full((1,), self.step)
+        report = torch.cat((step, self.gradient[-1:], norms))
+        self.report = torch.where(self.report.isfinite().all(), report, self.report)
 
     def loss(self) -> float:
-        """The last step's mean loss in nats over all ranks' tokens; UserError if a loss or gradient was not finite."""
+        """The last step's mean loss in nats over all ranks' tokens.
+
+        UserError if a loss or gradient was not finite, with the first step at which that was so.
+        """
         step, loss, *norms = self.report.tolist()
-        bad = [
-            n
-            for (n, _), norm in zip(self.model.named_parameters(), norms, strict=True)
-            if not math.isfinite(norm)
-        ]
+        named = zip(self.model.named_parameters(), norms, strict=True)
+        bad = [name for (name, _), norm in named if not math.isfinite(norm)]
         if bad or not math.isfinite(loss):
             raise UserError(
-                f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not finite, first "
-                f"{bad[:1]}. Lower the learning rates; RESUME=latest goes back to the last checkpoint."
+                f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not "
+                f"finite, first {bad[:1]}. Lower the learning rates; RESUME=latest goes back to "
+                "the last checkpoint."
             )
         return loss
 
+    def ended(self) -> bool:
+        if self.step >= self.s.training.iterations:
+            return True
+        return 0 < self.s.training_seconds <= self.seconds
+
+    def step_text(self) -> str:
+        return f"step:{self.step}/{self.s.training.iterations}"
+
+    def time_text(self) -> str:
+        return f"train_time:{1000 * self.seconds:.0f}ms"
+
+    def part_done(self) -> float:
+        """Of the training, by steps or by time, whichever is further (0..1)."""
+        by_steps = self.step / self.s.training.iterations
+        by_time = self.seconds / (self.s.training_seconds or math.inf)
+        return max(by_steps, by_time)
+
     def speed(self) -> str:
-        """Tokens a second so far, and the model-flops utilisation of H100s and H200s (dense bfloat16): 6 operations for
-        each weight of a matrix and token, and 6 T D a layer for causal attention, forward and back."""
-        s, rate = self.s, self.step * self.s.train_batch_tokens / self.seconds
-        weights = sum(
-            p.numel()
-            for name, p in self.model.named_parameters()
-            if name.endswith((*MATRICES, "tok_emb"))
-        )
-        mfu = (
-            rate
-            * 6
-            * (weights + s.num_layers * s.train_seq_len * s.model_dim)
-            / (989e12 * self.ranks.world)
-        )
-        hopper = self.finished and torch.cuda.get_device_name().startswith(
-            ("NVIDIA H100", "NVIDIA H200")
-        )
-        return f"tok_s:{rate:.0f}" + f" mfu:{mfu:.3f}" * bool(hopper)
+        """Tokens a second so far, and the model-flops utilisation of H100s and H200s."""
+        rate = self.step * self.s.training.train_batch_tokens / self.seconds
+        text = f"tok_s:{rate:.0f}"
+        if self.finished and torch.cuda.get_device_name().startswith(HOPPER):
+            used = rate * training_flops(self.model, self.s.model)
+            text += f" mfu:{used / (HOPPER_FLOPS * self.ranks.world):.3f}"
+        return text
 
     def warm_up(self) -> None:
         """Steps that prime the compiler; what they did is undone."""
         before = {name: w.clone() for name, w in self.model.state_dict().items()}
         set_rates(self.optimizers, 1.0)
-        for _ in range(self.s.warmup_steps):
+        for _ in range(self.s.training.warmup_steps):
             self.update()
         self.model.load_state_dict(before)
         self.start()
 
-    def set_schedule(self) -> None:
-        """Learning rates, momentum and late quantisation-aware training, as the step and the clock have it."""
-        scale = rate_scale(self.step, self.seconds, self.s)
-        warm, start = (
-            self.step / max(self.s.muon_momentum_warmup_steps, 1),
-            self.s.muon_momentum_warmup_start,
-        )
-        set_rates(self.optimizers, scale, start + min(1.0, warm) * (self.s.muon_momentum - start))
-        self.quantised = [
-            p
-            for name, p in self.model.named_parameters()
-            if scale < self.s.late_qat_threshold
-            and name.startswith("blocks")
-            and name.endswith(MATRICES)
-            and p.numel() > self.s.late_qat_min_elements
-        ]
-
     def save(self, folder: Path) -> Path:
         """Writes STEP.pt, unless something is not finite, and keeps the newest two."""
         self.loss()
-        buffer, path = io.BytesIO(), folder / f"{self.step:08d}.pt"
-        torch.save(
-            dict(
-                settings=dataclasses.asdict(self.s),
-                step=self.step,
-                seconds=self.seconds,
-                model=self.model.state_dict(),
-                average=self.average.state_dict(),
-                optimizers=[o.state_dict() for o in self.optimizers],
-                random=torch.get_rng_state(),
-            ),
-            buffer,
+        state = dict(
+            settings=flat(*vars(self.s).values()),
+            step=self.step,
+            seconds=self.seconds,
+            model=self.model.state_dict(),
+            average=self.average.state_dict(),
+            optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
+            random=torch.get_rng_state(),
         )
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        path = folder / f"{self.step:08d}.pt"
         write_atomically(path, buffer.getbuffer())
+
         for old in sorted(folder.glob("*.pt"), key=os.path.getmtime)[:-2]:
             old.unlink()
         return path
 
     def load(self, path: Path) -> None:
-        """Goes on where the checkpoint was written; UserError if it is damaged or of another configuration."""
+        """Goes on where the checkpoint was written.
+
+        UserError if it is damaged or of another configuration.
+        """
         try:
-            theirs = (state := torch.load(path, map_location="cpu", weights_only=True))["settings"]
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            theirs = state["settings"]
         except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
             raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
-        for name in ALL[ALL.index("vocab_size") : ALL.index("calibration_tokens")]:
-            if theirs.get(name) != getattr(self.s, name):
+        for name, value in flat(self.s.model, self.s.training).items():
+            if theirs.get(name) != value:
                 raise UserError(
-                    f"{name.upper()}={getattr(self.s, name)}, but RESUME={path} has {theirs.get(name)}."
+                    f"{name.upper()}={value}, but RESUME={path} has {theirs.get(name)}."
                 )
+
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         torch.set_rng_state(state["random"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step = state["step"]
+        self.seconds = state["seconds"]
 
 
-def find_checkpoint(s: Settings) -> Path:
+HOPPER = ("NVIDIA H100", "NVIDIA H200")
+HOPPER_FLOPS = 989e12  # operations a second, dense bfloat16
+
+
+def training_flops(model: GPT, m: Model) -> float:
+    """Operations for each token that is trained on.
+
+    6 for each weight of a matrix, and 6 T D a layer for causal attention, forward and back.
+    """
+    weights = 0
+    for name, p in model.named_parameters():
+        if name == "tok_emb" or role_of(name).trained_as == "matrix":
+            weights += p.numel()
+    return 6.0 * (weights + m.num_layers * m.train_seq_len * m.model_dim)
+
+
+def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    mine = (
-        path for path in Path("checkpoints").glob("*/*.pt") if s.run_id in ("", path.parent.name)
-    )
-    paths = list(mine) if s.resume == "latest" else [Path(s.resume)]
+    paths = [Path(run.resume)]
+    if run.resume == "latest":
+        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/*.pt"))
     if not paths or not paths[0].is_file():
-        raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
+        raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
     return max(paths, key=os.path.getmtime)
 
 
-def heed_signals() -> list[float]:
-    """The times of all Ctrl-C and SIGTERM from now on: the first asks the training to stop after its step, one a second
-    later (torchrun passes each on twice) stops at once."""
-    times = []
+class StopRequest:
+    """Ctrl-C and SIGTERM from now on.
 
-    def receive(number, frame):
-        times.append(time.monotonic())
-        if times[-1] > times[0] + 1:
+    The first asks the training to stop after its step. One that comes more than a second later
+    (torchrun passes each on twice), or any once `at_once` is set, raises KeyboardInterrupt.
+    """
+
+    REPEATED_SECONDS = 1.0
+
+    def __init__(self):
+        self.requested = False
+        self.at_once = False
+        self.first = 0.0  # when it was requested
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self.receive)
+
+    def receive(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
             raise KeyboardInterrupt
+        if not self.requested:
+            self.first = now
+        self.requested = True
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, receive)
-    return times
+
+def checkpoint_interval(s: Settings) -> float:
+    """Seconds between checkpoints; 0: none."""
+    if s.run.checkpoint_every >= 0:
+        return s.run.checkpoint_every
+    if 0 < s.training.max_wallclock_seconds <= 600:
+        return 0.0
+    return 60.0
 
 
-def train(trainer: Trainer, log: Log, folder: Path, validate) -> None:
-    """Trains until the last step or the wall-clock cap; validate(model) gives a Score."""
-    s, ranks = trainer.s, trainer.ranks
-    every = (
-        s.checkpoint_every
-        if s.checkpoint_every >= 0
-        else 0
-        if 0 < s.max_wallclock_seconds <= 600
-        else 60
-    )
-    signals, saved, began = heed_signals(), time.monotonic(), time.monotonic() - trainer.seconds
+def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Score]) -> None:
+    """Trains until the last step or the wall-clock cap; UserError if it was asked to stop."""
+    run = trainer.s.run
+    stop = StopRequest()
+    interval = checkpoint_interval(trainer.s)
+    saved = time.monotonic()
+    began = saved - trainer.seconds
+
     while not trainer.ended():
         trainer.set_schedule()
         trainer.update()
-        trainer.seconds, stop = ranks.from_first(time.monotonic() - began, len(signals))
-        step, seconds = trainer.step, trainer.seconds
-        log.progress(
-            "training",
-            max(step / s.iterations, seconds / (s.training_seconds or math.inf)),
-            seconds,
-        )
-        if step <= 5 or step % s.train_log_every == 0 or trainer.ended():
-            log(
-                f"step:{step}/{s.iterations} train_loss:{trainer.loss():.4f} train_time:{1000 * seconds:.0f}ms "
-                f"step_avg:{1000 * seconds / step:.2f}ms {trainer.speed()}"
-            )
-        if s.val_loss_every and step % s.val_loss_every == 0:
-            log(
-                f"step:{step}/{s.iterations} {validate(trainer.model)} train_time:{1000 * seconds:.0f}ms"
-            )
+        seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
+        trainer.seconds = seconds
+        if log.progress_is_due():
+            log.progress("training", trainer.part_done(), seconds)
+        if trainer.step <= 5 or trainer.step % run.train_log_every == 0 or trainer.ended():
+            average = f"step_avg:{1000 * seconds / trainer.step:.2f}ms"
+            loss = f"train_loss:{trainer.loss():.4f}"
+            log(f"{trainer.step_text()} {loss} {trainer.time_text()} {average} {trainer.speed()}")
+
+        if run.val_loss_every and trainer.step % run.val_loss_every == 0:
+            log(f"{trainer.step_text()} {validate('validation')} {trainer.time_text()}")
             began = time.monotonic() - seconds  # validation is not training time
-        if ranks.rank == 0 and (
-            stop or (every and (time.monotonic() - saved >= every or trainer.ended()))
-        ):
+
+        due = interval and (time.monotonic() - saved >= interval or trainer.ended())
+        if trainer.ranks.rank == 0 and (stopping or due):
             log(f"checkpoint: {trainer.save(folder)}", console=False)
             saved = time.monotonic()
-        if stop:
+        if stopping:
             raise UserError(
-                f"Stopped at step {step}; to go on: RESUME={folder}/{step:08d}.pt, all else the same."
+                f"Stopped at step {trainer.step}; to go on: RESUME={folder}/{trainer.step:08d}.pt, "
+                "all else the same."
             )
-    signals.append(0.0)  # from now on a signal stops at once
-    if trainer.step < s.iterations:
-        log(
-            f"stopping_early: wallclock_cap train_time:{1000 * trainer.seconds:.0f}ms "
-            f"step:{trainer.step}/{s.iterations}"
-        )
+
+    stop.at_once = True
+    if trainer.step < trainer.s.training.iterations:
+        log(f"stopping_early: wallclock_cap {trainer.time_text()} {trainer.step_text()}")
 
 
-# ---- Main -----------------------------------------------------------------------------------------------------------
+# ---- Main ----------------------------------------------------------------------------------------
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
         log(f"{source}\n{'=' * 80}", console=False)
+    gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
     log(
-        f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} zstandard "
-        f"{zstandard.__version__} GPU {torch.cuda.get_device_name() if ranks.device.type == 'cuda' else 'none'}"
+        f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "
+        f"zstandard {zstandard.__version__} GPU {gpu}"
     )
+    for name, value in flat(*vars(s).values()).items():
+        log(f"{name}:{value}", console=False)
     log(
-        "\n".join(f"{name}:{value}" for name, value in dataclasses.asdict(s).items()), console=False
-    )
-    log(
-        f"preset:{s.preset} world_size:{ranks.world} device:{ranks.device.type} dtype:{model.dtype} seed:{s.seed} "
+        f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
+        f"dtype:{model.dtype} seed:{s.training.seed} "
         f"model_params:{sum(p.numel() for p in model.parameters())}"
     )
+    log(f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel")
 
 
-def log_end(
-    log: Log,
-    scores: dict[str, Score],
-    headline: str,
-    code_bytes: int,
-    artifact_bytes: int,
-    s: Settings,
-):
-    """A short table, and what to type next; `headline` is the score that stands for the run."""
-    for name, score in scores.items():
-        log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s")
+def warm_up(trainer: Trainer, evaluator: Evaluator, log: Log) -> None:
+    """Primes the training and, where it is compiled, the evaluation, before their clocks."""
+    began = time.monotonic()
+    trainer.warm_up()
+    if evaluator.pads:
+        evaluator.warm_up(trainer.model)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     log(
-        f"  {code_bytes} code + {artifact_bytes} artifact = {code_bytes + artifact_bytes} bytes, headroom "
-        f"{s.size_cap_bytes - code_bytes - artifact_bytes}"
-    )
-    claim = (
-        "--ttt " if "adaptation" in headline else ""
-    ) + f"--claim {scores[headline].val_bpb:.6f}"
-    log(
-        f"Check it: python verify.py {s.artifact_path} --data {s.data_path} --tokenizer {s.tokenizer_path} {claim}"
+        f"warm-up and compilation: {time.monotonic() - began:.1f} s, {graphs} graphs, not counted "
+        "as training"
     )
 
 
-def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log: Log) -> None:
+def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log: Log) -> bytes:
     """Calibrates on all ranks; the first one quantises the weights and writes the file."""
-    s, ranks, model, began = trainer.s, trainer.ranks, trainer.model, time.monotonic()
-    moments = (
-        calibrate(model, trainer.stream, s, ranks) if "trellis" in (s.codec, s.embed_codec) else {}
-    )
+    s = trainer.s
+    began = time.monotonic()
+    moments = {}
+    if "trellis" in (s.export.codec, s.export.embed_codec):
+        moments = calibrate(trainer.model, trainer.stream, s, trainer.ranks)
     log(f"calibration_time:{1000 * (time.monotonic() - began):.0f}ms")
-    if ranks.rank == 0:
-        config = {name: getattr(s, name) for name in ALL[ALL.index("vocab_size") :]}
-        weights = {name: w.float().cpu().numpy() for name, w in model.state_dict().items()}
-        artifact = export(
-            weights, moments, config | {"tokenizer_sha256": tokenizer_sha256}, s, code_bytes, log
-        )
-        write_atomically(Path(s.artifact_path), artifact)
-    ranks.from_first()  # all wait for the file
+
+    path = Path(s.run.artifact_path)
+    if trainer.ranks.rank == 0:
+        config = flat(s.model, s.training, s.export, s.evaluation)
+        config["tokenizer_sha256"] = tokenizer_sha256
+        state = trainer.model.state_dict()
+        weights = {name: w.float().cpu().numpy() for name, w in state.items()}
+        write_atomically(path, export(weights, moments, config, s.export, code_bytes, log))
+    trainer.ranks.from_first()  # all wait for the file
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
+    return path.read_bytes()
+
+
+def load_artifact(model: GPT, artifact: bytes) -> None:
+    """Gives the model the weights that a reader of the file would have."""
+    weights = decode_pcll(artifact).weights
+    model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
+
+
+BEFORE = "before export, plain"
+AFTER = "after export, plain"
+SLIDING = "after export, sliding window"
+ADAPTED = "after score-first adaptation, sliding window"
+FINAL_LINES = {SLIDING: "final_pcll_sliding_exact", ADAPTED: "final_pcll_ttt_exact"}
+
+
+def score_artifact(
+    model: GPT, artifact: bytes, evaluator: Evaluator, scores: dict[str, Score], log: Log
+) -> str:
+    """Adds all scores of the file's weights; returns the name of the one that stands for the run.
+
+    That one is made first. What follows is left out if it would end after EVAL_SECONDS.
+    """
+    e = evaluator.s.evaluation
+    began = time.monotonic() - scores[BEFORE].seconds
+    load_artifact(model, artifact)
+    headline = SLIDING
+    if e.ttt_protocol == "score_first":
+        headline = ADAPTED
+        learner = Learner(model, evaluator.s, evaluator.ranks)
+        scores[ADAPTED] = evaluator.score(model, ADAPTED, e.eval_stride, learner)
+        log(f"{FINAL_LINES[ADAPTED]} {scores[ADAPTED]}")
+        load_artifact(model, artifact)
+
+    scores[AFTER] = evaluator.score(model, AFTER, evaluator.s.model.train_seq_len)
+    if headline == SLIDING or has_time(evaluator, model, time.monotonic() - began, log):
+        scores[SLIDING] = evaluator.score(model, SLIDING, e.eval_stride)
+        log(f"{FINAL_LINES[SLIDING]} {scores[SLIDING]}")
+    if e.ttt_protocol == "train_then_score":
+        scores[NOT_LEGAL] = evaluator.train_then_score(model)
+        log(f"{NOT_LEGAL} train_then_score {scores[NOT_LEGAL]}")
+    log(f"eval_total_time:{1000 * (time.monotonic() - began):.0f}ms")
+    return headline
+
+
+def has_time(evaluator: Evaluator, model: GPT, spent: float, log: Log) -> bool:
+    """Whether a sliding window ends within EVAL_SECONDS, so many of which are spent."""
+    spent, needed = evaluator.ranks.from_first(spent, evaluator.estimate(model))
+    limit = evaluator.s.evaluation.eval_seconds or math.inf
+    if spent + needed > limit:
+        log(
+            f"The sliding window with fixed weights was left out: {needed:.0f} s more after "
+            f"{spent:.0f} s of evaluation would have been over EVAL_SECONDS={limit:g}."
+        )
+    return spent + needed <= limit
+
+
+def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> None:
+    """A short table, the line to quote, and what to type next."""
+    for name in (BEFORE, AFTER, SLIDING, ADAPTED, NOT_LEGAL):
+        if name in scores:
+            log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
+    log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
+
+    adapted = "--ttt " if headline == ADAPTED else ""
+    log(
+        f"Check it: python verify.py {s.run.artifact_path} --data {s.run.data_path} "
+        f"--tokenizer {s.run.tokenizer_path} {adapted}--claim {scores[headline].val_bpb:.6f}"
+    )
+
+
+def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
+    """The tokenizer's byte counts; the demo's tokenizer and shards are made if there are none."""
+    own = s.run.preset == "demo" and s.run.data_path == PRESETS["demo"]["data_path"]
+    if own and not any(Path(s.run.data_path).glob("*.bin")):
+        if ranks.rank == 0:
+            make_demo_data(s.run, s.model.vocab_size)
+        ranks.from_first()  # all wait for it
+    return ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
 
 
 def run(s: Settings, ranks: Ranks) -> None:
-    source = Path(__file__).read_text(encoding="utf-8")
-    code_bytes, checkpoint = len(source.encode()), find_checkpoint(s) if s.resume else None
-    run_id = s.run_id or (checkpoint.parent.name if checkpoint else time.strftime("%Y%m%d_%H%M%S"))
+    """Trains, exports and scores; UserError for what the person who started it can mend."""
+    source = Path(__file__).read_bytes()
+    checkpoint = find_checkpoint(s.run) if s.run.resume else None
+    run_id = s.run.run_id or time.strftime("%Y%m%d_%H%M%S")
+    if checkpoint and not s.run.run_id:
+        run_id = checkpoint.parent.name
     log = Log(run_id, ranks, append=checkpoint is not None)
-    if (
-        s.preset == "demo"
-        and s.data_path == PRESETS["demo"]["data_path"]
-        and not any(Path(s.data_path).glob("*.bin"))
-    ):
-        if ranks.rank == 0:
-            make_demo_data(s)
-        ranks.from_first()
-    counter = ByteCounter(s.tokenizer_path, s.vocab_size)
-    evaluator = Evaluator(counter, s, ranks, log)
-    torch.manual_seed(s.seed)
-    model = GPT(s, getattr(torch, s.dtype)).to(ranks.device)
-    log_start(log, source, s, ranks, model)
-    trainer, began = Trainer(model, s, ranks), time.monotonic()
-    runner = trainer.runner
-    trainer.warm_up()
-    log(f"warm-up and compilation: {time.monotonic() - began:.1f} s, not counted as training")
+    counter = open_data(s, ranks)
+    evaluator = Evaluator(*read_validation(counter, s), s, ranks, log)
+
+    torch.manual_seed(s.training.seed)
+    model = GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
+    log_start(log, source.decode(), s, ranks, model)
+    if is_compiled(s.run, ranks.device):
+        compile_model(model)
+    trainer = Trainer(model, s, ranks)
+    warm_up(trainer, evaluator, log)
     if checkpoint:
         trainer.load(checkpoint)
         log(f"resumed from {checkpoint} at step {trainer.step}")
-    train(
-        trainer,
-        log,
-        Path("checkpoints") / run_id,
-        lambda m: evaluator.score(m, "validation", s.train_seq_len),
-    )
+
+    def plain_score(name: str) -> Score:
+        return evaluator.score(model, name, s.model.train_seq_len)
+
+    train(trainer, log, Path("checkpoints") / run_id, plain_score)
     model.load_state_dict(trainer.average.module.state_dict())
-    scores = {"before export, plain": evaluator.score(runner, "before export", s.train_seq_len)}
-    write_artifact(trainer, counter.sha256, code_bytes, log)
+    scores = {BEFORE: plain_score(BEFORE)}
+    artifact = write_artifact(trainer, counter.sha256, len(source), log)
     del trainer  # frees the memory of its optimizers
-    artifact = Path(s.artifact_path).read_bytes()
-    model.load_state_dict(
-        {name: torch.from_numpy(w) for name, w in decode_pcll(artifact)[1].items()}
-    )
-    log(
-        f"Code size: {code_bytes} bytes\nSerialized model pcll: {len(artifact)} bytes\n"
-        f"Total submission size pcll: {code_bytes + len(artifact)} bytes"
-    )
-    scores["after export, plain"] = evaluator.score(runner, "after export", s.train_seq_len)
-    headline = "after export, sliding window"
-    scores[headline] = evaluator.score(runner, "sliding window", s.eval_stride)
-    log(f"final_pcll_sliding_exact {scores[headline]}")
-    if s.ttt_protocol == "score_first":
-        headline = "after score-first adaptation, sliding window"
-        scores[headline] = evaluator.score(
-            runner, "score-first adaptation", s.eval_stride, Learner(runner, s, ranks)
-        )
-        log(f"final_pcll_ttt_exact {scores[headline]}")
-    elif s.ttt_protocol == "train_then_score":
-        scores[NOT_LEGAL] = evaluator.train_then_score(runner)
-        log(f"{NOT_LEGAL} train_then_score {scores[NOT_LEGAL]}")
-    log_end(log, scores, headline, code_bytes, len(artifact), s)
+
+    total = len(source) + len(artifact)
+    log(f"Code size: {len(source)} bytes")
+    log(f"Serialized model pcll: {len(artifact)} bytes")
+    headroom = s.export.size_cap_bytes - total
+    log(f"Total submission size pcll: {total} bytes, {headroom} below the cap")
+    headline = score_artifact(model, artifact, evaluator, scores, log)
+    log_end(log, scores, headline, s)
     if ranks.world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
 def explain(error: BaseException) -> str:
-    """One sentence for the person who started the run; raises an error that is a mistake of ours."""
+    """One sentence for the person who started the run; raises an error that is ours to mend."""
     if isinstance(error, torch.OutOfMemoryError):
-        return "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or TTT_BATCH_SEQS."
+        return (
+            "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or "
+            "TTT_BATCH_SEQS."
+        )
     if isinstance(error, dist.DistError) or "gloo" in str(error):
         return "Another rank has ended; its own output says why."
     if isinstance(error, OSError):
@@ -2126,11 +2639,12 @@ def explain(error: BaseException) -> str:
 
 def main() -> int:
     try:
-        run(s := load_settings(dict(os.environ)), join_ranks(s))
-        return 0
+        settings = load_settings(dict(os.environ))
+        run(settings, join_ranks(settings.run))
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
         print(explain(error), file=sys.stderr)
         return 2
+    return 0
 
 
 if __name__ == "__main__":
