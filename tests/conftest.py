@@ -1,4 +1,4 @@
-"""What several test files share: the project's modules on the path, small settings, and a small data set."""
+"""What several test files share: the project's modules on the path, small settings and data."""
 
 import sys
 from pathlib import Path
@@ -38,9 +38,9 @@ def tiny_settings(**changes) -> train_gpt.Settings:
 
 
 def random_model(s: train_gpt.Settings, seed: int = 0) -> train_gpt.GPT:
-    """A model in which no parameter is zero, so that every part of it shows in the logits."""
+    """A float32 model in which no parameter is zero: every part of it shows in the logits."""
     torch.manual_seed(seed)
-    model = train_gpt.GPT(s)
+    model = train_gpt.GPT(s.model)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * (0.3 if p.ndim < 2 else 0.15))

@@ -4,7 +4,6 @@ The smoke tests run on the CPU, too, where they show that they themselves are ri
 """
 
 import contextlib
-import dataclasses
 import os
 import re
 import subprocess
@@ -41,8 +40,8 @@ def network(device: str) -> tuple[train_gpt.GPT, verify.Model]:
     s = tiny_settings(MODEL_DIM=128, NUM_HEADS=2, NUM_KV_HEADS=1, ROPE_DIMS=16)
     ours = random_model(s)
     weights = {name: w.numpy() for name, w in ours.state_dict().items()}
-    reference = verify.Model(dataclasses.asdict(s), weights, device)
-    model = train_gpt.GPT(s, torch.bfloat16)
+    reference = verify.Model(train_gpt.flat(s.model), weights, device)
+    model = train_gpt.GPT(s.model, torch.bfloat16)
     model.load_state_dict(ours.state_dict())
     return model.to(device), reference
 

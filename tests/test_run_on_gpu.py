@@ -68,7 +68,7 @@ def test_no_part_has_more_than_is_left(tmp_path):
 
 def test_a_wrong_setting_is_a_sentence_in_the_table(tmp_path):
     rows = rehearse(tmp_path, "bench", NUM_HEADS="none")
-    assert "NUM_HEADS must be a whole number" in figures(rows, "bench")["seconds, FAILED"]
+    assert "NUM_HEADS must be" in figures(rows, "bench")["seconds, FAILED"]
 
 
 @pytest.mark.slow

@@ -52,11 +52,17 @@ PARTS = {
 }
 
 
+def value(settings: dict[str, str], name: str) -> int | float | str:
+    """What a setting is under these environment variables."""
+    groups = vars(train_gpt.load_settings(settings)).values()
+    return train_gpt.flat(*groups)[name.lower()]
+
+
 def environment(base: dict[str, str], part: str) -> dict[str, str]:
     changes = dict(PARTS[part])
     if changes.get("ROPE_DIMS") == "head":
-        s = train_gpt.load_settings(base)
-        changes["ROPE_DIMS"] = str(s.model_dim // s.num_heads)
+        m = train_gpt.load_settings(base).model
+        changes["ROPE_DIMS"] = str(m.model_dim // m.num_heads)
     return base | changes
 
 
@@ -68,7 +74,7 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
     for settings in (base, other):
         s = train_gpt.load_settings(settings)
         ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
-        trainers.append(train_gpt.Trainer(train_gpt.GPT(s), s, ranks))
+        trainers.append(train_gpt.Trainer(train_gpt.GPT(s.model), s, ranks))
         trainers[-1].set_schedule()
     ratios = []
     for _ in range(rounds):
@@ -83,9 +89,7 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
 
 def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
     """bpb before and after export, and the bytes of the artifact, of a run in the folder."""
-    fixed = dict(
-        TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len)
-    )
+    fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(value(settings, "TRAIN_SEQ_LEN")))
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
     }
@@ -115,12 +119,10 @@ def base_settings(items: list[str]) -> dict[str, str]:
     folders. The demo's data are made if they are to be used and not there."""
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
     s = train_gpt.load_settings(base)
-    if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):
-        train_gpt.make_demo_data(s)
-    return base | {
-        name: str(Path(getattr(s, name.lower())).resolve())
-        for name in ("DATA_PATH", "TOKENIZER_PATH")
-    }
+    if "DATA_PATH" not in base and not any(Path(s.run.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+    paths = {name: Path(value(base, name)) for name in ("DATA_PATH", "TOKENIZER_PATH")}
+    return base | {name: str(path.resolve()) for name, path in paths.items()}
 
 
 def show(rows: list[dict], path: Path | None) -> None:
@@ -157,7 +159,7 @@ def main() -> None:
         (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
     )
     base = base_settings(args.settings)
-    s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
+    sames = ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
     ratio = {
         part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts
@@ -166,7 +168,7 @@ def main() -> None:
     def steps(part: str, same: str) -> dict[str, str]:
         factor = ratio[part] if same == "seconds" else 1.0
         return {
-            name: str(round(factor * getattr(s, name.lower())))
+            name: str(round(factor * value(base, name)))
             for name in ("ITERATIONS", "WARMDOWN_ITERS")
         }
 

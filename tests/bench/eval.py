@@ -26,6 +26,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
@@ -47,24 +48,24 @@ PEAK = 8 * 989e12  # operations a second of 8 H100, dense bfloat16
 
 @torch.inference_mode()
 def score_like_entries(
-    model, tokens: torch.Tensor, first: int, last: int, s: train_gpt.Settings
+    model: train_gpt.GPT, tokens: Tensor, first: int, last: int, s: train_gpt.Settings
 ) -> float:
     """Summed nats of positions first..last-1: windows that end after every EVAL_STRIDE tokens."""
-    length, stride, nats = s.train_seq_len, s.eval_stride, 0.0
+    length = s.model.train_seq_len
+    stride = s.evaluation.eval_stride
     ends = [end for end in range(min(length, last), last + stride, stride) if end - stride < last]
     windows = [
         (max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first
     ]
-    for at in range(0, len(windows), s.eval_batch_seqs):
-        batch = windows[at : at + s.eval_batch_seqs]
-        inputs = torch.stack([F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch])
-        targets = torch.stack(
-            [F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch]
-        )
-        logits = model(inputs)
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(
-            targets
-        )
+    nats = 0.0
+    rows = s.evaluation.eval_batch_seqs
+    for at in range(0, len(windows), rows):
+        batch = windows[at : at + rows]
+        inputs = [F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch]
+        targets = [F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch]
+        logits = model(torch.stack(inputs)).flatten(0, 1)
+        losses = F.cross_entropy(logits, torch.stack(targets).flatten(), reduction="none")
+        losses = losses.view(len(batch), length)
         for i, (a, b) in enumerate(batch):
             begin = first if at + i == 0 else windows[at + i - 1][1]
             nats += losses[i, max(begin, a) - a : b - a].double().sum().item()
@@ -72,32 +73,29 @@ def score_like_entries(
 
 
 def evaluate_like_entries(
-    model, tokens: torch.Tensor, s: train_gpt.Settings, learner=None
+    model: train_gpt.GPT,
+    tokens: Tensor,
+    s: train_gpt.Settings,
+    learner: train_gpt.Learner | None = None,
 ) -> float:
     """Mean nats per token; with a learner, chunk by chunk as entry 549 does it."""
-    total, count = 0.0, len(tokens) - 1
-    size = s.ttt_chunk_tokens if learner else count
+    total = 0.0
+    count = len(tokens) - 1
+    size = s.evaluation.ttt_chunk_tokens if learner else count
     for low in range(0, count, size):
         high = min(low + size, count)
         total += score_like_entries(model, tokens, low, high, s)
         if learner and high < count:
-            learner.learn(
-                tokens[low : high + 1], low // size / math.ceil(count / size), s.ttt_epochs
-            )
+            learner.learn(tokens[low : high + 1], low // size / math.ceil(count / size))
     return total / count
 
 
 def evaluator(
     tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
 ) -> train_gpt.Evaluator:
-    """An Evaluator on these tokens that prints nothing; it counts a byte a token, which no time
-    depends on."""
-    e = train_gpt.Evaluator.__new__(train_gpt.Evaluator)
-    e.s, e.ranks, e.host_tokens = s, ranks, tokens
-    e.log = SimpleNamespace(progress=lambda *args: None)
-    e.bytes_before = np.arange(len(tokens))
-    e.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
-    return e
+    """One that prints nothing, and counts a byte a token, which no time depends on."""
+    quiet = SimpleNamespace(progress_is_due=lambda: False)
+    return train_gpt.Evaluator(tokens, np.ones(len(tokens) - 1, dtype=np.int64), s, ranks, quiet)
 
 
 @dataclass(frozen=True)
@@ -111,27 +109,29 @@ class Operations:
 
 
 def count_operations(s: train_gpt.Settings) -> Operations:
+    m = s.model
     shapes = {
         name: p.numel()
-        for name, p in train_gpt.GPT(s).named_parameters()
-        if name.endswith(train_gpt.MATRICES)
+        for name, p in train_gpt.GPT(m).named_parameters()
+        if train_gpt.role_of(name).trained_as == "matrix"
     }
     # In the last block only the scored positions need queries, MLP and head.
-    last = sum(
-        n
-        for name, n in shapes.items()
-        if name.startswith(f"blocks.{s.num_layers - 1}.") and not name.endswith((".k", ".v"))
-    )
-    attention, head = s.train_seq_len * s.model_dim, s.vocab_size * s.model_dim
-    everywhere = 2 * (sum(shapes.values()) - last + (s.num_layers - 1) * attention)
+    last = 0
+    for name, size in shapes.items():
+        if name.startswith(f"blocks.{m.num_layers - 1}.") and not name.endswith((".k", ".v")):
+            last += size
+    attention = m.train_seq_len * m.model_dim
+    head = m.vocab_size * m.model_dim
+    everywhere = 2 * (sum(shapes.values()) - last + (m.num_layers - 1) * attention)
     # A position at the end looks back on the whole window, so that it costs twice the mean.
     scored = 2 * (last + head + 2 * attention)
     whole = everywhere + 2 * (last + head + attention)
-    windows = FULL_SPLIT / s.eval_stride
+    stride = s.evaluation.eval_stride
+    windows = FULL_SPLIT / stride
     return Operations(
-        theirs=windows * s.train_seq_len * whole,
-        ours=windows * (s.train_seq_len * everywhere + s.eval_stride * scored),
-        learning=FULL_SPLIT * s.ttt_epochs * 3 * whole,
+        theirs=windows * m.train_seq_len * whole,
+        ours=windows * (m.train_seq_len * everywhere + stride * scored),
+        learning=FULL_SPLIT * s.evaluation.ttt_epochs * 3 * whole,
     )
 
 
@@ -148,30 +148,34 @@ class Bench:
     """Both evaluations of one network, and what it learns by."""
 
     def __init__(self, tokens: np.ndarray, s: train_gpt.Settings):
-        self.s, self.ranks = s, train_gpt.join_ranks(s)
-        torch.manual_seed(s.seed)
-        self.model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(self.ranks.device)
+        self.s = s
+        self.ranks = train_gpt.join_ranks(s.run)
+        torch.manual_seed(s.training.seed)
+        dtype = getattr(torch, s.training.dtype)
+        self.model = train_gpt.GPT(s.model, dtype).to(self.ranks.device)
         self.before = {name: w.clone() for name, w in self.model.state_dict().items()}
-        off = not (s.compile and self.ranks.device.type == "cuda")
-        self.runner = torch.compile(self.model, disable=off)
+        train_gpt.choose_attention(s.model, self.ranks.device, dtype)
+        if train_gpt.is_compiled(s.run, self.ranks.device):
+            train_gpt.compile_model(self.model)
         self.evaluator = evaluator(tokens, s, self.ranks)
         self.tokens = self.evaluator.tokens
 
     def learner(self) -> train_gpt.Learner:
         """A new one, on the weights from before all learning."""
         self.model.load_state_dict(self.before)
-        return train_gpt.Learner(self.runner, self.s, self.ranks)
+        return train_gpt.Learner(self.model, self.s, self.ranks)
 
     def theirs(self, adapt: bool) -> float:
         learner = self.learner() if adapt else None
-        return evaluate_like_entries(self.runner, self.tokens, self.s, learner)
+        return evaluate_like_entries(self.model, self.tokens, self.s, learner)
 
     def ours(self, adapt: bool) -> float:
         learner = self.learner() if adapt else None
-        return self.evaluator.score(self.runner, "", self.s.eval_stride, learner).val_loss
+        stride = self.s.evaluation.eval_stride
+        return self.evaluator.score(self.model, "", stride, learner).val_loss
 
     def training_passes(self) -> None:
-        self.learner().learn(self.tokens, 0.5, self.s.ttt_epochs)
+        self.learner().learn(self.tokens, 0.5)
 
 
 def compare(name: str, theirs: Callable, ours: Callable, repeats: int, tokens: int) -> float:
@@ -187,12 +191,14 @@ def compare(name: str, theirs: Callable, ours: Callable, repeats: int, tokens: i
 
 
 def show_operations(s: train_gpt.Settings) -> None:
-    here, full = count_operations(s), count_operations(train_gpt.load_settings({}))
+    here = count_operations(s)
+    full = count_operations(train_gpt.load_settings({}))
+    share = (full.ours + full.learning) / PEAK / 600
     print(f"operations of the sliding window, entries' over ours: {here.theirs / here.ours:.2f}")
     print(
         "PRESET=pcll on the whole split, by operations alone:"
         f" {full.ours / 1e15:.0f} PFLOP to score, {full.learning / 1e15:.0f} to learn from it;"
-        f" within 600 s on 8 H100 from {(full.ours + full.learning) / PEAK / 600:.1%} of their peak on"
+        f" within 600 s on 8 H100 from {share:.1%} of their peak on"
     )
 
 
@@ -204,14 +210,15 @@ def main() -> None:
     args = parser.parse_args()
     s = train_gpt.load_settings(SHAPE | dict(os.environ))
     if args.data:
-        tokens = train_gpt.TokenStream(args.data, "val", s.vocab_size).read(0, args.tokens)
+        tokens = train_gpt.TokenStream(args.data, "val", s.model.vocab_size).read(0, args.tokens)
     else:
-        tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens).astype(np.uint16)
+        tokens = np.random.default_rng(0).integers(4, s.model.vocab_size, args.tokens)
+        tokens = tokens.astype(np.uint16)
     bench = Bench(tokens, s)
 
     print(
-        f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride},"
-        f" {bench.ranks.device.type}, {s.dtype}, {torch.get_num_threads()} threads,"
+        f"{args.tokens - 1} tokens, window {s.model.train_seq_len},"
+        f" stride {s.evaluation.eval_stride}, {bench.ranks.device.type}, {s.training.dtype}, {torch.get_num_threads()} threads,"
         f" torch {torch.__version__}, {args.repeats} paired runs"
     )
     print(
@@ -227,7 +234,7 @@ def main() -> None:
     extra = seconds["score-first adaptation"] - seconds["sliding window"]
     print(
         f"adaptation costs {extra:.2f} s beyond scoring;"
-        f" {s.ttt_epochs} training passes alone {passes:.2f} s"
+        f" {s.evaluation.ttt_epochs} training passes alone {passes:.2f} s"
     )
 
 

@@ -17,14 +17,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ablate import ROOT, base_settings, run, show, speed_up
+from ablate import ROOT, base_settings, run, show, speed_up, value
 
 sys.path.insert(0, str(ROOT))
 import train_gpt  # noqa: E402
 
 
 def count_weights(settings: dict[str, str]) -> int:
-    return sum(p.numel() for p in train_gpt.GPT(train_gpt.load_settings(settings)).parameters())
+    model = train_gpt.GPT(train_gpt.load_settings(settings).model)
+    return sum(p.numel() for p in model.parameters())
 
 
 def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
@@ -63,9 +64,7 @@ def main() -> None:
     }
     for text, shape in shapes.items():
         for name in ("ITERATIONS", "WARMDOWN_ITERS"):
-            shape[name] = str(
-                round(ratio[text] * getattr(train_gpt.load_settings(first), name.lower()))
-            )
+            shape[name] = str(round(ratio[text] * value(first, name)))
     jobs = [(text, seed) for seed in args.seeds for text in shapes]
     with ThreadPoolExecutor(args.jobs) as pool:
         outcomes = pool.map(

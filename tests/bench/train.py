@@ -40,7 +40,6 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 
-H100_PEAK = 989e12  # bfloat16 operations a second of an H100 or H200, by the data sheet
 REACHABLE = {
     "H100": (790e12, 3.0e12),
     "H200": (790e12, 4.3e12),
@@ -76,11 +75,12 @@ VARIANTS = (
     Variant("as it is"),
     # A row of 1,500 bfloat16 is 3,000 bytes, and not a multiple of 16.
     Variant("MLP_HIDDEN=1536", settings={"MLP_HIDDEN": "1536"}),
-    Variant("cuDNN's attention", attention=SDPBackend.CUDNN_ATTENTION),
+    # Training takes cuDNN's or FlashAttention 3 where it can.
+    Variant("flash attention", attention=SDPBackend.FLASH_ATTENTION),
     # Entry 1420: with PyTorch 2.11 the backward pass took 5.9 ms more, until this was off.
     Variant("mix_order_reduction off", inductor={"triton.mix_order_reduction": False}),
     Variant("PRESET=frontier", settings={"PRESET": "frontier"}),
-    Variant("flash attention", attention=SDPBackend.FLASH_ATTENTION),
+    Variant("cuDNN's attention", attention=SDPBackend.CUDNN_ATTENTION),
     Variant("coordinate_descent_tuning", inductor={"coordinate_descent_tuning": True}),
 )
 
@@ -101,7 +101,7 @@ class Step:
         show("step, ms", 1000 * self.seconds)
         show("tokens a second", self.tokens / self.seconds)
         show("TFLOP a second", self.operations / self.seconds / 1e12)
-        show("MFU, % of 989 TFLOP/s", 100 * self.operations / self.seconds / H100_PEAK)
+        show("MFU, % of 989 TFLOP/s", 100 * self.operations / self.seconds / train_gpt.HOPPER_FLOPS)
         show("peak memory, GiB", self.peak_bytes / 2**30)
         show("first step with its compilation, s", self.first_seconds)
         show("graphs compiled", self.graphs)
@@ -154,38 +154,45 @@ def write_shard(folder: Path, vocab_size: int) -> None:
 
 def make_trainer(environment: dict[str, str], folder: Path) -> train_gpt.Trainer:
     """A trainer as train_gpt.py makes it, on random tokens and without a limit of time."""
-    s = train_gpt.load_settings(
-        environment | {"DATA_PATH": str(folder), "MAX_WALLCLOCK_SECONDS": "0"}
-    )
+    own = {"DATA_PATH": str(folder), "MAX_WALLCLOCK_SECONDS": "0"}
+    s = train_gpt.load_settings(environment | own)
     if not list(folder.glob("*.bin")):
-        write_shard(folder, s.vocab_size)
-    ranks = train_gpt.join_ranks(s)
-    model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(ranks.device)
+        write_shard(folder, s.model.vocab_size)
+    ranks = train_gpt.join_ranks(s.run)
+    model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
+    train_gpt.choose_attention(s.model, ranks.device, model.dtype)
+    if train_gpt.is_compiled(s.run, ranks.device):
+        train_gpt.compile_model(model)
     return train_gpt.Trainer(model, s, ranks)
 
 
 def operations_of_a_step(trainer: train_gpt.Trainer) -> float:
-    """6 for each weight of a matrix and token, and 6 T D a layer for causal attention."""
     s = trainer.s
-    matrices = (*train_gpt.MATRICES, "tok_emb")
-    weights = sum(p.numel() for n, p in trainer.model.named_parameters() if n.endswith(matrices))
-    attention = s.num_layers * s.train_seq_len * s.model_dim
-    return 6.0 * s.train_batch_tokens * (weights + attention)
+    return s.training.train_batch_tokens * train_gpt.training_flops(trainer.model, s.model)
+
+
+def bytes_of_a_step(trainer: train_gpt.Trainer) -> float:
+    """What a step has to move at least.
+
+    Weights and states move once; each block's activations are written and read at least once,
+    forward and backward.
+    """
+    m = trainer.s.model
+    state = 4 * 8 * sum(p.numel() for p in trainer.model.parameters())
+    width = 6 * m.model_dim + 2 * m.mlp_hidden
+    return state + 2 * 4 * trainer.s.training.train_batch_tokens * m.num_layers * width
 
 
 def show_floor(trainer: train_gpt.Trainer) -> None:
     """The time below which no step can go on this GPU, by its operations and its bytes."""
-    s, weights = trainer.s, sum(p.numel() for p in trainer.model.parameters())
-    # Weights and states move once a step; each block's activations are written and read at least
-    # once, forward and backward.
-    state = 4 * 8 * weights
-    activations = 2 * 4 * s.train_batch_tokens * s.num_layers * (6 * s.model_dim + 2 * s.mlp_hidden)
-    show("operations of a step, TFLOP", operations_of_a_step(trainer) / 1e12)
-    show("bytes moved in a step at least, GB", (state + activations) / 1e9)
+    operations = operations_of_a_step(trainer)
+    moved = bytes_of_a_step(trainer)
+    show("operations of a step, TFLOP", operations / 1e12)
+    show("bytes moved in a step at least, GB", moved / 1e9)
     name = torch.cuda.get_device_name() if on_gpu() else ""
     for gpu, (flops, bandwidth) in REACHABLE.items():
         if gpu in name:
-            floor = max(operations_of_a_step(trainer) / flops, (state + activations) / bandwidth)
+            floor = max(operations / flops, moved / bandwidth)
             show(f"floor of a step on one {gpu}, ms", 1000 * floor)
 
 
@@ -196,7 +203,8 @@ def next_step(trainer: train_gpt.Trainer) -> None:
 
 def time_steps(trainer: train_gpt.Trainer, steps: int) -> Step:
     """The first step, a few more, and then `steps` in a row, as in training."""
-    before, began = compiled_graphs(), time.perf_counter()
+    before = compiled_graphs()
+    began = time.perf_counter()
     next_step(trainer)
     wait()
     first_seconds = time.perf_counter() - began
@@ -214,7 +222,7 @@ def time_steps(trainer: train_gpt.Trainer, steps: int) -> Step:
     return Step(
         seconds=(time.perf_counter() - began) / steps,
         first_seconds=first_seconds,
-        tokens=trainer.s.train_batch_tokens,
+        tokens=trainer.s.training.train_batch_tokens,
         operations=operations_of_a_step(trainer),
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu() else 0,
         graphs=graphs - before,
@@ -227,7 +235,7 @@ def time_parts(trainer: train_gpt.Trainer, step: float, repeats: int) -> dict[st
     batches = list(train_gpt.train_batches(trainer.stream, 0, trainer.s, trainer.ranks))
 
     def forward():
-        return trainer.loss_of(trainer.model, *batches[0])
+        return trainer.model(*batches[0]).mean()
 
     def optimize():
         for optimizer in trainer.optimizers:
@@ -263,7 +271,9 @@ def waits_for_the_gpu(trainer: train_gpt.Trainer) -> list[str]:
 
 def kernel_times(trainer: train_gpt.Trainer, steps: int = 2) -> dict[str, float]:
     """Seconds a step of every kernel on the GPU, the costliest first (on a CPU: of operators)."""
-    activities = [ProfilerActivity.CPU, *[ProfilerActivity.CUDA] * on_gpu()]
+    activities = [ProfilerActivity.CPU]
+    if on_gpu():
+        activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         for _ in range(steps):
             next_step(trainer)
@@ -298,29 +308,32 @@ def show_kernels(times: dict[str, float]) -> None:
 
 
 def attention_alone(trainer: train_gpt.Trainer, repeats: int) -> dict[str, float]:
-    """Seconds of causal attention, forward and backward, in all layers of a step, by each kernel
-    that can do it; a training takes the first of them that PyTorch prefers."""
-    s = trainer.s
-    batch = min(s.micro_batch_seqs, s.train_batch_tokens // s.train_seq_len)
+    """Seconds of causal attention, forward and backward, in all layers of a step.
+
+    By each kernel that can do it here.
+    """
+    m = trainer.s.model
+    batch = train_gpt.training_rows(trainer.s, trainer.ranks)
     q, k, v = (
         torch.randn(
             batch,
             heads,
-            s.train_seq_len,
-            s.model_dim // s.num_heads,
+            m.train_seq_len,
+            m.model_dim // m.num_heads,
             device=trainer.ranks.device,
-            dtype=getattr(torch, s.dtype),
+            dtype=trainer.model.dtype,
             requires_grad=True,
         )
-        for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads)
+        for heads in (m.num_heads, m.num_kv_heads, m.num_kv_heads)
     )
-    many = s.num_layers * s.train_batch_tokens / (batch * s.train_seq_len)
+    tokens = batch * m.train_seq_len
+    many = m.num_layers * trainer.s.training.train_batch_tokens / tokens
 
     def forward_and_backward():
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         y.backward(y.detach())
 
-    times = {"PyTorch's choice": many * seconds(forward_and_backward, repeats)}
+    times = {"as in training": many * seconds(forward_and_backward, repeats)}
     for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
         with (
             contextlib.suppress(RuntimeError),  # there is no such kernel for this device

@@ -44,6 +44,7 @@ class Figure:
 
 FIGURES = (
     Figure(r"^warm-up and compilation: ([\d.]+) s", "warm-up and compilation, s"),
+    Figure(r"^warm-up and compilation: .* (\d+) graphs", "graphs compiled"),
     Figure(r"^step:(\d+)/\d+ train_loss", "steps"),
     Figure(r"^step:.* train_loss:([\d.]+)", "training loss, nats"),
     Figure(r"^step:.* train_time:(\d+)ms", "training, s", 1e-3),
@@ -51,6 +52,11 @@ FIGURES = (
     Figure(r"^calibration_time:(\d+)ms", "calibration, s", 1e-3),
     Figure(r"^export_time:(\d+)ms", "calibration and export, s", 1e-3),
     Figure(r"^Serialized model pcll: (\d+) bytes", "artifact, bytes"),
+    *(
+        Figure(rf"^{start} .*val_bpb:([\d.]+)", f"{name}, bpb")
+        for name, start in train_gpt.FINAL_LINES.items()
+    ),
+    Figure(r"^eval_total_time:(\d+)ms", "evaluation in all, s", 1e-3),
 )
 SCORE = re.compile(r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s$")  # of the table at the end of the log
 STAGES = {  # what a line begins with after which the log is about something else
@@ -102,8 +108,8 @@ def show_figures(line: str, figures: tuple[Figure, ...] = FIGURES) -> None:
 
 def make_demo_data(s: train_gpt.Settings) -> None:
     """Writes the demo's data if they are to be used and not there."""
-    if s.preset == "demo" and not list(Path(s.data_path).glob("*.bin")):
-        train_gpt.make_demo_data(s)
+    if s.run.preset == "demo" and not list(Path(s.run.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s.run, s.model.vocab_size)
 
 
 def cut_validation(data: Path, folder: Path, count: int) -> None:
@@ -120,7 +126,10 @@ def cut_validation(data: Path, folder: Path, count: int) -> None:
 
 def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, str]:
     """The exit status of train_gpt.py, and the check that it recommends."""
-    began, stage, check, status = time.monotonic(), "before training", "", 1
+    began = time.monotonic()
+    stage = "before training"
+    check = ""
+    status = 1
     recompilations = collections.Counter()
     for line in lines_of([sys.executable, ROOT / "train_gpt.py"], work, environment, limit):
         if line.startswith("preset:"):
@@ -143,8 +152,10 @@ def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, s
 
 def verify(check: str, work: Path, environment: dict[str, str]) -> int:
     """The exit status of verify.py, with the arguments that train_gpt.py recommends."""
-    began, findings, status = time.monotonic(), "", 1
-    device = train_gpt.join_ranks(train_gpt.load_settings(environment)).device.type
+    began = time.monotonic()
+    findings = ""
+    status = 1
+    device = train_gpt.join_ranks(train_gpt.load_settings(environment).run).device.type
     words = [ROOT / "verify.py", *shlex.split(check)[1:], "--code", ROOT / "train_gpt.py"]
     command = [sys.executable, *words, "--device", device, "--json"]
     for line in lines_of(command, work, environment):
@@ -155,6 +166,8 @@ def verify(check: str, work: Path, environment: dict[str, str]) -> int:
     show("verify.py, s", round(time.monotonic() - began, 2))
     show("verify.py, exit status", status)
     for finding in findings_of(findings):
+        if finding["verdict"] == "FAILED":
+            print(f"verify.py, FAILED {finding['check']}\t{finding['detail']}")
         if finding.get("unit") == "bits/byte":
             show(f"verify.py, {finding['check']}, bpb", float(finding["number"]))
     return status
@@ -182,14 +195,14 @@ def main() -> int:
     try:
         s = train_gpt.load_settings(environment)
         make_demo_data(s)
-        cut_validation(Path(s.data_path), work / "data", args.val_tokens)
+        cut_validation(Path(s.run.data_path), work / "data", args.val_tokens)
     except (train_gpt.UserError, OSError) as error:
         print(train_gpt.explain(error))
         return 2
 
     environment |= {
         "DATA_PATH": str(work / "data"),
-        "TOKENIZER_PATH": str(Path(s.tokenizer_path).resolve()),
+        "TOKENIZER_PATH": str(Path(s.run.tokenizer_path).resolve()),
         "ARTIFACT_PATH": str((args.artifact or work / "artifact.pcll").resolve()),
         "TORCH_LOGS": "recompiles",  # each is a line of the log
     }
