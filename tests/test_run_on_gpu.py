@@ -41,7 +41,8 @@ def figures(rows: list[list[str]], part: str) -> dict[str, str]:
 def test_parts_leave_files_and_numbers(tmp_path):
     rows = rehearse(tmp_path, "smoke", "bench")
     assert all(NUMBER.match(value) for _, _, value in rows), rows
-    smoke, bench = figures(rows, "smoke"), figures(rows, "bench")
+    smoke = figures(rows, "smoke")
+    bench = figures(rows, "bench")
     assert sum(figure.endswith("[cpu], s") for figure in smoke) == 3
     assert float(bench["step, ms"]) > 0 and bench["recompilations after the warm-up"] == "0"
     assert sum(figure.startswith("kernel ") for figure in bench) == train.COSTLIEST
@@ -134,7 +135,8 @@ def test_switches_of_the_variants_exist():
 
 
 def test_validation_is_cut(tmp_path):
-    data, cut = tmp_path / "data", tmp_path / "cut"
+    data = tmp_path / "data"
+    cut = tmp_path / "cut"
     data.mkdir()
     write_shard(data / "fineweb_val_000000.bin", range(1, 50))
     write_shard(data / "fineweb_train_000000.bin", range(1, 9))
@@ -153,7 +155,8 @@ def test_a_peers_attention_is_replaced():
     names = {}
     exec(compile(peer.adapted(source), "peer", "exec"), names)
     assert names["grad_accum_steps"] == 1
-    q, kv = torch.randn(2, 5, 4, 8), torch.randn(2, 5, 2, 8)
+    q = torch.randn(2, 5, 4, 8)
+    kv = torch.randn(2, 5, 2, 8)
     y = names["attend"](q, kv, kv, causal=True)
     assert y.shape == q.shape
     # The first position sees itself alone; two query heads share a head of keys and values.

@@ -24,6 +24,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -87,8 +88,14 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
     return statistics.median(ratios[1:])
 
 
-def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
-    """bpb before and after export, and the bytes of the artifact, of a run in the folder."""
+class Outcome(NamedTuple):
+    before: float  # bpb before export
+    after: float  # and after
+    bytes: int  # of the artifact
+
+
+def run(settings: dict[str, str], folder: str) -> Outcome:
+    """What a run in the folder gives."""
     fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(value(settings, "TRAIN_SEQ_LEN")))
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
@@ -106,10 +113,11 @@ def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
         float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
         for when in ("before", "after")
     )
-    return before, after, int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+    size = int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+    return Outcome(before, after, size)
 
 
-def run_alone(settings: dict[str, str]) -> tuple[float, float, int]:
+def run_alone(settings: dict[str, str]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         return run(settings, folder)
 
@@ -184,7 +192,7 @@ def main() -> None:
         for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
             results[job] = result
             print(
-                f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb",
+                f"{len(results)} of {len(jobs)}: {job}, {result.after} bpb",
                 file=sys.stderr,
                 flush=True,
             )
@@ -193,17 +201,17 @@ def main() -> None:
         row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
         for same in sames:
             scores = [
-                results.get((part, same, seed), results[part, "steps", seed])[1]
+                results.get((part, same, seed), results[part, "steps", seed]).after
                 for seed in args.seeds
             ]
             differences = [
-                score - results[FULL, "steps", seed][1]
+                score - results[FULL, "steps", seed].after
                 for score, seed in zip(scores, args.seeds, strict=True)
             ]
             row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
             row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
         row["bytes"] = round(
-            statistics.mean(results[part, "steps", seed][2] for seed in args.seeds)
+            statistics.mean(results[part, "steps", seed].bytes for seed in args.seeds)
         )
         rows.append(row)
     show(rows, args.csv)

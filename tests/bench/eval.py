@@ -218,8 +218,8 @@ def main() -> None:
 
     print(
         f"{args.tokens - 1} tokens, window {s.model.train_seq_len},"
-        f" stride {s.evaluation.eval_stride}, {bench.ranks.device.type}, {s.training.dtype}, {torch.get_num_threads()} threads,"
-        f" torch {torch.__version__}, {args.repeats} paired runs"
+        f" stride {s.evaluation.eval_stride}, {bench.ranks.device.type}, {s.training.dtype},"
+        f" {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs"
     )
     print(
         f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12}"
@@ -227,7 +227,8 @@ def main() -> None:
     )
     seconds = {}
     for name, adapt in (("sliding window", False), ("score-first adaptation", True)):
-        theirs, ours = partial(bench.theirs, adapt), partial(bench.ours, adapt)
+        theirs = partial(bench.theirs, adapt)
+        ours = partial(bench.ours, adapt)
         seconds[name] = compare(name, theirs, ours, args.repeats, args.tokens - 1)
     show_operations(s)
     passes = statistics.median(timed(bench.training_passes)[0] for _ in range(args.repeats))

@@ -35,8 +35,8 @@ def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         scores = []
         for size in sizes:
-            exact, after, _ = run(settings | dict(SIZE_CAP_BYTES=str(code + size)), folder)
-            scores = [*(scores or [exact]), after]
+            outcome = run(settings | dict(SIZE_CAP_BYTES=str(code + size)), folder)
+            scores = [*(scores or [outcome.before]), outcome.after]
             settings = settings | dict(RESUME="latest")
     return scores
 
@@ -76,12 +76,9 @@ def main() -> None:
             print(f"{len(results)} of {len(jobs)}: {job}, {outcome}", file=sys.stderr, flush=True)
     rows = []
     for text, shape in shapes.items():
-        weights, columns = (
-            count_weights(shape),
-            zip(*(results[text, seed] for seed in args.seeds), strict=True),
-        )
+        columns = zip(*(results[text, seed] for seed in args.seeds), strict=True)
         names = ["before export", *(f"{size} bytes" for size in args.bytes)]
-        row = {"shape": text, "weights": weights, "steps": shape["ITERATIONS"]}
+        row = {"shape": text, "weights": count_weights(shape), "steps": shape["ITERATIONS"]}
         row |= {
             name: " ".join(f"{bpb:.4f}" for bpb in column)
             for name, column in zip(names, columns, strict=True)
