@@ -34,9 +34,10 @@ export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/inductor # what one part
 
 smoke() {
     # A test's seconds become a line of the table, and so does what went wrong in it.
-    python3 -m pytest -s -v --durations=0 --durations-min=0 -m "$mark" -k smoke tests/test_gpu.py |
+    COLUMNS=200 python3 -m pytest -s -v --durations=0 --durations-min=0 -m "$mark" -k smoke \
+        tests/test_gpu.py |
         sed -E -e 's/^([0-9.]+)s call +.*::test_smoke_(.*)$/\2, s\t\1/' \
-            -e 's/^FAILED .*::test_smoke_([^ ]+) - (.*)$/\1, FAILED\t\2/'
+            -e 's/^FAILED .*::test_smoke_([^ ]+)( - )?(.*)$/\1, FAILED\t\3/'
 }
 
 bench() {
@@ -146,7 +147,7 @@ figures() {
 }
 
 last_line() {
-    grep -v '^[[:space:]]*$' "$1" | tail -n 1 | tr '\t' ' ' | cut -c 1-160
+    grep -v '^[[:space:]]*$' "$1" | tail -n 1 | tr '\t' ' ' | sed -E 's/^=+ | =+$//g' | cut -c 1-160
 }
 
 outcome() {

@@ -85,6 +85,17 @@ def test_the_whole_rehearsal(tmp_path):
     assert len(list(tmp_path.iterdir())) <= 8  # files that may come back
 
 
+def test_what_is_missing_is_a_sentence(tmp_path):
+    for words, sentence in (
+        ([], "Usage: bash tests/pack_for_gpu.sh DATA_FOLDER [PEER_SCRIPT]\n"),
+        (["none"], "none is not a folder.\n"),
+        ([tmp_path, "none.py"], "none.py is not a file.\n"),
+    ):
+        command = ["bash", ROOT / "tests/pack_for_gpu.sh", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr == sentence
+
+
 def test_parts_are_known():
     done = subprocess.run(
         ["bash", ROOT / "tests/run_on_gpu.sh", "bnech"],

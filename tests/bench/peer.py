@@ -56,7 +56,10 @@ def main() -> int:
     script.write_text(adapted(args.script.read_text(encoding="utf-8")), encoding="utf-8")
     make_demo_data(train_gpt.load_settings(dict(os.environ)))
     environment = {"TRAIN_LOG_EVERY": "5", "VAL_LOSS_EVERY": "0", "WARMUP_STEPS": "5"}
-    environment = environment | dict(os.environ) | {"ITERATIONS": str(args.steps)}
+    environment |= dict(os.environ)
+    # No warm-down and no cap: neither would be that of a whole run, and entries change with it.
+    environment |= {"WARMDOWN_ITERS": "0", "MAX_WALLCLOCK_SECONDS": "0"}
+    environment["ITERATIONS"] = str(args.steps)
 
     for line in lines_of([sys.executable, script], args.work, environment):
         show_figures(line, FIGURES)

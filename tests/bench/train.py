@@ -280,7 +280,7 @@ def kernel_times(trainer: train_gpt.Trainer, steps: int = 2) -> dict[str, float]
         wait()
     times = Counter()
     for event in recorded.key_averages():
-        if event.is_user_annotation or event.key.startswith(SPANS):
+        if getattr(event, "is_user_annotation", False) or event.key.startswith(SPANS):
             continue
         if not on_gpu():
             times[event.key] += event.self_cpu_time_total / 1e6 / steps
