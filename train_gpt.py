@@ -1303,7 +1303,7 @@ class Steps:
     columns: Array  # [C], within a signed byte
 
     def factors(self) -> tuple[Array, Array]:
-        """Float32 [R,1] and [C], whose product takes a point, in quarters of a step, to a weight."""
+        """Float32 [R,1] and [C] whose product takes a point (quarters of a step) to a weight."""
         rows = quarter_power(self.rows).astype(np.float32)
         columns = (self.size / 4.0 * quarter_power(self.columns)).astype(np.float32)
         return rows[:, None], columns
@@ -1323,7 +1323,7 @@ class TrellisTensor:
     codec = TRELLIS
 
     def contexts(self) -> Array:
-        """How large weights are in their own steps [R,C]; may lie outside of the model's contexts."""
+        """How large weights are in their own steps [R,C]; may lie outside the model's contexts."""
         rows = self.offset + self.row_scales - self.steps.rows
         return rows[:, None] + (self.column_scales - self.steps.columns)
 
@@ -1349,7 +1349,7 @@ def code_floats(w: Array, dtype: str) -> FloatTensor:
 
 
 def lane_count(elements: int) -> int:
-    """How many lanes share a stream: its longest wait is then short, and so is the list of lanes."""
+    """How many lanes share a stream: more are faster, but each costs its state in the file."""
     return min(1024, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
