@@ -1100,15 +1100,15 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
         coded = (codes.astype(np.uint32) << 8 | t.lengths)[t.levels]
         padding = -len(coded) % lanes  # where the last step is short: codes of 0 bits
         parts.append(np.pad(coded, (0, padding)).reshape(-1, lanes))
-    coded = np.concatenate(parts)
+    coded = np.concatenate(parts).T.ravel()  # lane after lane
     length = coded & 0xFF
 
-    code = (coded.T >> 8).astype(">u2")
-    bits = np.unpackbits(code.view(np.uint8)).reshape(-1, MAX_CODE_LENGTH)
-    used = np.arange(MAX_CODE_LENGTH) < length.T.reshape(-1, 1)
+    bits = np.unpackbits((coded >> 8).astype(">u2").view(np.uint8)).reshape(-1, MAX_CODE_LENGTH)
+    used = np.arange(MAX_CODE_LENGTH) < length[:, None]
     packed = np.packbits(bits[used]).tobytes()
     words = np.frombuffer(packed + bytes(len(packed) % 2), ">u2")
-    return length.sum(axis=0, dtype="<u4").tobytes() + words.astype("<u2").tobytes()
+    lane_bits = length.reshape(lanes, -1).sum(axis=1, dtype="<u4")
+    return lane_bits.tobytes() + words.astype("<u2").tobytes()
 
 
 def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Array]:

@@ -1,11 +1,14 @@
-"""Measures bits per byte against bytes for a trained checkpoint: codec, allocation of the bits, and error feedback.
+"""Measures bits per byte against bytes for a trained checkpoint: codec, allocation of the bits, and
+error feedback.
 
-    python tests/bench_rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL [--csv rate.csv]
+    python tests/bench_rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL
+                               [--csv rate.csv]
 
-FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin of text that is not
-for the final score (held-out text of the training mix, say), scored whole, one window after the other. Allocations:
+FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin
+of text that is not for the final score (held-out text of the training mix, say), scored whole, one
+window after the other. Allocations:
 
-    levels        the error of k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels (entry 532)
+    levels        the error of k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels (532)
     one step      the same step for every weight
     relative      the same error in proportion to each matrix's variance
     tensor        a step for each matrix, by what an error in it costs
@@ -26,11 +29,21 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import train_gpt  # noqa: E402
+from train_gpt import Moments  # noqa: E402
 
 
-def even(w: np.ndarray, error: float) -> tuple[np.ndarray, np.ndarray]:
-    """Moments by which every weight of w costs the same, at a mean squared error of about `error`."""
-    return np.full(len(w), 1 / error), np.eye(w[0].size)
+def even(w: np.ndarray, error: float) -> Moments:
+    """By which every weight of w costs the same, at a mean squared error of about `error`."""
+    return Moments(np.full(len(w), 1 / error), np.eye(w[0].size))
+
+
+def without_feedback(moments: Moments) -> Moments:
+    return Moments(moments.rows, np.diag(np.diagonal(moments.columns)))
+
+
+def mean_cost(moments: Moments) -> float:
+    """Of a weight's squared error."""
+    return moments.rows.mean() * np.diagonal(moments.columns).mean()
 
 
 def levels_error(name: str, w: np.ndarray, s: train_gpt.Settings) -> float:
@@ -47,20 +60,16 @@ def allocations(
 ) -> dict[tuple[str, str], dict]:
     """For each allocation and kind of feedback the moments that make code_trellis allocate so."""
     matrices = {name: weights[name] for name in moments}
-    diagonal = {
-        name: (row, np.diag(np.diagonal(column))) for name, (row, column) in moments.items()
-    }
     sizes = np.array([w.size for w in matrices.values()])
     variance = float(np.average([w.var() for w in matrices.values()], weights=sizes))
     return {
         ("levels", "none"): {n: even(w, levels_error(n, w, s)) for n, w in matrices.items()},
         ("one step", "none"): {n: even(w, variance / 1e3) for n, w in matrices.items()},
         ("relative", "none"): {n: even(w, w.var() / 1e3) for n, w in matrices.items()},
-        ("tensor", "none"): {n: even(w, 1 / (moments[n][0].mean() * np.diagonal(moments[n][1]).mean()))
-                             for n, w in matrices.items()},
-        ("row, column", "none"): diagonal,
+        ("tensor", "none"): {n: even(w, 1 / mean_cost(moments[n])) for n, w in matrices.items()},
+        ("row, column", "none"): {n: without_feedback(m) for n, m in moments.items()},
         ("row, column", "blocks"): moments,
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""Every attack is refused with one sentence, quickly and within bounded memory; a small budget of mutated files."""
+"""Every attack is refused with one sentence, quickly and within bounded memory; a small budget of
+mutated files."""
 
 import time
 import tracemalloc

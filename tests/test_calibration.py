@@ -33,7 +33,8 @@ def correlated(columns: int, strength: float, seed: int = 0) -> np.ndarray:
 
 
 def test_moments_of_one_token_are_its_squared_gradients():
-    """For one position the gradient of a matrix is the product of its output's gradient and its input."""
+    """For one position the gradient of a matrix is the product of its output's gradient and its
+    input."""
     s = tiny_settings()
     model = random_model(s)
     with Moments(model) as moments:
@@ -75,7 +76,8 @@ def test_moments_add_up_over_tokens(monkeypatch):
 
 @pytest.mark.parametrize("name", ["0.attn.out", "0.mlp.down", "1.attn.q", "1.mlp.up"])
 def test_the_moments_foretell_what_noise_costs(name):
-    """The labels are drawn from the model's own distribution, where the second derivative is Fisher's information."""
+    """The labels are drawn from the model's own distribution, where the second derivative is
+    Fisher's information."""
     s = tiny_settings(CALIBRATION_TOKENS=16 * 400)
     model, name = random_model(s), f"blocks.{name}"
     torch.manual_seed(1)
