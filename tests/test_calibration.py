@@ -159,9 +159,9 @@ def test_independent_columns_are_quantised_as_one_path():
 def test_steps_are_the_inverse_root_of_the_damped_cost(coarseness):
     """In quarter octaves; the mean squared error of a step d is d^2 / (12 * 1.3)."""
     row, column = np.geomspace(1, 100, 64), np.geomspace(1, 30, 96)
-    coded = code_trellis(gaussian(64, 96), Moments(row / 9, np.diag(column)), coarseness, 8)
+    coded = code_trellis(gaussian(64, 96), Moments(row, np.diag(column)), coarseness, 8)
     assert coded.steps.size == np.float32(
-        coarseness * math.sqrt(12 * 1.3 / (row.mean() / 9 * column.mean()))
+        coarseness * math.sqrt(12 * 1.3 / (row.mean() * column.mean()))
     )
     for steps, moments in ((coded.steps.rows, row), (coded.steps.columns, column)):
         expected = -np.rint(2 * np.log2(moments / moments.mean() + 0.1))
