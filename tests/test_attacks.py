@@ -1,6 +1,7 @@
 """Every attack is refused with one sentence, quickly and within bounded memory; a small budget of
 mutated files."""
 
+import re
 import time
 import tracemalloc
 from itertools import islice
@@ -47,6 +48,55 @@ def test_attack_is_refused_in_a_sentence(attack):
         message = refusal(data)
         assert message is not None, f"file {number} is read"
         assert message.isascii() and message.isprintable() and 10 < len(message) < 300, message
+
+
+# Each row of the format's table of what is disallowed, with attacks on it and what they are told.
+DISALLOWED = {
+    "bytes after the frame or the last part, gaps, overlaps": {
+        "bytes_after_the_frame": "announces a frame of",
+        "holes_and_overlaps": "bytes follow the last part",
+    },
+    "bits behind the last code that are not zeros": {
+        "huffman_bits_left_over": "not filled up with zeros",
+    },
+    "two tensors of one name, or names out of order": {
+        "names_twice_or_out_of_order": "comes out of order or twice",
+    },
+    "centroids, steps, floats, values that are NaN or infinite": {
+        "centroids_that_are_not_a_codebook": "codebook of tensor . has a value that is not finite",
+        "steps_that_are_no_scale": "has a step out of 2.-100 to 2.100",
+        "floats_that_are_not_finite": "tensor . has a value that is not finite",
+        "steps_that_overflow_or_vanish": "so large that a weight may be infinite",
+    },
+    "column factors that are zero or subnormal": {
+        "steps_that_overflow_or_vanish": "column factor that is zero, subnormal or infinite",
+    },
+    "codes that are over- or under-full, levels that are equal": {
+        "codes_that_are_over_or_under_full": "is (over|under)-full",
+        "centroids_that_are_not_a_codebook": "are not strictly increasing",
+    },
+    "frequencies that do not add up, states that do not end at 2^16": {
+        "frequencies_that_do_not_add_up": "add up to [0-9]+ and not to 16384 or 0",
+        "states_that_never_end": "does not end at 2.16",
+    },
+    "pickles, code, references to other files": {
+        "config_of_wrong_types": "neither a string, a number nor a boolean",
+        "unknown_codecs": "unknown codec 2",
+        "frame_with_dictionary": "asks for dictionary",
+    },
+}
+
+
+def test_every_disallowed_row_has_attacks():
+    text = decode_artifact.__doc__.split("Disallowed, and why\n")[1].split("\n\n")[0]
+    assert [re.split("  +", line.strip())[0] for line in text.splitlines()] == list(DISALLOWED)
+
+
+@pytest.mark.parametrize("row", DISALLOWED)
+def test_disallowed_row_is_refused_for_its_own_reason(row):
+    for attack, message in DISALLOWED[row].items():
+        messages = [refusal(data) for data in ATTACKS[attack]()]
+        assert any(re.search(message, text) for text in messages), (attack, messages[:5])
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *HEAVY])
