@@ -131,8 +131,8 @@ def main() -> None:
             bpb = evaluator.score(model, "", s.train_seq_len).val_bpb
             bits = 8 * len(artifact) / total
             print(
-                f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {len(artifact):10d} {bits:11.3f} "
-                f"{bpb:8.4f} {bpb - exact:+8.4f}",
+                f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {len(artifact):10d} "
+                f"{bits:11.3f} {bpb:8.4f} {bpb - exact:+8.4f}",
                 flush=True,
             )
             rows.append(
