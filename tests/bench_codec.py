@@ -412,7 +412,8 @@ def line_of(result: Result, author: Result, matrices: list[Matrix]) -> str:
     bound = sum(m.bound(result.errors[m.name]) for m in matrices)
     return (
         f"{result.method:32}{result.size:>12,}{8 * result.size / weights:>13.4f}"
-        f"{(error / power) ** 0.5:>12.5f}{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}"
+        f"{(error / power) ** 0.5:>12.5f}"
+        f"{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}"
         f"{result.encode:>9.1f}{result.decode:>9.2f}"
         f"{result.stream_bits / result.entropy_bits - 1:>+14.2%}"
         f"{8 * result.size / bound - 1:>+12.2%}"
