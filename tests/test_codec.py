@@ -454,3 +454,25 @@ def test_fit_fill_goes_on_until_the_cap_is_used(exporter, part):
         assert used
     assert used == exporter.tries[-1:] if used else len(exporter.tries) == 10
     assert filled >= 0.985 * cap  # at this size a whole level is a large step
+
+
+def test_the_search_by_hand():
+    """It aims 0.04 % of the cap below the budget, by secants, between a quarter of a bit and two."""
+    search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
+    search.learn(1_000_000)
+    assert search.octaves == pytest.approx(100_400 / 50_000)
+    search.learn(950_000)  # an octave has saved 24,900
+    assert search.octaves == pytest.approx(2.008 + 50_400 / 24_900.398)
+    search.learn(800_000)  # an octave has saved 74,107
+    assert search.octaves == pytest.approx(4.032064 - 99_600 / 74_107.144)
+
+    assert not search.settled(None) and not search.settled(bytes(898_999))
+    assert search.settled(bytes(899_000))  # with the code 99.9 % of the cap
+
+
+def test_the_search_stays_between_what_fits_and_what_does_not():
+    search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=1000)
+    search.learn(2_000_000)  # the step would lead beyond the coarsest
+    assert search.octaves == 5.0  # half way from 0 to 10
+    search.learn(800_000)
+    assert 0 < search.octaves < 5
