@@ -457,14 +457,14 @@ def test_fit_fill_goes_on_until_the_cap_is_used(exporter, part):
 
 
 def test_the_search_by_hand():
-    """It aims 0.04 % of the cap below the budget, by secants, between a quarter of a bit and two."""
+    """It aims 0.04 % of the cap below the budget; an octave saves a quarter of a bit to two."""
     search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
     search.learn(1_000_000)
     assert search.octaves == pytest.approx(100_400 / 50_000)
     search.learn(950_000)  # an octave has saved 24,900
-    assert search.octaves == pytest.approx(2.008 + 50_400 / 24_900.398)
-    search.learn(800_000)  # an octave has saved 74,107
-    assert search.octaves == pytest.approx(4.032064 - 99_600 / 74_107.144)
+    assert search.octaves == pytest.approx(2.008 * (1 + 50_400 / 50_000))
+    search.learn(800_000)  # an octave has saved 74,108
+    assert search.octaves == pytest.approx(2.688085504)
 
     assert not search.settled(None) and not search.settled(bytes(898_999))
     assert search.settled(bytes(899_000))  # with the code 99.9 % of the cap
