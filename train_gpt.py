@@ -1667,7 +1667,8 @@ def export(
     code_bytes: int,
     log,
 ) -> bytes:
-    """The artifact's bytes, within the cap with the code, or UserError."""
+    """The artifact's bytes, within the cap with the code, or UserError; weights (float32) and
+    moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
     quantised = sum(w.size for name, w in weights.items() if role_of(name).levels)
     search = Search(s.fit, s.size_cap_bytes, s.size_cap_bytes - code_bytes, quantised / 8)
     best = None
