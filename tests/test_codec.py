@@ -239,6 +239,10 @@ def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
     assert optimal_total(fibonacci) < (lengths * fibonacci).sum() < 1.001 * optimal_total(fibonacci)
 
 
+def test_what_never_occurs_has_a_code_all_the_same():
+    assert huffman_lengths(np.array([50, 0, 20, 0])).tolist() == [1, 3, 2, 3]
+
+
 def test_one_code_serves_a_tensor():
     w = gaussian(300, 400) * np.repeat(np.float32([1, 0.1]), 200)
     coded = code_huffman(w, 48)
