@@ -1,4 +1,5 @@
-"""The benchmark's own parts: the author's layout reads back, the bound is the textbook's, and the table comes out."""
+"""The benchmark's own parts: the author's layout reads back, the bound is the textbook's, and the
+table comes out."""
 
 import sys
 
@@ -50,7 +51,8 @@ def test_levels_go_by_the_name():
 
 
 def test_bound_is_the_textbook_one():
-    """Half a log2 of variance to error per weight; where a variance lies below the water level, nothing."""
+    """Half a log2 of variance to error per weight; where a variance lies below the water level,
+    nothing."""
     same = Matrix("w", np.full((8, 8), 2.0, np.float32))
     assert same.bound(0.25) == pytest.approx(64 * np.log2(4 / 0.25) / 2)
     assert same.bound(4.0) == 0
