@@ -49,7 +49,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -192,7 +192,9 @@ class Training:
     muon_momentum: float = setting(0.99, "momentum after its warm-up", "532", high=0.9999)
     muon_momentum_warmup_start: float = setting(0.92, "momentum at step 0", "532", high=0.9999)
     muon_momentum_warmup_steps: int = setting(1500, "steps of the momentum's linear warm-up", "532")
-    weight_decay: float = setting(0.04, "decoupled, in units of the learning rate", "532")
+    weight_decay: float = setting(
+        0.04, "of the matrices alone; decoupled, in units of the learning rate", "532"
+    )
     grad_clip_norm: float = setting(0.3, "global norm of the gradient at most, 0: no limit", "532")
     ema_decay: float = setting(
         0.997,
@@ -1174,7 +1176,7 @@ class NorMuon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.Optimizer]:
-    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors.
+    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors, which do not decay (532).
 
     Each group's "base_lr" is what the schedule scales.
     """
@@ -1187,9 +1189,10 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
         dict(params=params["vector"], base_lr=t.scalar_lr),
     ]
     if t.matrix_optimizer == "adamw":
-        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr))
+        decay = t.weight_decay
+        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=decay))
     fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=t.weight_decay, fused=fused)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
     if t.matrix_optimizer == "adamw":
         return [adamw]
     muon = NorMuon(params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay)
@@ -2218,7 +2221,7 @@ class Evaluator:
         self.estimate(model)
         rows = learning_rows(self.s.evaluation, self.ranks)
         tokens = self.tokens.new_zeros(rows, len(self.offsets))
-        model(tokens, tokens.clone()).sum().backward()  # a clone: two inputs, as in learning
+        model(tokens, tokens.clone()).sum().backward()  # one tensor twice were another graph
 
     def train_then_score(self, model: GPT) -> Score:
         """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score.
@@ -2267,8 +2270,8 @@ class Learner:
         """
         set_rates([self.optimizer], 0.5 * (1 + math.cos(math.pi * done)))
         count = (len(tokens) - 1) // self.length
-        inputs = tokens[: count * self.length].view(count, -1)
-        targets = tokens[1 : count * self.length + 1].view(count, -1)
+        inputs = tokens[: count * self.length].view(count, self.length)
+        targets = tokens[1 : count * self.length + 1].view(count, self.length)
         batch = self.e.ttt_batch_seqs
         for first in [*range(0, count, batch)] * self.epochs:
             self.step(inputs[first : first + batch], targets[first : first + batch])
@@ -2346,8 +2349,7 @@ class Trainer:
 
     def start(self) -> None:
         self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
-        average = get_ema_multi_avg_fn(self.s.training.ema_decay)
-        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.average = AveragedModel(self.model)
         self.step = 0
         self.seconds = 0.0
         self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
@@ -2386,7 +2388,7 @@ class Trainer:
             self.gradient *= (limit / (norms.norm() + 1e-6)).clamp(max=1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.average.update_parameters(self.model)
+        self.update_average()
 
         if self.finished:
             self.finished.synchronize()
@@ -2402,6 +2404,16 @@ class Trainer:
                 loss.backward()
                 self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average, which the first step's weights begin, towards the present weights.
+
+        AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
+        """
+        decay = self.s.training.ema_decay if self.step > 1 else 0.0
+        average, present = self.average.module.parameters(), self.model.parameters()
+        torch._foreach_lerp_(list(average), list(present), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""
@@ -2608,6 +2620,16 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
+
+
+def changed_settings(s: Settings) -> dict[str, Any]:
+    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
+    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
+    values = flat(*vars(s).values())
+    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
+
+
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
@@ -2619,6 +2641,8 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
     )
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
+    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
+    log(f"changed:{' '.join(changed)}")
     log(
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "

@@ -56,6 +56,23 @@ def write_shard(
     path.write_bytes(header.tobytes() + tokens.tobytes())
 
 
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory) -> Path:
+    """The demo's data with a validation split of 3,000 tokens; made once, only to be copied."""
+    return make_demo_data(tmp_path_factory.getbasetemp())
+
+
+def make_demo_data(base: Path) -> Path:
+    folder = base / "demo_data"
+    if not folder.exists():
+        names = dict(DATA_PATH=str(folder), TOKENIZER_PATH=str(folder / "bpe_1024.model"))
+        s = train_gpt.load_settings({"PRESET": "demo"} | names)
+        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+        shard = folder / "fineweb_val_000000.bin"
+        write_shard(shard, np.fromfile(shard, "<u2", offset=1024)[:3000])
+    return folder
+
+
 @pytest.fixture
 def one_rank() -> train_gpt.Ranks:
     return train_gpt.Ranks(0, 1, torch.device("cpu"))
