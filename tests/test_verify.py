@@ -21,14 +21,41 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
+from records.code import code_bytes, read_code
 
 CONFIG = dict(
-    vocab_size=320, num_layers=5, model_dim=32, num_heads=4, num_kv_heads=2, mlp_hidden=24, rope_dims=4,
-    rope_base=100.0, logit_softcap=30.0, xsa_last_n=2, bigram_buckets=64, bigram_dim=8, mlp_negative_slope=0.5,
-    ln_scale=True, smear_gate=True, value_residual=True, gated_attention=True, unet_skips=True, bos_reset=True,
-    train_seq_len=32, eval_stride=8, eval_doc_reset=False, ttt_protocol="off", ttt_chunk_tokens=128, ttt_epochs=2,
-    ttt_optimizer="adamw", ttt_lr=0.01, ttt_batch_seqs=2, ttt_grad_clip=1.0, tokenizer_sha256="", preset="test",
-)  # fmt: skip
+    vocab_size=320,
+    num_layers=5,
+    model_dim=32,
+    num_heads=4,
+    num_kv_heads=2,
+    mlp_hidden=24,
+    rope_dims=4,
+    rope_base=100.0,
+    logit_softcap=30.0,
+    xsa_last_n=2,
+    bigram_buckets=64,
+    bigram_dim=8,
+    mlp_negative_slope=0.5,
+    ln_scale=True,
+    smear_gate=True,
+    value_residual=True,
+    gated_attention=True,
+    unet_skips=True,
+    bos_reset=True,
+    train_seq_len=32,
+    eval_stride=8,
+    eval_doc_reset=False,
+    ttt_protocol="off",
+    ttt_chunk_tokens=128,
+    ttt_epochs=2,
+    ttt_optimizer="adamw",
+    ttt_lr=0.01,
+    ttt_batch_seqs=2,
+    ttt_grad_clip=1.0,
+    tokenizer_sha256="",
+    preset="test",
+)
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
     "A list is a mutable sequence; naïve readers call it an array. Ünïcode — 漢字 — needs byte pieces!",
@@ -80,10 +107,21 @@ def demo(tmp_path_factory) -> Path:
     data = folder / "data" / "demo"
     data.mkdir(parents=True)
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_prefix=str(data / "bpe"), vocab_size=320, model_type="bpe", pad_id=0,
-        bos_id=1, eos_id=2, unk_id=3, byte_fallback=True, character_coverage=0.98, minloglevel=2,
-        normalization_rule_name="identity", remove_extra_whitespaces=False, hard_vocab_limit=True,
-    )  # fmt: skip
+        sentence_iterator=iter(TEXTS),
+        model_prefix=str(data / "bpe"),
+        vocab_size=320,
+        model_type="bpe",
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        byte_fallback=True,
+        character_coverage=0.98,
+        minloglevel=2,
+        normalization_rule_name="identity",
+        remove_extra_whitespaces=False,
+        hard_vocab_limit=True,
+    )
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "bpe.model"))
     write_shard(
         data / "fineweb_val_000000.bin", [i for text in TEXTS for i in [1, *pieces.encode(text)]]
@@ -210,11 +248,24 @@ def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.nd
 
 
 FEATURES = [
-    {}, {"bigram_buckets": 0}, {"smear_gate": False}, {"value_residual": False}, {"gated_attention": False},
-    {"unet_skips": False}, {"bos_reset": False}, {"ln_scale": False}, {"xsa_last_n": 0}, {"xsa_last_n": 5},
-    {"num_kv_heads": 4}, {"num_kv_heads": 1}, {"rope_dims": 0}, {"rope_dims": 8}, {"num_layers": 1}, {"num_layers": 4},
+    {},
+    {"bigram_buckets": 0},
+    {"smear_gate": False},
+    {"value_residual": False},
+    {"gated_attention": False},
+    {"unet_skips": False},
+    {"bos_reset": False},
+    {"ln_scale": False},
+    {"xsa_last_n": 0},
+    {"xsa_last_n": 5},
+    {"num_kv_heads": 4},
+    {"num_kv_heads": 1},
+    {"rope_dims": 0},
+    {"rope_dims": 8},
+    {"num_layers": 1},
+    {"num_layers": 4},
     {"mlp_negative_slope": 0.0},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("changes", FEATURES, ids=str)
@@ -482,20 +533,21 @@ def test_adaptation_replay(home, capsys, monkeypatch, optimizer):
 def test_what_is_learned_comes_after_the_score(home):
     """Changed tokens at the end leave the adapted scores of all earlier chunks as they were."""
     config = settings_of(home, ttt_protocol="score_first")
-    args = verify.parse(["x"])
+    options = verify.parse(["x"])
     tokens = verify.read_tokens(Path("data/demo"), 320)[:513]
     other = tokens.copy()
     other[400:] = other[400:][::-1]
     seen = []
     for data in (tokens, other):
         model, nats = verify.Model(config, random_weights(config), "cpu"), []
-        learn = verify.learner(model, data, config, args, len(data))
+        split = verify.Split(data, 1, len(data))
+        learn = verify.Learner(model, split, config, options)
 
         def watch(chunk, lo, hi, learn=learn, model=model, nats=nats):
             nats.append((chunk, lo, hi, model.params["tok_emb"].sum().item()))
             learn(chunk, lo, hi)
 
-        verify.score(model, data, config, args, 1, watch)
+        verify.score(model, split, config, options, watch)
         seen.append(nats)
     assert seen[0] == seen[1] and [row[:3] for row in seen[0]] == [
         (0, 0, 128),
@@ -633,13 +685,31 @@ def test_a_changed_weight_or_setting_fails_the_claim(home, capsys):
 
 
 BAD_CONFIGS = [
-    {"num_layers": 4}, {"num_layers": 6}, {"num_heads": 5}, {"num_heads": 8}, {"num_kv_heads": 3}, {"rope_dims": 3},
-    {"rope_dims": 10}, {"model_dim": 16}, {"vocab_size": 321}, {"bigram_buckets": 1}, {"smear_gate": False},
-    {"gated_attention": False}, {"eval_stride": 33}, {"eval_stride": 0}, {"train_seq_len": 10**9},
+    {"num_layers": 4},
+    {"num_layers": 6},
+    {"num_heads": 5},
+    {"num_heads": 8},
+    {"num_kv_heads": 3},
+    {"rope_dims": 3},
+    {"rope_dims": 10},
+    {"model_dim": 16},
+    {"vocab_size": 321},
+    {"bigram_buckets": 1},
+    {"smear_gate": False},
+    {"gated_attention": False},
+    {"eval_stride": 33},
+    {"eval_stride": 0},
+    {"train_seq_len": 10**9},
     {"num_layers": 10**9},
-    {"ttt_protocol": "later"}, {"ttt_optimizer": "adam"}, {"ln_scale": 1}, {"num_layers": True}, {"num_heads": "4"},
-    {"logit_softcap": 0.0}, {"tokenizer_sha256": 3}, {"ttt_lr": -1.0},
-]  # fmt: skip
+    {"ttt_protocol": "later"},
+    {"ttt_optimizer": "adam"},
+    {"ln_scale": 1},
+    {"num_layers": True},
+    {"num_heads": "4"},
+    {"logit_softcap": 0.0},
+    {"tokenizer_sha256": 3},
+    {"ttt_lr": -1.0},
+]
 
 
 @pytest.mark.parametrize("change", BAD_CONFIGS, ids=str)
@@ -770,17 +840,24 @@ def test_code_that_the_script_pulls_in_counts(tmp_path, source, counted, compute
     folder = tmp_path / "entry"
     (folder / "pack").mkdir(parents=True)
     for name, text in {
-        "helper.py": "import deep", "deep.py": "x = 1", "pack/__init__.py": "", "pack/part.py": "x = 2",
-        "table.json": "{}", "fast.so": "\x7fELF", "loop.py": "import loop, train_gpt", "../outside.py": "x = 3",
-        "a": "", "bad.py": "\0",
-    }.items():  # fmt: skip
+        "helper.py": "import deep",
+        "deep.py": "x = 1",
+        "pack/__init__.py": "",
+        "pack/part.py": "x = 2",
+        "table.json": "{}",
+        "fast.so": "\x7fELF",
+        "loop.py": "import loop, train_gpt",
+        "../outside.py": "x = 3",
+        "a": "",
+        "bad.py": "\0",
+    }.items():
         (folder / name).write_text(text)
     script = folder / "train_gpt.py"
     script.write_text(source)
-    files, unknown = verify.read_code(script)
+    files, unknown = read_code(script)
     assert sorted(str(f.relative_to(folder)) for f in files) == sorted(["train_gpt.py", *counted])
     assert len(unknown) == computed
-    raw, compressed = verify.code_bytes(files)
+    raw, compressed = code_bytes(files)
     assert raw == sum(f.stat().st_size for f in files) and compressed > 0
 
 
