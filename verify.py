@@ -63,6 +63,8 @@ BOS = 1  # the id that starts every document
 SP1024_SHA256 = "4f5e8adb"  # how the sha256 of the challenge's 1,024-piece tokenizer begins
 DEFAULT_DATA = ("data/datasets/fineweb10B_sp1024", "data/demo")  # the challenge's, the demo's
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
+Weights = dict[str, np.ndarray]  # by name; float32
+Shapes = dict[str, tuple[int, ...]]  # by name
 
 
 # ---------------------------------------------------------------- options and progress
@@ -106,21 +108,19 @@ class Options:
 def read_tokens(folder: Path, vocab_size: int) -> np.ndarray:
     """The validation split, (n >= 2,) uint16: all shards fineweb_val_*.bin of a folder in the order
     of their names. Raises UnusableInput."""
-    shards = [read_shard(path) for path in sorted(folder.glob("fineweb_val_*.bin"))]
-    tokens = np.concatenate([np.zeros(0, "<u2"), *shards])
+    parts = [np.zeros(0, "<u2")]
+    for shard in sorted(folder.glob("fineweb_val_*.bin")):
+        header = np.fromfile(shard, "<i4", 256)  # magic, version, tokens, zeros
+        whole = len(header) == 256 and shard.stat().st_size == 1024 + 2 * int(header[2])
+        if not whole or header[:2].tolist() != [20240520, 1]:
+            raise UnusableInput(f"{shard} is not a whole token shard (magic 20240520, version 1)")
+        parts.append(np.fromfile(shard, "<u2", offset=1024))
+
+    tokens = np.concatenate(parts)
     if len(tokens) < 2 or int(tokens.max()) >= vocab_size:
         problem = f"hold no tokens, or ids of {vocab_size} and above"
         raise UnusableInput(f"the fineweb_val_*.bin in {folder} {problem}")
     return tokens
-
-
-def read_shard(path: Path) -> np.ndarray:
-    """(n,) uint16; raises UnusableInput."""
-    header = np.fromfile(path, "<i4", 256)  # magic, version, tokens, zeros
-    whole = len(header) == 256 and path.stat().st_size == 1024 + 2 * int(header[2])
-    if not whole or header[:2].tolist() != [20240520, 1]:
-        raise UnusableInput(f"{path} is not a whole token shard (magic 20240520, version 1)")
-    return np.fromfile(path, "<u2", offset=1024)
 
 
 def documents(tokens: np.ndarray) -> list[tuple[int, int]]:
@@ -140,11 +140,9 @@ def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProces
     letter = next(i for i in ids if tokenizer.id_to_piece(i) in letters)
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
 
-    total = 0
-    for start, end in documents(tokens):
-        text = tokenizer.decode(stand_in[tokens[start:end]].tolist())
-        total += len(text.encode())
-    return total
+    ids = stand_in[tokens]
+    texts = (tokenizer.decode(ids[start:end].tolist()) for start, end in documents(tokens))
+    return sum(len(text.encode()) for text in texts)
 
 
 # ---------------------------------------------------------------- model
@@ -178,7 +176,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 class Model:
     """The network of an artifact: token ids [B, T] in, float32 logits [B, T, vocabulary] out."""
 
-    def __init__(self, config: dict, weights: dict[str, np.ndarray], device: str):
+    def __init__(self, config: dict, weights: Weights, device: str):
         self.config = config
         self.params = {name: torch.tensor(array, device=device) for name, array in weights.items()}
 
@@ -219,8 +217,8 @@ class Model:
         c = self.config
         d = c["model_dim"] // c["num_heads"]
         prefix = f"blocks.{i}.attn."
-        named = [(name, value) for name, value in self.params.items() if name.startswith(prefix)]
-        p = {name.removeprefix(prefix): value for name, value in named}
+        names = [name for name in self.params if name.startswith(prefix)]
+        p = {name.removeprefix(prefix): self.params[name] for name in names}
 
         q, k, v = (F.linear(h, p[name]).unflatten(-1, (-1, d)).transpose(1, 2) for name in "qkv")
         if c["value_residual"] and v_first is not None:
@@ -283,7 +281,7 @@ class TheirModel:
     configuration; its forward_logits or forward maps ids [B, T] to logits [B, T, vocabulary].
     """
 
-    def __init__(self, file: Path, config: dict, weights: dict[str, np.ndarray], device: str):
+    def __init__(self, file: Path, config: dict, weights: Weights, device: str):
         net = their_network(file, config)
         net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
         self.net = net.float().eval().to(device)
@@ -325,10 +323,6 @@ class Split(NamedTuple):
     @property
     def targets(self) -> int:
         return len(self.tokens) - 1
-
-    @property
-    def partial(self) -> bool:
-        return len(self.tokens) < self.whole
 
 
 class Window(NamedTuple):
@@ -426,51 +420,43 @@ def batch_nats(
 LEARNING_FACTORS = {"attn.out": 3.0, "mlp.down": 3.0, "mlp.up": 0.5}  # by the end of the name
 
 
-class Learner:
-    """Score-first test-time training: trains model.params on inputs that are already scored. The
-    learning rate follows a cosine over the chunks of the whole split."""
+def learner(model: Callable, split: Split, config: dict, options: Options) -> Callable:
+    """Score-first test-time training: learn(chunk, begin, end) trains model.params on inputs
+    [begin, end), already scored. The learning rate follows a cosine over the whole split's
+    chunks."""
+    length = config["train_seq_len"]
+    size = config["ttt_batch_seqs"]
+    chunks = math.ceil((split.whole - 1) / config["ttt_chunk_tokens"])
+    optimizer = adaptation_optimizer(model.params, config["ttt_optimizer"])
 
-    def __init__(self, model: Callable, split: Split, config: dict, options: Options):
-        self.model = model
-        self.tokens = split.tokens
-        self.config = config
-        self.options = options
-        self.chunks = math.ceil((split.whole - 1) / config["ttt_chunk_tokens"])
-        self.optimizer = adaptation_optimizer(model.params, config["ttt_optimizer"])
+    def learn(chunk: int, begin: int, end: int) -> None:
+        cosine = 0.5 * (1 + math.cos(math.pi * chunk / chunks))
+        for group in optimizer.param_groups:
+            group["lr"] = config["ttt_lr"] * group["factor"] * cosine
 
-    def __call__(self, chunk: int, begin: int, end: int) -> None:
-        """Learns from inputs [begin, end), those of a chunk."""
-        cosine = 0.5 * (1 + math.cos(math.pi * chunk / self.chunks))
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config["ttt_lr"] * group["factor"] * cosine
-
-        length = self.config["train_seq_len"]
-        size = self.config["ttt_batch_seqs"]
         starts = range(begin, end - length + 1, length)
-        for epoch in range(self.config["ttt_epochs"]):
-            said = f"learning from chunk {chunk + 1} of {self.chunks}, epoch {epoch + 1}"
-            for i in range(0, len(starts), size):
-                self.step(starts[i : i + size], said)
+        for epoch, i in product(range(config["ttt_epochs"]), range(0, len(starts), size)):
+            said = f"learning from chunk {chunk + 1} of {chunks}, epoch {epoch + 1}"
+            optimizer.zero_grad()
+            add_gradients(model, split.tokens, starts[i : i + size], length, options, said)
+            torch.nn.utils.clip_grad_norm_(list(model.params.values()), config["ttt_grad_clip"])
+            optimizer.step()
 
-    def step(self, starts: range, said: str) -> None:
-        """One step of the optimizer, on the sequences that start there."""
-        length = self.config["train_seq_len"]
-        rows = max(1, BATCH_TOKENS[self.options.device] // (8 * length))  # it takes more memory
-        self.optimizer.zero_grad()
-        for i in range(0, len(starts), rows):
-            self.options.progress.say(said)
-            loss = self.summed_loss(starts[i : i + rows], length)
-            (loss / (len(starts) * length)).backward()
+    return learn
 
-        params = list(self.model.params.values())
-        torch.nn.utils.clip_grad_norm_(params, self.config["ttt_grad_clip"])
-        self.optimizer.step()
 
-    def summed_loss(self, starts: range, length: int) -> Tensor:
-        block = np.stack([self.tokens[start : start + length + 1] for start in starts])
-        block = torch.from_numpy(block.astype(np.int64)).to(self.options.device)
-        logits = self.model(block[:, :-1].contiguous()).flatten(0, 1).float()
-        return F.cross_entropy(logits, block[:, 1:].flatten(), reduction="sum")
+def add_gradients(
+    model: Callable, tokens: np.ndarray, starts: range, length: int, options: Options, said: str
+) -> None:
+    """Of the mean loss of the sequences that start there, some rows at a time."""
+    rows = max(1, BATCH_TOKENS[options.device] // (8 * length))  # learning takes more memory
+    for i in range(0, len(starts), rows):
+        options.progress.say(said)
+        block = np.stack([tokens[start : start + length + 1] for start in starts[i : i + rows]])
+        block = torch.from_numpy(block.astype(np.int64)).to(options.device)
+        logits = model(block[:, :-1].contiguous()).flatten(0, 1).float()
+        loss = F.cross_entropy(logits, block[:, 1:].flatten(), reduction="sum")
+        (loss / (len(starts) * length)).backward()
 
 
 def adaptation_optimizer(params: dict[str, Tensor], name: str) -> torch.optim.Optimizer:
@@ -490,13 +476,6 @@ def adaptation_optimizer(params: dict[str, Tensor], name: str) -> torch.optim.Op
 PROBE_TOKENS = 1024  # length of the probed window, at most
 PROBE_SUFFIXES = 8
 PROBE_LIMIT = 1e-6  # of a probability, or of a value that enters the first layer
-
-
-class Probe(NamedTuple):
-    check: str
-    number: float  # proven to hold up to PROBE_LIMIT
-    worse: str  # the verdict above it
-    detail: str
 
 
 def check_probes(
@@ -524,55 +503,45 @@ def check_probes(
         with torch.no_grad():
             return model(torch.stack(rows)).double().softmax(-1)[0]
 
-    probes = [
-        probe_causality(ask, window, other, cuts),
-        probe_sums(ask(window), vocab),
-        probe_determinism(ask, window, other),
+    return [
+        *probe_probabilities(ask, window, other, cuts, vocab),
         probe_isolation(model, window, config),
     ]
-    return [as_finding(probe) for probe in probes]
 
 
-def as_finding(probe: Probe) -> Finding:
-    verdict = PROVEN if probe.number <= PROBE_LIMIT else probe.worse
-    return Finding(verdict, probe.check, f"{probe.detail}, limit {PROBE_LIMIT}", probe.number)
+def probe(check: str, number: float, detail: str, worse: str = FAILED) -> Finding:
+    """Proven where a number is within the limit, else `worse`."""
+    verdict = PROVEN if number <= PROBE_LIMIT else worse
+    return Finding(verdict, check, f"{detail}, limit {PROBE_LIMIT}", number)
 
 
-def probe_causality(ask: Callable, window: Tensor, other: Tensor, cuts: list[int]) -> Probe:
-    """Whether probabilities before a cut change with the tokens after it."""
+def probe_probabilities(
+    ask: Callable, window: Tensor, other: Tensor, cuts: list[int], vocab: int
+) -> list[Finding]:
+    """Whether they change before a cut with the tokens after it, add up, and come out again."""
     base = ask(window)
-    changes = []
-    for cut in cuts:
-        changed = ask(torch.cat([window[:cut], other[cut:]]))
-        changes.append(change(base[:cut], changed[:cut]))
-    detail = f"change before {PROBE_SUFFIXES} changed suffixes of {len(window)} tokens"
-    return Probe("causality", max(changes), FAILED, detail)
-
-
-def probe_sums(probabilities: Tensor, vocab: int) -> Probe:
-    sums = probabilities.sum(-1)
-    count = probabilities.shape[-1]
-    off = change(sums, torch.ones_like(sums)) if count == vocab else math.inf
-    return Probe("normalised", off, FAILED, f"largest |sum - 1| of {count} probabilities")
-
-
-def probe_determinism(ask: Callable, window: Tensor, other: Tensor) -> Probe:
-    again = change(ask(window), ask(window))
+    changed = [ask(torch.cat([window[:cut], other[cut:]])) for cut in cuts]
+    seen = max(change(base[:cut], c[:cut]) for cut, c in zip(cuts, changed, strict=True))
+    again = change(base, ask(window))
     beside = change(ask(window, other), ask(window, other.flip(0)))
-    detail = "change in a second run and beside other rows"
-    return Probe("determinism", max(again, beside), FAILED, detail)
+    sums = base.sum(-1)
+    count = base.shape[-1]
+    off = change(sums, torch.ones_like(sums)) if count == vocab else math.inf
+    suffixes = f"{PROBE_SUFFIXES} changed suffixes of {len(window)} tokens"
+    return [
+        probe("causality", seen, f"change before {suffixes}"),
+        probe("normalised", off, f"largest |sum - 1| of {count} probabilities"),
+        probe("determinism", max(again, beside), "change in a second run and beside other rows"),
+    ]
 
 
-def probe_isolation(model: Callable, window: Tensor, config: dict) -> Probe:
-    """Whether a token before a document's start changes what comes after it."""
+def probe_isolation(model: Callable, window: Tensor, config: dict) -> Finding:
     if config["eval_doc_reset"]:
-        return Probe("isolation", 0.0, FAILED, "no window crosses a document's start")
+        return probe("isolation", 0.0, "no window crosses a document's start")
     leak = isolation_leak(model, window, config["vocab_size"])
-    worse = FAILED
-    if not isinstance(model, Model):  # may attend without F.scaled_dot_product_attention
-        worse = NOT_CHECKABLE
     detail = "change after a BOS by the token before it, apart from F.scaled_dot_product_attention"
-    return Probe("isolation", leak, worse, detail)
+    # another network may attend without it
+    return probe("isolation", leak, detail, FAILED if isinstance(model, Model) else NOT_CHECKABLE)
 
 
 def isolation_leak(model: Callable, window: Tensor, vocab: int) -> float:
@@ -611,6 +580,9 @@ class Allowed(NamedTuple):
     def holds(self, value: object) -> bool:
         kinds = (float, int) if self.kind is float else (self.kind,)
         return type(value) in kinds and self.low <= value <= self.high
+
+    def __str__(self) -> str:
+        return f"{self.kind.__name__} from {self.low} to {self.high}"
 
 
 FLAG = Allowed(bool, 0, 1)
@@ -653,48 +625,35 @@ CONFIG = SCORING | {  # what the network needs
 }
 
 
-def config_problems(config: dict, weights: dict[str, np.ndarray], theirs: bool) -> list[str]:
+def config_problems(config: dict, weights: Weights, theirs: bool) -> list[str]:
     """Why a configuration is impossible or does not fit the tensors; of a changed architecture,
     what scoring needs."""
     found = []
     for name, allowed in (SCORING if theirs else CONFIG).items():
         if not allowed.holds(config.get(name)):
-            value = config.get(name, "missing")
-            kind = allowed.kind.__name__
-            found.append(f"{name} = {value!r} is no {kind} from {allowed.low} to {allowed.high}")
+            found.append(f"{name} = {config.get(name, 'missing')!r} is no {allowed}")
     if found:
         return found
 
-    rules = scoring_rules(config)
-    if not theirs:
-        rules |= network_rules(config)
-    found = [text for text, holds in rules.items() if not holds]
-    if theirs or found:
-        return found
-    return shape_problems(expected_shapes(config), weights)
-
-
-def scoring_rules(c: dict) -> dict[str, bool]:
-    """A problem's words, and whether all is well there."""
-    return {
+    c = config
+    rules = {
         "eval_stride is above train_seq_len": c["eval_stride"] <= c["train_seq_len"],
         "ttt_protocol is unknown": c["ttt_protocol"] in ("off", "score_first", "train_then_score"),
         "ttt_optimizer is unknown": c["ttt_optimizer"] in ("adamw", "sgd"),
     }
+    if not theirs:
+        rotated = range(0, c["model_dim"] // c["num_heads"] + 1, 2)
+        rules |= {
+            "num_heads does not divide model_dim": c["model_dim"] % c["num_heads"] == 0,
+            "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
+            "rope_dims is odd or above the head size": c["rope_dims"] in rotated,
+            "bigram_buckets is 1": c["bigram_buckets"] != 1,
+        }
+    found = [text for text, holds in rules.items() if not holds]
+    return found if theirs or found else shape_problems(expected_shapes(c), weights)
 
 
-def network_rules(c: dict) -> dict[str, bool]:
-    """A problem's words, and whether all is well there."""
-    rotated = range(0, c["model_dim"] // c["num_heads"] + 1, 2)
-    return {
-        "num_heads does not divide model_dim": c["model_dim"] % c["num_heads"] == 0,
-        "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
-        "rope_dims is odd or above the head size": c["rope_dims"] in rotated,
-        "bigram_buckets is 1": c["bigram_buckets"] != 1,
-    }
-
-
-def shape_problems(wanted: dict[str, tuple[int, ...]], weights: dict[str, np.ndarray]) -> list[str]:
+def shape_problems(wanted: Shapes, weights: Weights) -> list[str]:
     found = [f"tensor {name} is not asked for" for name in weights if name not in wanted]
     shapes = {name: array.shape for name, array in weights.items()}
     for name, shape in wanted.items():
@@ -703,7 +662,7 @@ def shape_problems(wanted: dict[str, tuple[int, ...]], weights: dict[str, np.nda
     return found
 
 
-def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
+def expected_shapes(c: dict) -> Shapes:
     """Name and shape of every tensor that a configuration asks for."""
     D = c["model_dim"]
     layers = c["num_layers"]
@@ -723,7 +682,7 @@ def expected_shapes(c: dict) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def block_shapes(c: dict) -> dict[str, tuple[int, ...]]:
+def block_shapes(c: dict) -> Shapes:
     D = c["model_dim"]
     H = c["num_heads"]
     kv = D // H * c["num_kv_heads"]
@@ -761,7 +720,9 @@ class Data(NamedTuple):
 def check_artifact(path: Path, options: Options, submitted: list[float]) -> list[Finding]:
     """Every check of one artifact; `submitted` holds the bits per byte that a submission.json
     claims for it, if any."""
-    found = check_size(path, counted_script(path, options))
+    beside = path.with_name("train_gpt.py")
+    script = options.code or options.model or (beside if beside.is_file() else None)
+    found = check_size(path, Path(script) if script else None)
     try:
         config, weights = read_pcll(path)
     except ArtifactError as error:
@@ -786,14 +747,6 @@ def check_artifact(path: Path, options: Options, submitted: list[float]) -> list
     return found + check_score(model, tokens, data.tokenizer, config, options, submitted)
 
 
-def counted_script(artifact: Path, options: Options) -> Path | None:
-    named = options.code or options.model
-    if named:
-        return Path(named)
-    beside = artifact.with_name("train_gpt.py")
-    return beside if beside.is_file() else None
-
-
 def check_size(artifact: Path, script: Path | None) -> list[Finding]:
     """Code plus artifact against the cap, and the calls whose target is computed."""
     held = artifact.stat().st_size
@@ -814,9 +767,7 @@ def check_size(artifact: Path, script: Path | None) -> list[Finding]:
     return found
 
 
-def load_model(
-    config: dict, weights: dict[str, np.ndarray], options: Options
-) -> tuple[Callable, Finding]:
+def load_model(config: dict, weights: Weights, options: Options) -> tuple[Callable, Finding]:
     if options.model:
         model = TheirModel(Path(options.model), config, weights, options.device)
         detail = f"the logits come from their code in {options.model}, the loop is ours"
@@ -830,28 +781,23 @@ def load_model(
 
 def find_data(config: dict, options: Options) -> Data:
     """As named, or else the first default folder whose tokenizer is the artifact's."""
-    folders = [Path(folder) for folder in (options.data, *DEFAULT_DATA) if folder]
     pairs = []  # of a folder and a tokenizer
-    for folder in folders:
-        near = [*folder.glob("*.model"), *folder.parent.parent.glob("tokenizers/*.model")]
-        pairs += [(folder, model) for model in near]
+    for folder in (options.data, *DEFAULT_DATA):
+        if folder:
+            folder = Path(folder)
+            near = [*folder.glob("*.model"), *folder.parent.parent.glob("tokenizers/*.model")]
+            pairs += [(folder, model) for model in near]
     named = Path(options.tokenizer) if options.tokenizer else None
     if named:
         pairs.append((None, named))
 
-    fitting = [pair for pair in pairs if sha256(pair[1]) == config["tokenizer_sha256"]]
+    sha256 = config["tokenizer_sha256"]
+    fitting = [pair for pair in pairs if hashlib.sha256(pair[1].read_bytes()).hexdigest() == sha256]
     folder, model = fitting[0] if fitting else (None, None)
     if options.data:
         folder = Path(options.data)
-    same = bool(fitting)
-    if named:
-        model = named
-        same = named in [pair[1] for pair in fitting]
-    return Data(folder, model, same)
-
-
-def sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    model = named or model
+    return Data(folder, model, model in [pair[1] for pair in fitting])
 
 
 def check_tokenizer(data: Data, config: dict) -> Finding:
@@ -902,8 +848,8 @@ def check_score(
 
 def measured(check: str, how: str, result: Score, split: Split, verdict: str) -> Finding:
     detail = f"{how}, val_loss {result.loss:.6f}; {split.targets:,} tokens, each scored once"
-    if split.partial:
-        share = len(split.tokens) / split.whole
+    share = len(split.tokens) / split.whole
+    if share < 1:
         detail += f"; PARTIAL: the first {share:.1%} of the split here"
     return Finding(verdict, check, detail, result.bpb, "bits/byte")
 
@@ -918,7 +864,7 @@ def check_adaptation(
         return [Finding(FAILED if options.ttt else SUSPICION, "adaptation", detail)]
 
     if options.ttt and protocol == "score_first":
-        learn = Learner(model, split, config, options)
+        learn = learner(model, split, config, options)
         adapted = score(model, split, config, options, learn)
         how = "score-first adaptation replayed"
         return [measured("val_bpb_ttt", how, adapted, split, verdict)]
@@ -931,39 +877,34 @@ def check_adaptation(
     return []
 
 
-class Doubts(NamedTuple):
-    """Sentences on a claim; empty where there is no doubt."""
-
-    verdict: str  # why no verdict is possible
-    failure: str  # why FAILED is not
-
-
-def claim_doubts(split: Split, config: dict, options: Options, adapted: bool) -> Doubts:
-    verdict = "the claim is of the whole split" if split.partial else ""
+def claim_doubts(split: Split, config: dict, options: Options, adapted: bool) -> tuple[str, str]:
+    """Why no verdict on the claim is possible, and why FAILED is not; empty where nothing stands
+    against it."""
+    partial = "the claim is of the whole split" if len(split.tokens) < split.whole else ""
     if options.claim is not None:
-        return Doubts(verdict, "")
-
+        return partial, ""
     official = config["tokenizer_sha256"].startswith(SP1024_SHA256)
     if official and split.targets // 1024 * 1024 != SP1024_VAL_TOKENS:
-        verdict = f"the claim is of the challenge's whole split of {SP1024_VAL_TOKENS:,} tokens"
-    failure = ""
-    if config["ttt_protocol"] != "off" and not adapted:
-        failure = "it may be the score after test-time training"
-    return Doubts(verdict, failure)
+        partial = f"the claim is of the challenge's whole split of {SP1024_VAL_TOKENS:,} tokens"
+    if config["ttt_protocol"] == "off" or adapted:
+        return partial, ""
+    return partial, "it may be the score after test-time training"
 
 
 def check_claim(
-    claims: list[float], scores: list[float], doubts: Doubts, verdict: str, tolerance: float
+    claims: list[float],
+    scores: list[float],
+    doubts: tuple[str, str],
+    verdict: str,
+    tolerance: float,
 ) -> list[Finding]:
     """The closest pair of claim and score."""
     if not claims:
         return []
     claim, bpb = min(product(claims, scores), key=lambda pair: abs(pair[0] - pair[1]))
     same = abs(claim - bpb) <= tolerance
-    unsure = doubts.verdict
-    if not same and not unsure:
-        unsure = doubts.failure
-
+    partial, doubt = doubts
+    unsure = partial if same else partial or doubt
     detail = f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}"
     if unsure:
         detail += f"; {unsure}"

@@ -52,13 +52,12 @@ from records.code import (
     unpack,
 )
 from records.logs import (
+    BYTES_FIELDS,
     LOG_PATTERNS,
     Fact,
     Line,
     Log,
-    Pass,
     claimed_bpb,
-    claimed_bytes,
     claimed_seeds,
     read_logs,
     to_number,
@@ -72,6 +71,7 @@ SPLIT_TOKENS = {1024: SP1024_VAL_TOKENS, 4096: 45_508_608, 8192: 40_540_160}  # 
 SPLIT_BYTES = 151_080_000  # UTF-8 text of the whole validation split, whatever the tokenizer
 RECORD_NATS = 0.005  # what a record must beat the best by
 RECORD_P = 0.01  # and how surely
+NO_TIME = Fact(0.0, "")
 PER_RUN = re.compile(  # settings that may differ between the runs of one entry
     r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard"
     r"|checkpoint|resume"
@@ -112,43 +112,34 @@ def clean(text: str, limit: int = 500) -> str:
 def print_report(findings: list[Finding]) -> None:
     """One screen: the findings grouped by verdict, failures last, then the count of each."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for verdict, code in COLOURS.items():
-        group = [finding for finding in findings if finding.verdict == verdict]
-        if group:
-            print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
-        for finding in group:
-            print_finding(finding)
-
     counts = Counter(finding.verdict for finding in findings)
+    for verdict, code in COLOURS.items():
+        if counts[verdict]:
+            print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
+        for finding in findings:
+            if finding.verdict == verdict:
+                print_finding(finding)
     shown = [verdict for verdict in COLOURS if counts[verdict] or verdict == FAILED]
     print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in shown))
 
 
 def print_finding(finding: Finding) -> None:
-    text = f"  {finding.check:<15} {number_in_words(finding):<22} {clean(finding.detail)}"
+    number = ""
+    if finding.number is not None:
+        form = ".1e" if 0 < abs(finding.number) < 1e-3 else ".6f"
+        form = "," if isinstance(finding.number, int) else form
+        number = f"{finding.number:{form}} {finding.unit}"
+    text = f"  {finding.check:<15} {number:<22} {clean(finding.detail)}"
     print(textwrap.fill(text, 110, subsequent_indent=" " * 41))
     if finding.line:
         print(f"{'':18}> {clean(finding.line, 90)}")
 
 
-def number_in_words(finding: Finding) -> str:
-    number = finding.number
-    if number is None:
-        return ""
-    if isinstance(number, int):
-        return f"{number:,} {finding.unit}"
-    if number and abs(number) < 1e-3:
-        return f"{number:.1e} {finding.unit}"
-    return f"{number:.6f} {finding.unit}"
-
-
 def print_json(findings: list[Finding], target: str, code: int) -> None:
-    rows = []
-    for finding in findings:
-        row = finding._asdict()
-        if not math.isfinite(finding.number or 0):
+    rows = [finding._asdict() for finding in findings]
+    for row in rows:
+        if not math.isfinite(row["number"] or 0):
             row["number"] = None  # JSON has no NaN and no infinity
-        rows.append(row)
     report = {"schema": 1, "input": target, "exit_code": code, "findings": rows}
     print(json.dumps(report, indent=1))
 
@@ -189,7 +180,9 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
     files = list_files(folder)
     logs = read_logs(folder, files)
     scripts = [path for path in files if path.suffix == ".py" and path.stat().st_size]
-    script = max(scripts, key=likeness_to_train_gpt, default=None)
+    script = max(
+        scripts, key=lambda path: (*likeness(path.name), path.stat().st_size), default=None
+    )
     readme = next((path for path in files if path.name.lower().startswith("readme")), None)
 
     table, parsed = read_submission(files)
@@ -228,9 +221,9 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(islice(found, MAX_FILES), key=lambda path: (len(path.parts), str(path)))
 
 
-def likeness_to_train_gpt(path: Path) -> tuple:
+def likeness(name: str) -> tuple[bool, bool]:
     """Larger for what is more likely the script of the entry."""
-    return path.name == "train_gpt.py", path.name.startswith("train"), path.stat().st_size
+    return name == "train_gpt.py", name.startswith("train")
 
 
 def check_files(
@@ -351,54 +344,47 @@ def explain(claim: float, ways: list[Explanation]) -> Explanation | None:
 
 def explanations(logs: list[Log], seeds: dict) -> Iterator[Explanation]:
     """The ways in which a val_bpb comes from logs, the usual ones first."""
-    yield from explanations_by_means(logs, seeds)
-    yield from explanation_by_seeds(logs, seeds)
-
-    singles = []
-    for log in logs:
-        singles += [log.headline] if log.headline else []
-        singles += [*reversed(log.lines), *reversed(log.running)]
-    legal = [line for line in singles if line.kind != "illegal"]
-    for line in sorted(legal, key=lambda line: line.kind):  # final ones first
-        yield Explanation(f"a {line.kind} line of one of {len(logs)} logs", line.bpb, [line])
-
-
-def explanations_by_means(logs: list[Log], seeds: dict) -> Iterator[Explanation]:
-    """Means over all logs, over those of the claimed seeds, over those that are named alike."""
-    groups = [logs, [log for log in logs if log.seed in seeds]]
-    alike = groupby(logs, lambda log: re.sub(r"\d+", "", log.name))
-    groups += [list(group) for _, group in alike]
-
+    groups = [logs, [log for log in logs if log.seed in seeds]]  # then those that are named alike
+    groups += [list(group) for _, group in groupby(logs, lambda log: re.sub(r"\d+", "", log.name))]
     for group in groups:
         for label, lines in final_lines(group).items():
             if len(lines) > 1:
                 words = f"the mean of the last {label} lines of {len(lines)} logs"
                 yield Explanation(words, fmean(line.bpb for line in lines), lines)
 
+    found = [line_that_states(bpb, logs) for bpb in seeds.values()]
+    if len(found) > 1 and None not in found:
+        words = "the mean of its seed results, each of them in a log"
+        yield Explanation(words, fmean(seeds.values()), found)
+
+    singles = []
+    for log in logs:
+        singles += [log.headline, *reversed(log.lines), *reversed(log.running)]
+    legal = [line for line in singles if line and line.kind != "illegal"]
+    for line in sorted(legal, key=lambda line: line.kind):  # final ones first
+        yield Explanation(f"a {line.kind} line of one of {len(logs)} logs", line.bpb, [line])
+
 
 def final_lines(logs: list[Log]) -> dict[str, list[Line]]:
     """The logs' headlines as "final", and the last line of each label in each log."""
     chosen = {"final": [log.headline for log in logs if log.headline]}
     for log in logs:
-        labelled = {}
+        last = {}
         for line in log.lines:
             if line.kind == "final":
                 label = re.split("val_loss|val_bpb", line.quote.partition(": ")[2])[0]
-                labelled[label] = line
-        for label, line in labelled.items():
+                last[label] = line
+        for label, line in last.items():
             chosen.setdefault(f"'{label.strip()}'", []).append(line)
     return chosen
 
 
-def explanation_by_seeds(logs: list[Log], seeds: dict) -> Iterator[Explanation]:
-    stated = [line for log in logs for line in log.lines]
-    found = []
-    for bpb in seeds.values():
-        lines = (line for line in stated if bpb and agree(bpb, line.bpb, line.digits))
-        found.append(next(lines, None))
-    if len(found) > 1 and None not in found:
-        words = "the mean of its seed results, each of them in a log"
-        yield Explanation(words, fmean(seeds.values()), found)
+def line_that_states(bpb: float | None, logs: list[Log]) -> Line | None:
+    for log in logs:
+        for line in log.lines:
+            if bpb and agree(bpb, line.bpb, line.digits):
+                return line
+    return None
 
 
 def stated_elsewhere(claim: float, files: list[Path]) -> bool:
@@ -483,7 +469,7 @@ def check_log_size(logs: list[Log], script: Path | None) -> Finding:
 
 def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> Finding:
     """submission.json's total against the logs and the cap."""
-    claim = claimed_bytes(table)
+    claim = claimed_bpb(table, BYTES_FIELDS)
     totals = [log.last("total_bytes") for log in logs if log.last("total_bytes")]
     codes = [path.stat().st_size for path in files if path.suffix == ".py"]
     stated = [*stated_sizes(logs, "model_bytes"), *stated_sizes(logs, "total_bytes")]
@@ -594,68 +580,51 @@ def check_calibration(facts: list[Fact], trained: float, slack: float, record: b
 class Evaluated(NamedTuple):
     """How long a log's evaluation took, after its training."""
 
-    log: Log
     seconds: float
     line: str  # evidence: the stated total, or the longest pass
-    words: str = ""  # how the seconds come about: "; 599.6 + 4.7 = 604.3 s"
-    proof: bool = True  # whether it is the evaluation of the log's headline and no diagnostic
-    understated: bool = False  # whether the log states a total that is less
+    words: str  # how the seconds come about: "; 599.6 + 4.7 = 604.3 s"
+    proof: bool  # whether it is the evaluation of the log's headline and no diagnostic
+    within: str = CONSISTENT  # the verdict where it is within the limit
 
 
 def check_evaluation_time(logs: list[Log], record: bool) -> Finding:
     """The slowest log's passes over the validation tokens, together."""
-    slowest = max(map(evaluated, logs), key=lambda found: found.seconds, default=None)
-    if slowest is None or not slowest.seconds:
-        detail = f"the slowest log's; {limit_in_words(record)}"
-        return Finding(NOT_CHECKABLE, "evaluation time", detail, None, "s")
-
-    verdict = SUSPICION if slowest.understated else CONSISTENT
-    if slowest.seconds > LIMIT_S:
-        verdict = over_the_limit(slowest.log, record) if slowest.proof else NOT_CHECKABLE
-    detail = f"the slowest log's{slowest.words}; {limit_in_words(record)}"
-    return Finding(verdict, "evaluation time", detail, slowest.seconds, "s", slowest.line)
+    log = max(logs, key=lambda log: evaluated(log).seconds, default=Log(""))
+    found = evaluated(log)
+    verdict = found.within
+    if found.seconds > LIMIT_S:
+        verdict = over_the_limit(log, record) if found.proof else NOT_CHECKABLE
+    detail = f"the slowest log's{found.words}; {limit_in_words(record)}"
+    return Finding(verdict, "evaluation time", detail, found.seconds or None, "s", found.line)
 
 
 def evaluated(log: Log) -> Evaluated:
-    """The total that a log states; else its passes together, or a single time that is longer."""
-    single = max(log.facts["eval"], default=Fact(0.0, ""))
-    understated = False
-    if log.facts["eval_total"]:
-        total = log.facts["eval_total"][-1]
-        if total.value >= single.value - 0.001:  # both are rounded to a millisecond
-            return Evaluated(log, total.value, total.quote, " eval_total_time")
-        understated = True
+    """The total that a log states, unless it is less than a single time; else its passes together,
+    or a single time that is longer."""
+    total = max(log.facts["eval_total"], default=NO_TIME)
+    single = max(log.facts["eval"], default=NO_TIME)
+    if total.value and total.value >= single.value - 0.001:  # both are rounded to a millisecond
+        return Evaluated(*total, " eval_total_time", True)
 
-    found = summed_passes(log)
-    if found.seconds < single.value:  # of no pass in particular, or of one that is not finished
-        headline = log.headline
-        proof = headline is not None and f"{headline.bpb:.3f}" in single.quote
-        found = Evaluated(log, single.value, single.quote, proof=proof)
-    if understated:
-        words = f"{found.words}; its eval_total_time says {total.value:.1f} s"
-        found = found._replace(words=words, understated=True)
-    return found
-
-
-def summed_passes(log: Log) -> Evaluated:
-    """All passes of a log together. They prove nothing where the headline's is not among them, or
-    where another one is over the limit by itself: a diagnostic may take longer."""
-    passes = list(log.passes.values())
-    longest = max(passes, default=Pass(0.0, 0.0, ""))
-    seconds = round(sum(found.seconds for found in passes), 6)
-
+    terms = [seconds for seconds, _ in log.passes]
+    seconds = round(sum(terms), 6)
+    within = CONSISTENT if single.value else NOT_CHECKABLE
     words = ""
-    if len(passes) > 1:
-        terms = [f"{found.seconds:.1f}" for found in passes[:8]]
-        if len(passes) > 8:
-            terms.append("...")
-        words = f"; {' + '.join(terms)} = {seconds:.1f} s"
+    if len(terms) > 1:
+        words = f"; {' + '.join(f'{term:.1f}' for term in terms)} = {seconds:.1f} s"
+    if total.value:
+        words += f"; its eval_total_time says {total.value:.1f} s"
+        within = SUSPICION
 
     headline = log.headline
-    own = [found for found in passes if headline and agree(headline.bpb, found.bpb, 4)]
-    diagnostic = longest not in own and longest.seconds > LIMIT_S
-    proof = len(own) > 0 and not diagnostic
-    return Evaluated(log, seconds, longest.quote, words, proof)
+    if single.value > seconds or not terms:  # of no pass in particular, or of an unfinished one
+        proof = headline is not None and f"{headline.bpb:.3f}" in single.quote
+        return Evaluated(*single, words, proof, within)
+    longest = max(log.passes)
+    own = [key for key in log.passes if headline and agree(headline.bpb, key[1], 4)]
+    if longest[0] > LIMIT_S and longest not in own:
+        own = []  # a diagnostic may take longer
+    return Evaluated(seconds, log.passes[longest], words, len(own) > 0, within)
 
 
 # ---------------------------------------------------------------- the split
@@ -666,7 +635,7 @@ def check_split(lines: list[Line], logs: list[Log], record: bool) -> Finding:
     tokenizer."""
     log = logs[0] if logs else Log("")
     tokens = log.last("val_tokens")
-    whole = SPLIT_TOKENS.get(log.last("vocab_size", usual_vocabulary(tokens)))
+    whole = SPLIT_TOKENS.get(log.last("vocab_size", usual_vocabulary(tokens or 0)))
     scored = [line for line in [*lines, *log.lines, *log.running] if line.loss and line.bpb]
     ratios = [line.loss / math.log(2) / line.bpb for line in scored]  # bytes a token
     if not lines or lines[0] not in scored or not (tokens or whole):
@@ -691,12 +660,10 @@ def check_split(lines: list[Line], logs: list[Log], record: bool) -> Finding:
     return Finding(verdict, "split", detail, held, "bytes", lines[0].quote)
 
 
-def usual_vocabulary(tokens: int | None) -> int | None:
+def usual_vocabulary(tokens: int) -> int | None:
     """The vocabulary of a split of so many tokens."""
-    for vocabulary, count in SPLIT_TOKENS.items():
-        if tokens and abs(tokens / count - 1) < 0.002:
-            return vocabulary
-    return None
+    near = [size for size, count in SPLIT_TOKENS.items() if abs(tokens / count - 1) < 0.002]
+    return near[0] if near else None
 
 
 def split_fault(tokens: int | None, whole: int | None, ratios: list[float]) -> str:
@@ -719,37 +686,30 @@ def split_fault(tokens: int | None, whole: int | None, ratios: list[float]) -> s
 
 def check_seeds(claimed: dict, logs: list[Log], used: list[Log], files: list[Path]) -> Finding:
     seeds = sorted((log.seed for log in used), key=str)
-    verdict, note = seeds_verdict(claimed, logs, used, files)
-    detail = f"val_bpb rests on logs of seeds {seeds}"
-    if note:
-        detail += f"; {note}"
-    return Finding(verdict, "seeds", detail, len(set(seeds) - {None}), "seeds")
-
-
-def seeds_verdict(
-    claimed: dict, logs: list[Log], used: list[Log], files: list[Path]
-) -> tuple[str, str]:
-    """The verdict, and why it is not CONSISTENT."""
+    count = len(set(seeds) - {None})
+    logged = {log.seed for log in logs}
     misnamed = [log.name for log in logs if log.named_seed not in (None, log.seed)]
+    unlogged = sorted(set(claimed) - logged)
+
+    verdict = SUSPICION
     if misnamed:
-        return SUSPICION, f"{misnamed[0]} logs another seed than its name"
-    if not used or None in [log.seed for log in logs]:
-        return NOT_CHECKABLE, "a log states none"
-
-    unlogged = sorted(set(claimed) - {log.seed for log in logs})
-    if unlogged:  # with as many logs as seeds one may be mistyped
-        missing = len(claimed) > len(logs) and not named_in_files(unlogged, files)
-        note = f"submission.json also names {unlogged[:8]}"
-        return FAILED if missing else SUSPICION, note
-
-    if len({log.seed for log in used}) < len(used):
-        return SUSPICION, "one of them twice"
-    return CONSISTENT, ""
-
-
-def named_in_files(seeds: list[int], files: list[Path]) -> bool:
-    names = [path.name for path in files]
-    return any(re.search(rf"(?<!\d){seed}(?!\d)", name) for seed in seeds for name in names)
+        note = f"; {misnamed[0]} logs another seed than its name"
+    elif not seeds or None in logged:
+        verdict = NOT_CHECKABLE
+        note = "; a log states none"
+    elif unlogged:
+        note = f"; submission.json also names {unlogged[:8]}"
+        named = "|".join(map(str, unlogged))
+        elsewhere = any(re.search(rf"(?<!\d)({named})(?!\d)", path.name) for path in files)
+        if len(claimed) > len(logs) and not elsewhere:  # with as many logs one may be mistyped
+            verdict = FAILED
+    elif count < len(seeds):
+        note = "; one of them twice"
+    else:
+        verdict = CONSISTENT
+        note = ""
+    detail = f"val_bpb rests on logs of seeds {seeds}{note}"
+    return Finding(verdict, "seeds", detail, count, "seeds")
 
 
 def check_settings(logs: list[Log]) -> Finding:
@@ -774,31 +734,19 @@ def check_settings(logs: list[Log]) -> Finding:
 # ---------------------------------------------------------------- scripts
 
 
-class Program(NamedTuple):
-    """A script, as one is compared with another."""
-
-    shape: str | None  # its syntax tree; None if it does not parse
-    lines: set[str]
-
-
-def program(lines: list[str]) -> Program:
-    return Program(code_shape(lines), set(lines))
-
-
 def check_embedded(logs: list[Log], scripts: list[Path]) -> Finding:
     """The script that each log embeds against those in the folder, comments and layout aside."""
-    texts = [read_text(path).split("\n") for path in scripts]
-    own = [program([line.rstrip() for line in text]) for text in texts]
-    shapes = {script.shape for script in own}
+    own = [read_text(path).split("\n") for path in scripts]
+    own = [[line.rstrip() for line in lines] for lines in own]
+    shapes = {code_shape(lines) for lines in own}
     checked = 0
-
     for log in logs:
-        embedded = [program(source) for source in log.sources if len(source) > 20]
-        embedded = [script for script in embedded if script.shape]
+        embedded = {code_shape(lines): {*lines} for lines in log.sources if len(lines) > 20}
+        embedded.pop(None, None)  # what does not parse is not the whole of a script
         if not own or not embedded:
             continue
-        if not shapes & {script.shape for script in embedded}:
-            differ = min(len(a.lines ^ b.lines) for a in own for b in embedded)
+        if shapes.isdisjoint(embedded):
+            differ = min(len({*mine} ^ theirs) for mine in own for theirs in embedded.values())
             detail = f"{log.name} embeds a script that is not in the folder; "
             detail += "lines that differ from the closest"
             return Finding(SUSPICION, "script", detail, differ, "lines")

@@ -89,71 +89,58 @@ FILE_CALLS = {
     "spec_from_file_location",
 }
 MODULE_CALLS = {"import_module", "__import__", "run_module"}
-PATH_WORDS = (  # names that a path may contain and still be constant
-    "__file__ Path pathlib os path str compile read parent join joinpath dirname "
-    "abspath resolve with_name io runpy importlib util ctypes"
-).split()
-
-
-class References:
-    """What a Python file refers to, collected from one syntax node after the other."""
-
-    def __init__(self, file: Path, folder: Path):
-        self.file = file
-        self.folder = folder  # the script's: imports and paths start there
-        self.paths = []  # what it imports, opens or runs; need not exist
-        self.computed = []  # its calls whose target is computed: "x.py:12 open"
-        words = [*FILE_CALLS, *MODULE_CALLS, *PATH_WORDS]
-        self.names = dict.fromkeys(words, "")  # name -> its text; None for a computed one
-
-    def visit(self, node: ast.AST) -> None:
-        if isinstance(node, ast.Import | ast.ImportFrom):
-            self.visit_import(node)
-        elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            self.visit_name(node.targets[0].id, node.value)
-        elif isinstance(node, ast.Call):
-            self.visit_call(node)
-
-    def visit_import(self, node: ast.Import | ast.ImportFrom) -> None:
-        level = getattr(node, "level", 0)
-        module = getattr(node, "module", None) or ""
-        base = self.file.parents[level - 1] if level else self.folder
-        names = [f"{module}.{name.name}" for name in node.names]
-        self.paths += [path for name in names for path in module_files(name, base)]
-
-    def visit_name(self, name: str, value: ast.expr) -> None:
-        text = constant_path(value, self.names)
-        self.names[name] = None if name in self.names else text  # one that changes is computed
-
-    def visit_call(self, call: ast.Call) -> None:
-        target = call_target(call)
-        if target is None:
-            return
-
-        name = ast.unparse(call.func).split(".")[-1]
-        text = constant_path(target, self.names)
-        if text is None:
-            self.computed.append(f"{self.file.name}:{call.lineno} {name}")
-        elif name in MODULE_CALLS:
-            self.paths += module_files(text, self.folder)
-        else:
-            beside = "__file__" in ast.unparse(target)
-            self.paths.append((self.file.parent if beside else self.folder) / text)
+PATH_WORDS = [  # names that a path may contain and still be constant
+    *FILE_CALLS,
+    *MODULE_CALLS,
+    *"__file__ Path pathlib os path str compile read parent join joinpath dirname".split(),
+    *"abspath resolve with_name io runpy importlib util ctypes".split(),
+]
 
 
 def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """Paths that a Python file imports, opens or runs, which need not exist; its calls whose
-    target is computed, and the file as a whole where it cannot be read."""
+    """Paths that a Python file imports, opens or runs, from `folder` on, which need not exist; its
+    calls whose target is computed, "x.py:12 open", and the file where it cannot be read."""
     if file.stat().st_size > TEXT_BYTES:
         return [], [f"{file.name} as a whole (over {TEXT_BYTES:,} bytes)"]
 
-    found = References(file, folder)
+    paths = []
+    computed = []
+    names = dict.fromkeys(PATH_WORDS, "")  # name -> its text; None for one that is computed
     try:
         for node in ast.walk(ast.parse(file.read_bytes())):
-            found.visit(node)
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                paths += imported_files(node, file, folder)
+            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                name = node.targets[0].id
+                text = constant_path(node.value, names)
+                names[name] = None if name in names else text  # one that changes is computed
+            elif isinstance(node, ast.Call):
+                target = call_target(node)
+                if target is None:
+                    continue
+                call = ast.unparse(node.func).split(".")[-1]
+                text = constant_path(target, names)
+                if text is None:
+                    computed.append(f"{file.name}:{node.lineno} {call}")
+                elif call in MODULE_CALLS:
+                    paths += module_files(text, folder)
+                else:
+                    beside = "__file__" in ast.unparse(target)
+                    paths.append((file.parent if beside else folder) / text)
     except UNREADABLE as error:
-        found.computed.append(f"{file.name} as a whole ({type(error).__name__})")
-    return found.paths, found.computed
+        computed.append(f"{file.name} as a whole ({type(error).__name__})")
+    return paths, computed
+
+
+def imported_files(node: ast.Import | ast.ImportFrom, file: Path, folder: Path) -> list[Path]:
+    """Where the modules of an import in `file` could lie."""
+    level = getattr(node, "level", 0)
+    module = getattr(node, "module", None) or ""
+    base = file.parents[level - 1] if level else folder
+    found = []
+    for name in node.names:
+        found += module_files(f"{module}.{name.name}", base)
+    return found
 
 
 def call_target(call: ast.Call) -> ast.expr | None:
@@ -203,12 +190,14 @@ def constant_path(node: ast.expr, names: dict[str, str | None]) -> str | None:
 def module_files(name: str, base: Path) -> list[Path]:
     """Where an imported module could lie: a.b as a/__init__.py, a.py, a/b/__init__.py, a/b.py,
     a/b.*.so, ..."""
-    parts = [part for part in name.split(".") if part.isidentifier()]
-    stems = [base.joinpath(*parts[: i + 1]) for i in range(len(parts))]
-    ends = ("/__init__.py", ".py", ".pyc")
-    plain = [stem.parent / f"{stem.name}{end}" for stem in stems for end in ends]
-    compiled = [file for stem in stems for file in stem.parent.glob(f"{stem.name}.*so")]
-    return plain + compiled
+    found = []
+    stem = base
+    for part in name.split("."):
+        if part.isidentifier():
+            found += [stem / part / "__init__.py", stem / f"{part}.py", stem / f"{part}.pyc"]
+            found += stem.glob(f"{part}.*so")
+            stem = stem / part
+    return found
 
 
 # ---------------------------------------------------------------- programs as they are compared
@@ -237,20 +226,18 @@ def unpack(text: str) -> str:
 # ---------------------------------------------------------------- patterns
 
 CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
-    "picks by the validation score": re.compile(
+    "picks by the validation score": (
         r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"
     ),
-    "scores in the last of several epochs": re.compile(r"epoch\w* == .{0,40}epochs - 1"),
-    "scores tokens in a second pass": re.compile(
-        r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\("
-    ),
-    "hash keyed on the target": re.compile(
+    "scores in the last of several epochs": r"epoch\w* == .{0,40}epochs - 1",
+    "scores tokens in a second pass": r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\(",
+    "hash keyed on the target": (
         r"^(full_(key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(tgt|target)\w*"
     ),
-    "validation tokens in calibration": re.compile(
+    "validation tokens in calibration": (
         r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b"
     ),
-    "downloads": re.compile(
+    "downloads": (
         r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "
     ),
 }
@@ -275,7 +262,7 @@ def code_patterns(tree: ast.Module) -> Iterator[Hit]:
             continue
         text = ast.unparse(searched)[:STATEMENT_CHARS]
         for what, pattern in CODE_PATTERNS.items():
-            if pattern.search(text):
+            if re.search(pattern, text):
                 yield Hit(what, node.lineno, text)
 
 
@@ -296,21 +283,20 @@ def unscored_learning(tree: ast.Module) -> Iterator[Hit]:
     texts = {name: ast.unparse(node) for name, node in functions.items()}
 
     for name, node in functions.items():
-        loops = {loop.lineno: ast.unparse(loop) for loop in outer_loops(node)}
-        learning = [line for line, text in loops.items() if learns_unscored(text)]
-        if not learning:
+        loops = [loop.lineno for loop in outer_loops(node) if learns_unscored(ast.unparse(loop))]
+        if not loops:
             continue
         callers = [other for other, text in texts.items() if other != name and f"{name}(" in text]
         if any("eval" in caller or "score" in caller for caller in callers):
             continue
-        for line in learning:
+        for line in loops:
             what = "trains on validation tokens without scoring them first"
             yield Hit(what, line, f"loop in {name}")
 
 
 def learns_unscored(loop: str) -> bool:
     steps = ".backward(" in loop and ".step(" in loop
-    return steps and VAL_TOKENS.search(loop) is not None and not SCORED.search(loop)
+    return steps and bool(VAL_TOKENS.search(loop)) and not SCORED.search(loop)
 
 
 def outer_loops(node: ast.AST) -> list[ast.For | ast.While]:

@@ -28,62 +28,55 @@ MAX_LINES = 200  # kept of a log and a kind
 
 # ---------------------------------------------------------------- what lines state
 
-NUM = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)"
+NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)"
 BYTES = r"([0-9][0-9,]{0,14})"
-SOURCE_BEGINS = re.compile(
+
+
+def pattern(text: str) -> re.Pattern:
+    """Compiled, with the words NUMBER and BYTES for what they stand for."""
+    return re.compile(text.replace("NUMBER", NUMBER).replace("BYTES", BYTES))
+
+
+SOURCE_BEGINS = pattern(
     r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!'
 )
-SOURCE_ENDS = re.compile(
+SOURCE_ENDS = pattern(
     r"={20,}$|logs/|Running Python|Python \d|Hyperparameters|val_bpb:enabled|train_loader:|seed:\d"
     r"|world_size:\d|model_params:\d|warmup_step:|step:\d|\d+/\d+ (train|val)_loss"
 )
-BPB = re.compile(
-    r"(?:val_loss[\"']?[:=] ?" + NUM + r".{0,100}?)?bpb[\"']? ?[:=]\W{0,20}" + NUM, re.I
+BPB = pattern(r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?bpb[\"']? ?[:=]\W{0,20}NUMBER")
+RUNNING = pattern(
+    r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
+    r"|pre[-_ ]?quant|post[-_ ]?ema"
 )
-RUNNING = re.compile(
-    r"step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
-    r"|pre[-_ ]?quant|post[-_ ]?ema",
-    re.I,
-)
-TRAINING = re.compile(r"stopping_early|step\b|\d+/\d+ (?:train|val)_", re.I)  # how such lines begin
-DIAGNOSTIC = re.compile("diagnos", re.I)  # a pass by the side, no part of the evaluation
+TRAINING = pattern(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how such a line begins
+DIAGNOSTIC = pattern("(?i)diagnos")  # a pass by the side, no part of the evaluation
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 LOG_PATTERNS = {  # what has invalidated entries before
-    "epochs over the tokens that are scored": re.compile(
-        r"ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+", re.I
+    "epochs over the tokens that are scored": (
+        r"(?i)ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+"
     ),
-    "a second pass over scored tokens": re.compile(r"\bpass[ _:=]*[2-9]\b|two[-_ ]pass", re.I),
+    "a second pass over scored tokens": r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass",
 }
-FACTS = (
-    {  # what lines of a log state: a number, with a unit where it is a time
-        "stop": re.compile(r"^stopping_early|^step:(\d+)/\1 "),
-        "train": re.compile(r"train(?:ing)?_time[:=] ?" + NUM + r" ?(ms|s|min|m)\b"),
-        "step": re.compile(r"step_avg[:=] ?" + NUM + r" ?(ms|s)\b"),
-        "eval": re.compile(
-            r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?" + NUM + r" ?(ms|s)\b"
-        ),
-        "eval_total": re.compile(r"\beval_total_time[:=] ?" + NUM + r" ?(ms|s)\b"),
-        "calibration": re.compile(
-            r"(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)" + NUM + r" ?(ms|s)\b"
-            r"|calibrat|hessian",
-            re.I,
-        ),
-        "seed": re.compile(r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b"),
-        "world_size": re.compile(r"\bworld_size[:=] ?([0-9]{1,6})"),
-        "val_tokens": re.compile(
-            r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)" + BYTES
-        ),
-        "vocab_size": re.compile(r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])"),
-        "model_bytes": re.compile(
-            r"(?:Serialized model [^:]{1,60}|Artifact): ?" + BYTES + " bytes"
-        ),
-        "code_bytes": re.compile(r"Code size[^:]{0,60}: ?" + BYTES + " bytes"),
-        "total_bytes": re.compile(
-            r"(?:Total submission size[^:]{0,60}: ?|budget: ?)" + BYTES + "(?: bytes|/)"
-        ),
-    }
-    | LOG_PATTERNS
-)
+STATEMENTS = LOG_PATTERNS | {  # a number, with a unit where it is a time
+    "stop": r"^stopping_early|^step:(\d+)/\1 ",
+    "train": r"train(?:ing)?_time[:=] ?NUMBER ?(ms|s|min|m)\b",
+    "step": r"step_avg[:=] ?NUMBER ?(ms|s)\b",
+    "eval": r"(?:eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?NUMBER ?(ms|s)\b",
+    "eval_total": r"\beval_total_time[:=] ?NUMBER ?(ms|s)\b",
+    "calibration": (
+        r"(?i)(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)NUMBER ?(ms|s)\b"
+        r"|calibrat|hessian"
+    ),
+    "seed": r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b",
+    "world_size": r"\bworld_size[:=] ?([0-9]{1,6})",
+    "val_tokens": r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)BYTES",
+    "vocab_size": r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])",
+    "model_bytes": r"(?:Serialized model [^:]{1,60}|Artifact): ?BYTES bytes",
+    "code_bytes": r"Code size[^:]{0,60}: ?BYTES bytes",
+    "total_bytes": r"(?:Total submission size[^:]{0,60}: ?|budget: ?)BYTES(?: bytes|/)",
+}
+FACTS = {name: pattern(text) for name, text in STATEMENTS.items()}
 
 
 class Line(NamedTuple):
@@ -104,14 +97,6 @@ class Fact(NamedTuple):
     quote: str  # "train_seed1337.log:275: eval_time:76000ms"
 
 
-class Pass(NamedTuple):
-    """One pass over the validation tokens after the training."""
-
-    seconds: float
-    bpb: float  # to four digits
-    quote: str
-
-
 # ---------------------------------------------------------------- logs
 
 
@@ -126,7 +111,7 @@ class Log:
         self.lines = deque(maxlen=MAX_LINES)  # Lines of kind final and illegal
         self.running = deque(maxlen=MAX_LINES)
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # Facts
-        self.passes = {}  # (seconds, bpb) -> Pass; an _exact line may say the same one again
+        self.passes = {}  # (seconds, bpb to four digits) of a pass after the training -> its line
         self.settings = {}  # name -> value, as printed before the first step
         self.sources = []  # the scripts that it embeds, each a list of lines
         found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
@@ -150,14 +135,12 @@ class Log:
         quote = f"{self.name}:{number}: {text[:160]}"
         legal = "NOT LEGAL" not in text
         scores = self.read_scores(text, quote, legal)
-        stated = self.read_facts(text, quote, legal)
-
+        self.read_facts(text, quote, legal)
         if TRAINING.match(text):  # what was evaluated before it was a validation
             self.trained = True
             self.passes.clear()
             self.facts["eval"].clear()
-        elif self.trained and "eval" in stated and not DIAGNOSTIC.search(text):
-            self.read_pass(scores, stated["eval"])
+            self.facts["eval_total"].clear()
 
         gpu = re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text)
         if gpu:
@@ -178,10 +161,15 @@ class Log:
             scores.append(Line(self.name, quote, kind, loss, float(found[2]), digits))
         kept = self.running if kind == "running" else self.lines
         kept.extend(scores)
+
+        time = FACTS["eval"].search(text)
+        timed = time and scores and kind == "final" and self.trained
+        if timed and not DIAGNOSTIC.search(text) and len(self.passes) < MAX_LINES:
+            key = (stated_value(time), round(scores[-1].bpb, 4))  # an _exact line says it again
+            self.passes.setdefault(key, quote)
         return scores
 
-    def read_facts(self, text: str, quote: str, legal: bool) -> dict[str, Fact]:
-        stated = {}
+    def read_facts(self, text: str, quote: str, legal: bool) -> None:
         for name, pattern in FACTS.items():
             found = pattern.search(text)
             if not found:
@@ -190,15 +178,7 @@ class Log:
                 continue  # its label says what it is
             if name == "calibration" and not self.facts["stop"]:
                 continue  # before the stop it is part of the training
-            stated[name] = Fact(stated_value(found), quote)
-            self.facts[name].append(stated[name])
-        return stated
-
-    def read_pass(self, scores: list[Line], time: Fact) -> None:
-        finals = [score for score in scores if score.kind == "final"]
-        if finals and len(self.passes) < MAX_LINES:
-            bpb = round(finals[-1].bpb, 4)
-            self.passes.setdefault((time.value, bpb), Pass(time.value, bpb, time.quote))
+            self.facts[name].append(Fact(stated_value(found), quote))
 
     def read_settings(self, text: str) -> None:
         plain = re.match(r"[a-z_]\w*[:=](?!.*\d/\d)", text)
@@ -284,35 +264,23 @@ def to_number(value: object) -> float | None:
     if isinstance(value, dict):
         items = [item for key, item in value.items() if "std" not in key]
         value = value.get("mean", items)
-    if isinstance(value, bool):
-        return None
     try:
         if isinstance(value, list):
-            return fmean(map(plain_number, value[:MAX_LOGS]))
+            value = value[:MAX_LOGS]
+            nested = any(isinstance(item, list | dict) for item in value)
+            return None if nested else fmean(map(to_number, value))
         if isinstance(value, str):
             value = value.replace(",", "").split()[0]
         number = float(value)
     except (TypeError, ValueError, IndexError, OverflowError):
         return None
-    return number if math.isfinite(number) else None
+    return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
-def plain_number(value: object) -> float | None:
-    return None if isinstance(value, list | dict) else to_number(value)
-
-
-def first_number(table: dict, names: tuple[str, ...]) -> float | None:
+def claimed_bpb(table: dict, names: tuple[str, ...] = BPB_FIELDS) -> float | None:
+    """The first of these fields that holds a number."""
     numbers = (to_number(table.get(name)) for name in names)
     return next((number for number in numbers if number is not None), None)
-
-
-def claimed_bpb(table: dict) -> float | None:
-    return first_number(table, BPB_FIELDS)
-
-
-def claimed_bytes(table: dict) -> int | None:
-    number = first_number(table, BYTES_FIELDS)
-    return None if number is None else int(number)
 
 
 def claimed_seeds(table: dict) -> dict[int, float | None]:

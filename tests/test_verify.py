@@ -541,7 +541,7 @@ def test_what_is_learned_comes_after_the_score(home):
     for data in (tokens, other):
         model, nats = verify.Model(config, random_weights(config), "cpu"), []
         split = verify.Split(data, 1, len(data))
-        learn = verify.Learner(model, split, config, options)
+        learn = verify.learner(model, split, config, options)
 
         def watch(chunk, lo, hi, learn=learn, model=model, nats=nats):
             nats.append((chunk, lo, hi, model.params["tok_emb"].sum().item()))
