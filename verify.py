@@ -754,8 +754,10 @@ def check_size(artifact: Path, script: Path | None) -> list[Finding]:
     raw, packed = code_bytes(files)
 
     names = " + ".join(file.name for file in files) or "no train_gpt.py here, see --code"
-    detail = f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: "
-    detail += f"{CAP_BYTES - raw - held:,} below cap of {CAP_BYTES:,}"
+    detail = (
+        f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: "
+        f"{CAP_BYTES - raw - held:,} below cap of {CAP_BYTES:,}"
+    )
     verdict = PROVEN if script else NOT_CHECKABLE
     if raw + held > CAP_BYTES:
         verdict = FAILED
@@ -773,8 +775,10 @@ def load_model(config: dict, weights: Weights, options: Options) -> tuple[Callab
         detail = f"the logits come from their code in {options.model}, the loop is ours"
         return model, Finding(CONSISTENT, "model", detail)
     unused = [name for name in config if name not in CONFIG and name != "preset"]
-    detail = "every tensor has the shape it asks for; settings not used here: "
-    detail += ", ".join(unused) or "none"
+    detail = (
+        "every tensor has the shape it asks for; settings not used here: "
+        f"{', '.join(unused) or 'none'}"
+    )
     finding = Finding(PROVEN, "config", detail, len(weights), "tensors")
     return Model(config, weights, options.device), finding
 
@@ -802,8 +806,10 @@ def find_data(config: dict, options: Options) -> Data:
 
 def check_tokenizer(data: Data, config: dict) -> Finding:
     has = "has" if data.same else "has not"
-    detail = f"{data.tokenizer or 'none here'} {has} sha256 {config['tokenizer_sha256'][:16]}, "
-    detail += "the artifact's; see --tokenizer"
+    detail = (
+        f"{data.tokenizer or 'none here'} {has} sha256 {config['tokenizer_sha256'][:16]}, "
+        "the artifact's; see --tokenizer"
+    )
     verdict = FAILED if data.tokenizer else NOT_CHECKABLE
     if data.same:
         verdict = PROVEN
@@ -859,8 +865,10 @@ def check_adaptation(
 ) -> list[Finding]:
     protocol = config["ttt_protocol"]
     if protocol == "train_then_score":
-        detail = f"the artifact's test-time training is {protocol}: "
-        detail += f"any score made with it is {NOT_LEGAL}"
+        detail = (
+            f"the artifact's test-time training is {protocol}: "
+            f"any score made with it is {NOT_LEGAL}"
+        )
         return [Finding(FAILED if options.ttt else SUSPICION, "adaptation", detail)]
 
     if options.ttt and protocol == "score_first":
@@ -869,12 +877,10 @@ def check_adaptation(
         how = "score-first adaptation replayed"
         return [measured("val_bpb_ttt", how, adapted, split, verdict)]
 
-    if options.ttt:
-        return [Finding(NOT_CHECKABLE, "adaptation", "the artifact stores none")]
-    if protocol == "score_first":
-        detail = "score-first, not replayed: add --ttt"
-        return [Finding(NOT_CHECKABLE, "adaptation", detail)]
-    return []
+    if protocol == "off" and not options.ttt:
+        return []
+    detail = "the artifact stores none" if options.ttt else "score-first, not replayed: add --ttt"
+    return [Finding(NOT_CHECKABLE, "adaptation", detail)]
 
 
 def claim_doubts(split: Split, config: dict, options: Options, adapted: bool) -> tuple[str, str]:

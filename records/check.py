@@ -52,12 +52,12 @@ from records.code import (
     unpack,
 )
 from records.logs import (
+    BPB_FIELDS,
     BYTES_FIELDS,
     LOG_PATTERNS,
-    Fact,
     Line,
     Log,
-    claimed_bpb,
+    claimed,
     claimed_seeds,
     read_logs,
     to_number,
@@ -71,7 +71,6 @@ SPLIT_TOKENS = {1024: SP1024_VAL_TOKENS, 4096: 45_508_608, 8192: 40_540_160}  # 
 SPLIT_BYTES = 151_080_000  # UTF-8 text of the whole validation split, whatever the tokenizer
 RECORD_NATS = 0.005  # what a record must beat the best by
 RECORD_P = 0.01  # and how surely
-NO_TIME = Fact(0.0, "")
 PER_RUN = re.compile(  # settings that may differ between the runs of one entry
     r"seed|run_?id|path|dir$|file|^(local_)?rank|time$|port$|host|date|warmup_step$|bytes|shard"
     r"|checkpoint|resume"
@@ -180,9 +179,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
     files = list_files(folder)
     logs = read_logs(folder, files)
     scripts = [path for path in files if path.suffix == ".py" and path.stat().st_size]
-    script = max(
-        scripts, key=lambda path: (*likeness(path.name), path.stat().st_size), default=None
-    )
+    script = max(scripts, key=likeness_to_train_gpt, default=None)
     readme = next((path for path in files if path.name.lower().startswith("readme")), None)
 
     table, parsed = read_submission(files)
@@ -196,7 +193,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         check_files(files, readme, logs, script),
         parsed,
         score,
-        check_readme(claimed_bpb(table), readme),
+        check_readme(claimed(table, BPB_FIELDS), readme),
         check_log_size(used, script),
         check_claimed_bytes(table, logs, files),
         *check_artifact_bytes(logs, files),
@@ -221,9 +218,8 @@ def list_files(folder: Path) -> list[Path]:
     return sorted(islice(found, MAX_FILES), key=lambda path: (len(path.parts), str(path)))
 
 
-def likeness(name: str) -> tuple[bool, bool]:
-    """Larger for what is more likely the script of the entry."""
-    return name == "train_gpt.py", name.startswith("train")
+def likeness_to_train_gpt(path: Path) -> tuple:
+    return path.name == "train_gpt.py", path.name.startswith("train"), path.stat().st_size
 
 
 def check_files(
@@ -231,10 +227,10 @@ def check_files(
 ) -> Finding:
     needed = {"README.md": readme, "a train log": logs, "a script": script}
     lacking = [name for name, there in needed.items() if not there]
-    if lacking:
-        return Finding(FAILED, "files", f"lacks {', '.join(lacking)}", len(files), "files")
-    detail = f"README, {script.name}, {len(logs)} logs"
-    return Finding(PROVEN, "files", detail, len(files), "files")
+    detail = f"lacks {', '.join(lacking)}"
+    if not lacking:
+        detail = f"README, {script.name}, {len(logs)} logs"
+    return Finding(FAILED if lacking else PROVEN, "files", detail, len(files), "files")
 
 
 def read_submission(files: list[Path]) -> tuple[dict, Finding]:
@@ -259,7 +255,7 @@ def submitted_scores(folder: Path) -> list[float]:
     """What a folder's submission.json claims for an artifact: each seed's val_bpb, or the headline
     alone where there are no seeds or it is not their mean; [] where there is none."""
     table, _ = read_submission([path for path in folder.glob("submission*.json") if path.is_file()])
-    headline = claimed_bpb(table)
+    headline = claimed(table, BPB_FIELDS)
     seeds = [bpb for bpb in claimed_seeds(table).values() if bpb]
     if headline and (not seeds or abs(headline - sum(seeds) / len(seeds)) > 1e-3):
         return [headline]
@@ -297,18 +293,16 @@ class Explanation(NamedTuple):
 def check_val_bpb(table: dict, logs: list[Log], files: list[Path]) -> tuple[Finding, list[Line]]:
     """submission.json's val_bpb against the logs; also the lines that it rests on, for the checks
     that follow."""
-    claim = claimed_bpb(table)
+    claim = claimed(table, BPB_FIELDS)
     seeds = claimed_seeds(table)
     headlines = [log.headline for log in logs if log.headline]
     lines = [line for log in logs for line in [*log.lines, *log.running]]
 
-    problem = ""
-    if claim is None:
-        problem = "submission.json states no val_bpb"
-    elif all(line.kind == "illegal" for line in lines):
-        problem = "no log states a legal val_bpb"
-    if problem:
-        detail = problem + quoted(headlines)
+    if claim is None or all(line.kind == "illegal" for line in lines):
+        detail = "no log states a legal val_bpb"
+        if claim is None:
+            detail = "submission.json states no val_bpb"
+        detail += quoted(headlines)
         return Finding(NOT_CHECKABLE, "val_bpb", detail, claim, "bits/byte"), headlines
 
     found = explain(claim, list(explanations(logs, seeds)))
@@ -450,11 +444,11 @@ def check_log_size(logs: list[Log], script: Path | None) -> Finding:
     total = log.last("total_bytes") or model + raw
     left_out = files[1:9] if counted == script.stat().st_size else []
 
-    detail = f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; model {model:,}; "
-    detail += f"code {raw:,}, {packed:,} by lzma"
-    if computed:
-        detail += ", more by a computed name"
-    detail += f", {counted or 'none'} logged"
+    more = ", more by a computed name" if computed else ""
+    detail = (
+        f"largest total of {len(sized)} logs, cap {CAP_BYTES:,}; model {model:,}; "
+        f"code {raw:,}, {packed:,} by lzma{more}, {counted or 'none'} logged"
+    )
     if left_out:
         detail += f"; not counted: {', '.join(path.name for path in left_out)}"
 
@@ -469,7 +463,7 @@ def check_log_size(logs: list[Log], script: Path | None) -> Finding:
 
 def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> Finding:
     """submission.json's total against the logs and the cap."""
-    claim = claimed_bpb(table, BYTES_FIELDS)
+    claim = claimed(table, BYTES_FIELDS)
     totals = [log.last("total_bytes") for log in logs if log.last("total_bytes")]
     codes = [path.stat().st_size for path in files if path.suffix == ".py"]
     stated = [*stated_sizes(logs, "model_bytes"), *stated_sizes(logs, "total_bytes")]
@@ -477,17 +471,18 @@ def check_claimed_bytes(table: dict, logs: list[Log], files: list[Path]) -> Find
 
     largest = max(totals, default=0)
     detail = f"submission.json's, cap {CAP_BYTES:,}; the logs' totals go up to {largest:,}"
+    verdict = SUSPICION
     if claim is None:
         verdict = NOT_CHECKABLE
-    elif claim > CAP_BYTES:  # by less than the code, compression may help
-        verdict = FAILED if claim > CAP_BYTES + sum(codes) else SUSPICION
-    elif not totals:
+    elif claim > CAP_BYTES + sum(codes):  # by less than the code, compression may help
+        verdict = FAILED
+    elif claim <= CAP_BYTES and not totals:
         verdict = NOT_CHECKABLE
-    elif claim >= largest or claim in [size + code for size in stated for code in (0, *codes)]:
-        verdict = CONSISTENT
-    else:
-        verdict = SUSPICION
-    return Finding(verdict, "bytes_total", detail, claim, "bytes")
+    elif claim <= CAP_BYTES:
+        known = [size + code for size in stated for code in (0, *codes)]
+        verdict = CONSISTENT if claim >= largest or claim in known else SUSPICION
+    number = None if claim is None else int(claim)
+    return Finding(verdict, "bytes_total", detail, number, "bytes")
 
 
 def stated_sizes(logs: list[Log], fact: str) -> list[int]:
@@ -539,41 +534,31 @@ def over_the_limit(log: Log, record: bool) -> str:
 
 def check_training_time(logs: list[Log], record: bool) -> list[Finding]:
     """The training, which may finish its last step, and calibration after it."""
-    timed = [log for log in logs if log.facts["train"]]
-    if not timed:
-        detail = f"the slowest log's; {limit_in_words(record)} and a step"
-        return [Finding(NOT_CHECKABLE, "training time", detail, None, "s")]
-
-    log = max(timed, key=lambda log: max(log.facts["train"]).value)
-    seconds, line = max(log.facts["train"])
-    slack = max(1.0, log.last("step") or 0.0)
-    detail = f"the slowest log's; {limit_in_words(record)} and a step"
-    verdict = CONSISTENT
-    if not seconds:
-        verdict = NOT_CHECKABLE
-    elif seconds > LIMIT_S + slack:
+    log = max(logs, key=lambda log: log.longest("train").value, default=Log(""))
+    seconds, line = log.longest("train")
+    slack = max(1.0, log.last("step", 0.0))
+    verdict = CONSISTENT if seconds else NOT_CHECKABLE
+    if seconds > LIMIT_S + slack:
         verdict = over_the_limit(log, record)
+    detail = f"the slowest log's; {limit_in_words(record)} and a step"
     found = [Finding(verdict, "training time", detail, seconds or None, "s", line)]
-
-    if log.facts["calibration"]:
-        found.append(check_calibration(log.facts["calibration"], seconds, slack, record))
+    if line and log.facts["calibration"]:
+        found.append(check_calibration(log, seconds, slack, record))
     return found
 
 
-def check_calibration(facts: list[Fact], trained: float, slack: float, record: bool) -> Finding:
+def check_calibration(log: Log, trained: float, slack: float, record: bool) -> Finding:
     """What was calibrated after `trained` seconds, which may go over the limit by `slack`."""
-    seconds, line = max(facts)
-    own = any(re.search("self|autoreg|generat", fact.quote) for fact in facts)
+    seconds, line = log.longest("calibration")
+    quotes = [fact.quote for fact in log.facts["calibration"]]
+    own = any(re.search("self|autoreg|generat", quote) for quote in quotes)
     allowed = LIMIT_S + slack if seconds > 0 else LIMIT_S
-
-    detail = f"calibration after {trained:.1f} s of training"
-    if own:
-        detail += ", on text of its own"
-    detail += f"; {limit_in_words(record)}"
 
     verdict = SUSPICION if record else NOT_CHECKABLE
     if own or trained + seconds <= allowed:
         verdict = CONSISTENT
+    text = ", on text of its own" if own else ""
+    detail = f"calibration after {trained:.1f} s of training{text}; {limit_in_words(record)}"
     return Finding(verdict, "calibration", detail, seconds or None, "s", line)
 
 
@@ -601,8 +586,8 @@ def check_evaluation_time(logs: list[Log], record: bool) -> Finding:
 def evaluated(log: Log) -> Evaluated:
     """The total that a log states, unless it is less than a single time; else its passes together,
     or a single time that is longer."""
-    total = max(log.facts["eval_total"], default=NO_TIME)
-    single = max(log.facts["eval"], default=NO_TIME)
+    total = log.longest("eval_total")
+    single = log.longest("eval")
     if total.value and total.value >= single.value - 0.001:  # both are rounded to a millisecond
         return Evaluated(*total, " eval_total_time", True)
 
@@ -622,8 +607,8 @@ def evaluated(log: Log) -> Evaluated:
         return Evaluated(*single, words, proof, within)
     longest = max(log.passes)
     own = [key for key in log.passes if headline and agree(headline.bpb, key[1], 4)]
-    if longest[0] > LIMIT_S and longest not in own:
-        own = []  # a diagnostic may take longer
+    if longest[0] > LIMIT_S:
+        own = [key for key in own if key == longest]  # a diagnostic may take longer
     return Evaluated(seconds, log.passes[longest], words, len(own) > 0, within)
 
 
@@ -645,11 +630,10 @@ def check_split(lines: list[Line], logs: list[Log], record: bool) -> Finding:
     count = tokens or whole
     held = round(count * ratios[0])
     fault = split_fault(tokens, whole, ratios)
-    detail = f"{count:,} tokens"
-    if not tokens:
-        detail += " (not logged)"
-    detail += (
-        f" of {ratios[0]:.4f} bytes, by val_loss / val_bpb; the whole split has {SPLIT_BYTES:,}"
+    logged = "" if tokens else " (not logged)"
+    detail = (
+        f"{count:,} tokens{logged} of {ratios[0]:.4f} bytes, by val_loss / val_bpb; "
+        f"the whole split has {SPLIT_BYTES:,}"
     )
     if fault:
         detail += f"; {fault}"
@@ -724,11 +708,12 @@ def check_settings(logs: list[Log]) -> Finding:
         values = dict.fromkeys(log.settings[name] for log in logs)
         if len(values) > 1:
             changed.append(f"{name} {' / '.join(values)}")
-    if changed:
-        detail = f"differ: {'; '.join(changed[:8])}"
-        return Finding(SUSPICION, "settings", detail, len(changed), "differences")
+    verdict = CONSISTENT
     detail = f"{len(names)} are the same in {len(logs)} logs"
-    return Finding(CONSISTENT, "settings", detail, 0, "differences")
+    if changed:
+        verdict = SUSPICION
+        detail = f"differ: {'; '.join(changed[:8])}"
+    return Finding(verdict, "settings", detail, len(changed), "differences")
 
 
 # ---------------------------------------------------------------- scripts
@@ -747,8 +732,10 @@ def check_embedded(logs: list[Log], scripts: list[Path]) -> Finding:
             continue
         if shapes.isdisjoint(embedded):
             differ = min(len({*mine} ^ theirs) for mine in own for theirs in embedded.values())
-            detail = f"{log.name} embeds a script that is not in the folder; "
-            detail += "lines that differ from the closest"
+            detail = (
+                f"{log.name} embeds a script that is not in the folder; "
+                "lines that differ from the closest"
+            )
             return Finding(SUSPICION, "script", detail, differ, "lines")
         checked += 1
 
@@ -819,8 +806,10 @@ def significance(ours: list[float], theirs: list[float], nats: float) -> Finding
     if p is not None:
         stated = f"p = {p:.3g} (Welch, one-sided)"
     better = "better" if gain >= 0 else "worse"
-    detail = f"nats a token {better}, mean of {len(ours)} against {len(theirs)}; a record needs "
-    detail += f"{RECORD_NATS} at p < {RECORD_P}: {stated}; {nats:.4f} nats a bit per byte"
+    detail = (
+        f"nats a token {better}, mean of {len(ours)} against {len(theirs)}; a record needs "
+        f"{RECORD_NATS} at p < {RECORD_P}: {stated}; {nats:.4f} nats a bit per byte"
+    )
 
     verdict = FAILED
     if gain >= RECORD_NATS and p is None:

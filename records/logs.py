@@ -117,6 +117,9 @@ class Log:
         found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
         self.named_seed = int(found[1]) if found else None
 
+    def longest(self, fact: str) -> Fact:
+        return max(self.facts[fact], default=Fact(0.0, ""))
+
     def last(self, fact: str, default: int | None = None) -> float | int | None:
         return self.facts[fact][-1].value if self.facts[fact] else default
 
@@ -277,8 +280,8 @@ def to_number(value: object) -> float | None:
     return number if math.isfinite(number) and not isinstance(value, bool) else None
 
 
-def claimed_bpb(table: dict, names: tuple[str, ...] = BPB_FIELDS) -> float | None:
-    """The first of these fields that holds a number."""
+def claimed(table: dict, names: tuple[str, ...]) -> float | None:
+    """The first number among these fields."""
     numbers = (to_number(table.get(name)) for name in names)
     return next((number for number in numbers if number is not None), None)
 
@@ -293,8 +296,8 @@ def claimed_seeds(table: dict) -> dict[int, float | None]:
             if not found:
                 continue
             seed = int(found[1])
-            bpb = claimed_bpb(result) if isinstance(result, dict) else to_number(result)
-            claims[seed] = bpb or claims.get(seed)
+            value = claimed(result, BPB_FIELDS) if isinstance(result, dict) else to_number(result)
+            claims[seed] = value or claims.get(seed)
     return claims
 
 
