@@ -1,4 +1,5 @@
-"""README.md: its table of settings is the script's, and each of its commands works for someone who is new to it.
+"""README.md: its table of settings is the script's, and each of its commands works for someone who
+is new to it.
 
 python tests/test_readme.py         writes the table of settings anew
 """
@@ -24,11 +25,12 @@ MEND = "python tests/test_readme.py"
 BEGIN, END = f"<!-- settings: begin, written by {MEND} -->\n", "<!-- settings: end -->\n"
 
 
-# ---- The table of settings ------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- the table of settings
 
 
 def settings_rows(source: str) -> dict[str, list[tuple[str, str, str, str]]]:
-    """(name, default, what, source) of each field of class Settings, by the comment that heads its group."""
+    """(name, default, what, source) of each field of class Settings, by the comment that heads its
+    group."""
     (table,) = [
         node
         for node in ast.parse(source).body
@@ -57,7 +59,8 @@ def settings_section(source: str) -> str:
     lines = [
         f"<details><summary>All {sum(map(len, groups.values()))} environment variables</summary>",
         "",
-        "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for the challenge's",
+        "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for "
+        "the challenge's",
         "baseline script, *challenge* for its rules, or *ours*. A preset changes some of them.",
     ]
     for group, rows in groups.items():
@@ -107,13 +110,13 @@ def test_no_setting_is_left_out():
         assert train_gpt.parse_value(field, text) == field.default, name
 
 
-# ---- Commands -------------------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- commands
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a command of the README is tried in a copy of the repository; a trial that is not slow finds a run's
-    artifact, data and logs there."""
+    """How a command of the README is tried in a copy of the repository; a trial that is not slow
+    finds a run's artifact, data and logs there."""
 
     slow: bool = False
     venv: bool = False  # in a new virtual environment
@@ -150,8 +153,8 @@ PLACEHOLDERS = {
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks of a README, fenced or indented by four; what is no command needs a fence that
-    names another language."""
+    """The lines of the shell blocks of a README, fenced or indented by four; what is no command
+    needs a fence that names another language."""
     text, found = re.sub(r"\\\n *", "", text), []
 
     def take(block: re.Match) -> str:
@@ -200,7 +203,8 @@ def copy_repository(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def home_after_a_run(tmp_path_factory) -> Path:
-    """A copy of the repository after a run, with logs A and B of two seeds and a record folder of them."""
+    """A copy of the repository after a run, with logs A and B of two seeds and a record folder of
+    them."""
     tiny, home = (
         tiny_run(tmp_path_factory.getbasetemp()),
         copy_repository(tmp_path_factory.mktemp("repository")),
@@ -258,7 +262,8 @@ def test_command(command, request, tmp_path):
 
 
 def test_commands_are_found_and_claimed():
-    text = "Text\n\n    a \\\n        b\n\n```bash\n# comment\n$ c\n```\n\n```json\nd\n```\n- list\n  e\n"
+    text = "Text\n\n    a \\\n        b\n\n```bash\n# comment\n$ c\n```\n\n"
+    text += "```json\nd\n```\n- list\n  e\n"
     assert commands(text) == ["c", "a b"]
     assert claims("python unknown.py") == []
     for prefix in TRIALS:

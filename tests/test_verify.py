@@ -1,4 +1,5 @@
-"""verify.py on artifacts made here by hand: its network against a plain one, its loop, its probes, its verdicts."""
+"""verify.py on artifacts made here by hand: its network against a plain one, its loop, its probes,
+its verdicts."""
 
 import hashlib
 import itertools
@@ -58,10 +59,12 @@ CONFIG = dict(
 )
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
-    "A list is a mutable sequence; naïve readers call it an array. Ünïcode — 漢字 — needs byte pieces!",
+    "A list is a mutable sequence; naïve readers call it an array. "
+    "Ünïcode — 漢字 — needs byte pieces!",
     "  Two spaces lead this one, and two  stand inside.",
     "x",
-    "Arguments are passed by assignment in Python. Since assignment creates references to objects, there is no alias.",
+    "Arguments are passed by assignment in Python. "
+    "Since assignment creates references to objects, there is no alias.",
 ] * 3
 
 
@@ -102,7 +105,8 @@ def random_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
-    """A folder with data/demo: a tokenizer of 320 pieces with byte fall-back, and one validation shard."""
+    """A folder with data/demo: a tokenizer of 320 pieces with byte fall-back, and one validation
+    shard."""
     folder = tmp_path_factory.mktemp("demo")
     data = folder / "data" / "demo"
     data.mkdir(parents=True)
@@ -165,8 +169,12 @@ def run(capsys, *arguments) -> tuple[int, dict[str, dict]]:
 # ---------------------------------------------------------------- the network
 
 
-def plain_logits(c: dict, w: dict[str, np.ndarray], tokens: np.ndarray) -> np.ndarray:
-    """The network's definition for one window, position by position in float64; returns logits [T, V]."""
+# A definition, to be read from top to bottom.
+def plain_logits(  # noqa: C901, PLR0914, PLR0915 - parts of it would hide what it defines
+    c: dict, w: dict[str, np.ndarray], tokens: np.ndarray
+) -> np.ndarray:
+    """The network's definition for one window, position by position in float64; returns logits
+    [T, V]."""
     w = {name: array.astype("f8") for name, array in w.items()}
     T, heads, kv_heads = len(tokens), c["num_heads"], c["num_kv_heads"]
     d = c["model_dim"] // heads
@@ -349,7 +357,8 @@ def test_windows_stay_in_their_document(tokens, length, data):
 
 
 def reference_bpb(home: Path, config: dict, weights: dict, reset: bool = False) -> float:
-    """Every target by itself, its window found by the definition; bytes from the texts that were encoded."""
+    """Every target by itself, its window found by the definition; bytes from the texts that were
+    encoded."""
     tokens = verify.read_tokens(Path("data/demo"), 320)
     model, nats = verify.Model(config, weights, "cpu"), 0.0
     for start, end, first in defined_windows(
@@ -464,20 +473,23 @@ def test_a_partial_run_says_so(home, capsys):
 # ---------------------------------------------------------------- adaptation
 
 
-def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
-    """Score-first adaptation step by step, with no batches of windows and no micro-batches."""
-    model = verify.Model(config, weights, "cpu")
-    for parameter in model.params.values():
-        parameter.requires_grad_()
+def adaptation_optimizer(config: dict, model: verify.Model) -> torch.optim.Optimizer:
     factors = {"out": 3.0, "down": 3.0, "up": 0.5}
     groups = [
         {"params": [p], "factor": factors.get(n.split(".")[-1], 1.0)}
         for n, p in model.params.items()
     ]
-    sgd = config["ttt_optimizer"] == "sgd"
-    optimizer = (
-        torch.optim.SGD(groups, 1.0, 0.9) if sgd else torch.optim.AdamW(groups, weight_decay=0.0)
-    )
+    if config["ttt_optimizer"] == "sgd":
+        return torch.optim.SGD(groups, 1.0, 0.9)
+    return torch.optim.AdamW(groups, weight_decay=0.0)
+
+
+def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
+    """Score-first adaptation step by step, with no batches of windows and no micro-batches."""
+    model = verify.Model(config, weights, "cpu")
+    for parameter in model.params.values():
+        parameter.requires_grad_()
+    optimizer = adaptation_optimizer(config, model)
     n, length, size = len(tokens), config["train_seq_len"], config["ttt_chunk_tokens"]
     chunks = -(-(n - 1) // size)
     by_chunk: dict[int, list] = {}
@@ -590,7 +602,8 @@ class GPT(nn.Module):
 
     def forward(self, tokens):
         x = self.tok_emb[tokens]
-        y = F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], is_causal=CAUSAL)[:, 0]
+        q = x[:, None]
+        y = F.scaled_dot_product_attention(q, q, q, is_causal=CAUSAL)[:, 0]
         EXTRA
         return F.linear(x + y, self.tok_emb)
 """
@@ -624,7 +637,9 @@ def test_their_model_is_scored_by_our_loop(home, capsys):
         ("causality", "FAILED", "x = x * float('nan')", True),
     ],
 )
-def test_probes_notice(home, capsys, monkeypatch, probe, verdict, extra, causal):
+def test_probes_notice(  # noqa: PLR0913 - the columns above and the fixtures
+    home, capsys, monkeypatch, probe, verdict, extra, causal
+):
     monkeypatch.setattr(verify, "check_score", lambda *_: [])
     assert run(capsys, *their_model(home, extra, causal))[1][probe]["verdict"] == verdict
 

@@ -1,4 +1,5 @@
-"""verify.py on record folders made here in the shapes that real entries use: each verdict and its number."""
+"""records/check.py on record folders made here in the shapes that real entries use: each verdict
+and its number."""
 
 import base64
 import json
@@ -53,7 +54,7 @@ def nats(bpb: float) -> float:
     return bpb * math.log(2) * BYTES_PER_TOKEN
 
 
-def log_text(
+def log_text(  # noqa: PLR0913 - each is what some test changes
     seed=1337,
     bpb=1.12,
     script=SCRIPT,
@@ -73,6 +74,7 @@ def log_text(
     code = len(script.encode()) if code is None else code
     loss = nats(bpb) if loss is None else loss
     scale = loss / bpb
+    last_step = f"val_bpb:{bpb + 0.02:.4f} train_time:{stop}ms step_avg:83.00ms"
     return f"""{script}{"=" * 100 if rule else ""}
 Running Python 3.11.9
 |   0  NVIDIA H100 80GB HBM3          On  |   00000000:18:00.0 Off |                    0 |
@@ -84,7 +86,7 @@ train_batch_tokens:786432 train_seq_len:2048 matrix_lr:0.025 max_wallclock_secon
 {settings}seed:{seed}
 step:0/20000 val_loss:{4.1 * scale:.4f} val_bpb:4.1000 train_time:0ms step_avg:0.02ms
 step:1000/20000 train_loss:2.1000 train_time:83000ms step_avg:83.00ms
-step:7000/20000 val_loss:{(bpb + 0.02) * scale:.4f} val_bpb:{bpb + 0.02:.4f} train_time:{stop}ms step_avg:83.00ms
+step:7000/20000 val_loss:{(bpb + 0.02) * scale:.4f} {last_step}
 stopping_early: wallclock_cap train_time:{stop}ms step:7000/20000
 {after_stop}Serialized model: 106027446 bytes
 Code size: {code} bytes
@@ -109,7 +111,8 @@ def make(
     readme="# Entry: val_bpb 1.1217\n",
     **files,
 ) -> Path:
-    """A record folder, as it should be but for what the arguments change; files: name__suffix = content."""
+    """A record folder, as it should be but for what the arguments change; files: name__suffix =
+    content."""
     folder = folder / "track_10min_16mb" / "2026-03-23_Entry"
     folder.mkdir(parents=True, exist_ok=True)
     if logs is None:
@@ -277,7 +280,8 @@ def test_the_closest_explanation_is_taken(tmp_path):
 
 
 def test_only_the_last_final_line_counts_in_other_formats(tmp_path):
-    last = "legal_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:408049ms\n  quantized bpb = 1.11003333\n"
+    last = "legal_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:408049ms\n"
+    last += "  quantized bpb = 1.11003333\n"
     found = check(
         make(tmp_path, logs={"train.txt": log_text(last=last)}, submission={"val_bpb": 1.11})
     )
@@ -296,7 +300,8 @@ def test_readme(tmp_path, claim, verdict):
 
 @pytest.mark.parametrize("rule", [True, False])
 def test_source_text_is_set_aside(tmp_path, rule):
-    """Numbers in the source's docstring and comments are no results; without the rule of '=' log lines end it."""
+    """Numbers in the source's docstring and comments are no results; without the rule of '=' log
+    lines end it."""
     folder = make(tmp_path, logs={"train.log": log_text(rule=rule)}, submission={"val_bpb": 1.12})
     log = records_logs.read_log(folder / "train.log", "train.log")
     assert "\n".join(log.sources[0]).strip() == SCRIPT.strip()
@@ -391,7 +396,8 @@ def test_claimed_bytes(tmp_path, claim, verdict):
 
 
 def test_artifact_in_the_folder(tmp_path):
-    """Its size against the logs here; its content is checked as an artifact, and its claim is submission.json's."""
+    """Its size against the logs here; its content is checked as an artifact, and its claim is
+    submission.json's."""
     folder = make(tmp_path, artifact__pcll="x" * 100)
     assert check(folder)["artifact bytes"].verdict == FAILED
     (folder / "train_seed42.log").write_text(log_text(42, SCORES[42], model=100))
@@ -442,7 +448,8 @@ def test_training_time(tmp_path, changes, verdict):
 
 
 def test_training_time_in_minutes(tmp_path):
-    log = "world_size: 8\n4500/20000 train_loss: 2.1 train_time: 19.8m tok/s: 297163\nfinal val_loss:1.9 val_bpb:1.12\n"
+    log = "world_size: 8\n4500/20000 train_loss: 2.1 train_time: 19.8m tok/s: 297163\n"
+    log += "final val_loss:1.9 val_bpb:1.12\n"
     finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12}))[
         "training time"
     ]
@@ -519,7 +526,7 @@ def test_a_total_that_is_less_than_one_pass_is_not_believed(tmp_path):
 
 
 def test_a_diagnostic_may_take_longer(tmp_path):
-    """A pass of another score over the limit, one that its label sets apart, one without a score."""
+    """A pass of another score over the limit, one that its label sets apart, one of no score."""
     other = "final_mixed val_loss:1.9512 val_bpb:1.1600 eval_time:650000ms"
     last = "final_exact val_loss:1.8838 val_bpb:1.1200"
     assert evaluation(tmp_path, other, last).verdict == NOT_CHECKABLE
@@ -579,7 +586,8 @@ def test_a_slow_first_step_gives_no_more_time(tmp_path):
 
 
 def test_lines_of_resumed_and_of_measured_runs(tmp_path):
-    """Checkpoints, a resumption, the speed of a step and a calibration time change no finding of a good folder."""
+    """Checkpoints, a resumption, the speed of a step and a calibration time change no finding of a
+    good folder."""
     begin = "resumed from checkpoint.pt at step 120\ncheckpoint: step 120 saved\n"
     logs = {}
     for seed, bpb in SCORES.items():
@@ -655,7 +663,8 @@ def test_a_part_of_the_split_is_stated_of_what_claims_no_record(tmp_path):
 
 
 def test_split_of_another_tokenizer(tmp_path):
-    log = "vocab_size: 8192\nval_tokens: 47851520\nquantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
+    log = "vocab_size: 8192\nval_tokens: 47851520\n"
+    log += "quantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
     finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0612}))[
         "split"
     ]
@@ -791,7 +800,8 @@ def train_on(model, chunk, optimizer, val_tokens):
 """
 ILLEGAL = {
     "trains on validation tokens without scoring them first": (
-        "def ttt_adapt(model, val_tokens, optimizer):\n    for x in val_tokens:\n        model(x).backward()\n"
+        "def ttt_adapt(model, val_tokens, optimizer):\n    for x in val_tokens:\n"
+        "        model(x).backward()\n"
         "        optimizer.step()",
         1,
     ),
@@ -858,7 +868,8 @@ def test_patterns_of_logs(tmp_path, line, what):
         SCORE_FIRST,
         "# if val_bpb < best_bpb: rescore(tokens)\n",
         "def f():\n    if err < best_err:\n        best_err = err\n",
-        "def f():\n    for x in val_tokens:\n        byte_count += 1\n        nll(x).backward()\n        sgd.step()\n",
+        "def f():\n    for x in val_tokens:\n        byte_count += 1\n        nll(x).backward()\n"
+        "        sgd.step()\n",
         "def f(prev, tokens):\n    key = 36313 * tokens ^ 27191 * prev\n",
         "def f():\n    collect_hessians(model, train_loader)\n",
     ],
@@ -893,7 +904,8 @@ def test_our_own_legal_path_and_our_labelled_illegal_one(tmp_path):
     )
     assert not [f for f in found.values() if f.check == "pattern" and f.verdict == SUSPICION]
     assert found["val_bpb"].verdict == CONSISTENT and found["script"].verdict == PROVEN
-    label = "NOT LEGAL (trained on the tokens it scores) train_then_score val_loss:1.77060000 val_bpb:1.04870000\n"
+    label = "NOT LEGAL (trained on the tokens it scores) train_then_score "
+    label += "val_loss:1.77060000 val_bpb:1.04870000\n"
     logs = {"train.log": OURS.format(protocol="train_then_score", last=label)}
     assert (
         check(make(tmp_path / "b", logs=logs, submission={"val_bpb": 1.16}))["val_bpb"].verdict
@@ -903,7 +915,7 @@ def test_our_own_legal_path_and_our_labelled_illegal_one(tmp_path):
     assert finding.verdict == FAILED and "NOT LEGAL" in finding.detail and finding.number == 1.0487
 
 
-# ---------------------------------------------------------------- any content, bounded time, the command line
+# ---------------------------------------------------------------- any content, the command line
 
 TREE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
