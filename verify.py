@@ -520,8 +520,10 @@ def probe_probabilities(
 ) -> list[Finding]:
     """Whether they change before a cut with the tokens after it, add up, and come out again."""
     base = ask(window)
-    changed = [ask(torch.cat([window[:cut], other[cut:]])) for cut in cuts]
-    seen = max(change(base[:cut], c[:cut]) for cut, c in zip(cuts, changed, strict=True))
+    seen = 0.0
+    for cut in cuts:
+        changed = ask(torch.cat([window[:cut], other[cut:]]))
+        seen = max(seen, change(base[:cut], changed[:cut]))
     again = change(base, ask(window))
     beside = change(ask(window, other), ask(window, other.flip(0)))
     sums = base.sum(-1)
@@ -625,17 +627,16 @@ CONFIG = SCORING | {  # what the network needs
 }
 
 
-def config_problems(config: dict, weights: Weights, theirs: bool) -> list[str]:
+def config_problems(c: dict, weights: Weights, theirs: bool) -> list[str]:
     """Why a configuration is impossible or does not fit the tensors; of a changed architecture,
     what scoring needs."""
     found = []
     for name, allowed in (SCORING if theirs else CONFIG).items():
-        if not allowed.holds(config.get(name)):
-            found.append(f"{name} = {config.get(name, 'missing')!r} is no {allowed}")
+        if not allowed.holds(c.get(name)):
+            found.append(f"{name} = {c.get(name, 'missing')!r} is no {allowed}")
     if found:
         return found
 
-    c = config
     rules = {
         "eval_stride is above train_seq_len": c["eval_stride"] <= c["train_seq_len"],
         "ttt_protocol is unknown": c["ttt_protocol"] in ("off", "score_first", "train_then_score"),
@@ -721,7 +722,9 @@ def check_artifact(path: Path, options: Options, submitted: list[float]) -> list
     """Every check of one artifact; `submitted` holds the bits per byte that a submission.json
     claims for it, if any."""
     beside = path.with_name("train_gpt.py")
-    script = options.code or options.model or (beside if beside.is_file() else None)
+    script = options.code or options.model
+    if not script and beside.is_file():
+        script = beside
     found = check_size(path, Path(script) if script else None)
     try:
         config, weights = read_pcll(path)
@@ -910,7 +913,9 @@ def check_claim(
     claim, bpb = min(product(claims, scores), key=lambda pair: abs(pair[0] - pair[1]))
     same = abs(claim - bpb) <= tolerance
     partial, doubt = doubts
-    unsure = partial if same else partial or doubt
+    unsure = partial
+    if not same and not partial:
+        unsure = doubt
     detail = f"{claim - bpb:+.6f} from {bpb:.6f} here, tolerance {tolerance:g}"
     if unsure:
         detail += f"; {unsure}"

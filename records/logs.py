@@ -32,25 +32,25 @@ NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)"
 BYTES = r"([0-9][0-9,]{0,14})"
 
 
-def pattern(text: str) -> re.Pattern:
-    """Compiled, with the words NUMBER and BYTES for what they stand for."""
+def compiled(text: str) -> re.Pattern:
+    """A pattern with the words NUMBER and BYTES for what they stand for."""
     return re.compile(text.replace("NUMBER", NUMBER).replace("BYTES", BYTES))
 
 
-SOURCE_BEGINS = pattern(
+SOURCE_BEGINS = compiled(
     r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!'
 )
-SOURCE_ENDS = pattern(
+SOURCE_ENDS = compiled(
     r"={20,}$|logs/|Running Python|Python \d|Hyperparameters|val_bpb:enabled|train_loader:|seed:\d"
     r"|world_size:\d|model_params:\d|warmup_step:|step:\d|\d+/\d+ (train|val)_loss"
 )
-BPB = pattern(r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?bpb[\"']? ?[:=]\W{0,20}NUMBER")
-RUNNING = pattern(
+BPB = compiled(r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?bpb[\"']? ?[:=]\W{0,20}NUMBER")
+RUNNING = compiled(
     r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
     r"|pre[-_ ]?quant|post[-_ ]?ema"
 )
-TRAINING = pattern(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how such a line begins
-DIAGNOSTIC = pattern("(?i)diagnos")  # a pass by the side, no part of the evaluation
+TRAINING = compiled(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how such a line begins
+DIAGNOSTIC = compiled("(?i)diagnos")  # a pass by the side, no part of the evaluation
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 LOG_PATTERNS = {  # what has invalidated entries before
     "epochs over the tokens that are scored": (
@@ -76,7 +76,7 @@ STATEMENTS = LOG_PATTERNS | {  # a number, with a unit where it is a time
     "code_bytes": r"Code size[^:]{0,60}: ?BYTES bytes",
     "total_bytes": r"(?:Total submission size[^:]{0,60}: ?|budget: ?)BYTES(?: bytes|/)",
 }
-FACTS = {name: pattern(text) for name, text in STATEMENTS.items()}
+FACTS = {name: compiled(text) for name, text in STATEMENTS.items()}
 
 
 class Line(NamedTuple):
@@ -144,6 +144,8 @@ class Log:
             self.passes.clear()
             self.facts["eval"].clear()
             self.facts["eval_total"].clear()
+        elif self.trained and scores:
+            self.read_pass(text, quote, scores[-1])
 
         gpu = re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text)
         if gpu:
@@ -165,12 +167,15 @@ class Log:
         kept = self.running if kind == "running" else self.lines
         kept.extend(scores)
 
-        time = FACTS["eval"].search(text)
-        timed = time and scores and kind == "final" and self.trained
-        if timed and not DIAGNOSTIC.search(text) and len(self.passes) < MAX_LINES:
-            key = (stated_value(time), round(scores[-1].bpb, 4))  # an _exact line says it again
-            self.passes.setdefault(key, quote)
         return scores
+
+    def read_pass(self, text: str, quote: str, score: Line) -> None:
+        time = FACTS["eval"].search(text)
+        if score.kind != "final" or not time or DIAGNOSTIC.search(text):
+            return
+        if len(self.passes) < MAX_LINES:
+            key = (stated_value(time), round(score.bpb, 4))  # an _exact line says it again
+            self.passes.setdefault(key, quote)
 
     def read_facts(self, text: str, quote: str, legal: bool) -> None:
         for name, pattern in FACTS.items():
