@@ -591,7 +591,7 @@ def evaluated(log: Log) -> Evaluated:
     if total.value and total.value >= single.value - 0.001:  # both are rounded to a millisecond
         return Evaluated(*total, " eval_total_time", True)
 
-    terms = [seconds for seconds, _ in log.passes]
+    terms = [fact.value for fact in log.passes.values()]
     seconds = round(sum(terms), 6)
     within = CONSISTENT if single.value else NOT_CHECKABLE
     words = ""
@@ -605,11 +605,11 @@ def evaluated(log: Log) -> Evaluated:
     if single.value > seconds or not terms:  # of no pass in particular, or of an unfinished one
         proof = headline is not None and f"{headline.bpb:.3f}" in single.quote
         return Evaluated(*single, words, proof, within)
-    longest = max(log.passes)
-    own = [key for key in log.passes if headline and agree(headline.bpb, key[1], 4)]
-    if longest[0] > LIMIT_S:
-        own = [key for key in own if key == longest]  # a diagnostic may take longer
-    return Evaluated(seconds, log.passes[longest], words, len(own) > 0, within)
+    longest = max(log.passes.values())
+    own = [fact for bpb, fact in log.passes.items() if headline and agree(headline.bpb, bpb, 4)]
+    if longest.value > LIMIT_S:
+        own = [fact for fact in own if fact == longest]  # a diagnostic may take longer
+    return Evaluated(seconds, longest.quote, words, len(own) > 0, within)
 
 
 # ---------------------------------------------------------------- the split

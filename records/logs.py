@@ -111,7 +111,7 @@ class Log:
         self.lines = deque(maxlen=MAX_LINES)  # Lines of kind final and illegal
         self.running = deque(maxlen=MAX_LINES)
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # Facts
-        self.passes = {}  # (seconds, bpb to four digits) of a pass after the training -> its line
+        self.passes = {}  # bpb to four digits -> the longest Fact of a pass after the training
         self.settings = {}  # name -> value, as printed before the first step
         self.sources = []  # the scripts that it embeds, each a list of lines
         found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
@@ -170,12 +170,15 @@ class Log:
         return scores
 
     def read_pass(self, text: str, quote: str, score: Line) -> None:
+        """Lines with the same score may speak of one pass, timed inside and outside: the longer
+        time counts."""
         time = FACTS["eval"].search(text)
         if score.kind != "final" or not time or DIAGNOSTIC.search(text):
             return
+        bpb = round(score.bpb, 4)
         if len(self.passes) < MAX_LINES:
-            key = (stated_value(time), round(score.bpb, 4))  # an _exact line says it again
-            self.passes.setdefault(key, quote)
+            found = Fact(stated_value(time), quote)
+            self.passes[bpb] = max(found, self.passes.get(bpb, found), key=lambda fact: fact.value)
 
     def read_facts(self, text: str, quote: str, legal: bool) -> None:
         for name, pattern in FACTS.items():

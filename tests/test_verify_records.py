@@ -489,6 +489,9 @@ def test_a_pass_that_is_printed_twice_counts_once(tmp_path):
     again = "final_ttt_exact val_loss:1.88000000 val_bpb:1.11003333 eval_time:400000ms"
     found = evaluation(tmp_path, once, again)
     assert found.verdict == CONSISTENT and found.number == pytest.approx(482)
+    outside = again.replace("400000", "400400")  # the same, with what is around it
+    assert evaluation(tmp_path / "c", once, outside).number == pytest.approx(482.4)
+    assert evaluation(tmp_path / "d", outside, once).number == pytest.approx(482.4)
     other = again.replace("1.1100", "1.1098")  # another pass, which took as long
     assert evaluation(tmp_path / "b", once, other).number == pytest.approx(882)
 
