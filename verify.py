@@ -538,30 +538,26 @@ def probe_probabilities(
 
 
 def probe_isolation(model: Callable, window: Tensor, config: dict) -> Finding:
-    if config["eval_doc_reset"]:
-        return probe("isolation", 0.0, "no window crosses a document's start")
-    leak = isolation_leak(model, window, config["vocab_size"])
-    detail = "change after a BOS by the token before it, apart from F.scaled_dot_product_attention"
-    # another network may attend without it
-    return probe("isolation", leak, detail, FAILED if isinstance(model, Model) else NOT_CHECKABLE)
-
-
-def isolation_leak(model: Callable, window: Tensor, vocab: int) -> float:
     """What a token before a BOS changes after it, attention apart: in our network, what enters the
     first layer; in theirs, the logits with an F.scaled_dot_product_attention that returns each
-    position's own value."""
+    position's own value, and it may attend without that."""
+    if config["eval_doc_reset"]:
+        return probe("isolation", 0.0, "no window crosses a document's start")
     begin = len(window) // 2
     window = window.clone()
     window[begin] = BOS
     changed = window.clone()
-    changed[begin - 1] = (window[begin - 1] + 1) % vocab
+    changed[begin - 1] = (window[begin - 1] + 1) % config["vocab_size"]
 
     def own_value(q: Tensor, k: Tensor, v: Tensor, *_: object, **__: object) -> Tensor:
         return v.repeat_interleave(q.shape[1] // v.shape[1], 1)
 
+    ours = isinstance(model, Model)
+    entered = model.embed if ours else model
     with torch.no_grad(), mock.patch.object(F, "scaled_dot_product_attention", own_value):
-        entered = model.embed if isinstance(model, Model) else model
-        return change(entered(window[None])[0, begin:], entered(changed[None])[0, begin:])
+        leak = change(entered(window[None])[0, begin:], entered(changed[None])[0, begin:])
+    detail = "change after a BOS by the token before it, apart from F.scaled_dot_product_attention"
+    return probe("isolation", leak, detail, FAILED if ours else NOT_CHECKABLE)
 
 
 def change(a: Tensor, b: Tensor) -> float:
@@ -666,28 +662,10 @@ def shape_problems(wanted: Shapes, weights: Weights) -> list[str]:
 def expected_shapes(c: dict) -> Shapes:
     """Name and shape of every tensor that a configuration asks for."""
     D = c["model_dim"]
-    layers = c["num_layers"]
-    shapes = {"tok_emb": (c["vocab_size"], D)}
-    for i in range(layers):
-        shapes |= {f"blocks.{i}.{name}": shape for name, shape in block_shapes(c).items()}
-    shapes.pop("blocks.0.attn.value_mix", None)
-
-    if c["bigram_buckets"]:
-        shapes["bigram.table"] = (c["bigram_buckets"], c["bigram_dim"])
-        shapes["bigram.proj"] = (D, c["bigram_dim"])
-        shapes["bigram.scale"] = ()
-    if c["smear_gate"]:
-        shapes["smear_gate"] = (D,)
-    if c["unet_skips"] and layers > 1:
-        shapes["skip_weights"] = (layers // 2, D)
-    return shapes
-
-
-def block_shapes(c: dict) -> Shapes:
-    D = c["model_dim"]
     H = c["num_heads"]
     kv = D // H * c["num_kv_heads"]
-    shapes = {
+    layers = c["num_layers"]
+    block = {
         "resid_mix": (2, D),
         "attn_scale": (D,),
         "mlp_scale": (D,),
@@ -698,12 +676,26 @@ def block_shapes(c: dict) -> Shapes:
         "attn.v": (kv, D),
         "attn.out": (D, D),
         "attn.q_gain": (H,),
+        "attn.gate_weight": (H, D),
+        "attn.gate_bias": (H,),
+        "attn.value_mix": (2,),
     }
-    if c["gated_attention"]:
-        shapes["attn.gate_weight"] = (H, D)
-        shapes["attn.gate_bias"] = (H,)
-    if c["value_residual"]:
-        shapes["attn.value_mix"] = (2,)
+    if not c["gated_attention"]:
+        del block["attn.gate_weight"], block["attn.gate_bias"]
+    if not c["value_residual"]:
+        del block["attn.value_mix"]
+    shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
+    shapes.pop("blocks.0.attn.value_mix", None)  # the first layer has no values before it
+
+    if c["bigram_buckets"]:
+        shapes["bigram.table"] = (c["bigram_buckets"], c["bigram_dim"])
+        shapes["bigram.proj"] = (D, c["bigram_dim"])
+        shapes["bigram.scale"] = ()
+    if c["smear_gate"]:
+        shapes["smear_gate"] = (D,)
+    if c["unet_skips"] and layers > 1:
+        shapes["skip_weights"] = (layers // 2, D)
+    shapes["tok_emb"] = (c["vocab_size"], D)
     return shapes
 
 
@@ -935,20 +927,33 @@ def parse(argv: list[str] | None) -> Options:
     add("target", help="an artifact.pcll or a record folder")
     add("--code", help="the counted script (default: train_gpt.py beside the artifact, else none)")
     add("--data", help=f"folder with fineweb_val_*.bin (default: {' or '.join(DEFAULT_DATA)})")
-    near = "the one near the data with the artifact's sha256"
-    add("--tokenizer", help=f"SentencePiece model (default: {near})")
+    add(
+        "--tokenizer",
+        help="SentencePiece model (default: the one near the data with the artifact's sha256)",
+    )
     add("--claim", type=float, metavar="BPB", help="claimed val_bpb, after adaptation with --ttt")
-    add("--tolerance", type=float, metavar="BPB", help="between claim and result (%(default)s)")
+    add(
+        "--tolerance",
+        type=float,
+        default=TOLERANCE,
+        metavar="BPB",
+        help="between claim and result (%(default)s)",
+    )
     add("--max-tokens", type=int, metavar="N", help="score the first N tokens only")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--ttt", action="store_true", help="replay the artifact's score-first adaptation")
-    runs = "take GPT from this file (a changed architecture); runs their code"
-    add("--model", metavar="FILE", help=runs)
+    add(
+        "--model",
+        metavar="FILE",
+        help="take GPT from this file (a changed architecture); runs their code",
+    )
     add("--trust-code", action="store_true", help="allow --model to run their code")
-    beat = "scores to beat, one or a seed each (record folders)"
-    add("--against", metavar="BPB[,BPB...]", help=beat)
+    add(
+        "--against",
+        metavar="BPB[,BPB...]",
+        help="scores to beat, one or a seed each (record folders)",
+    )
     add("--json", action="store_true", help="findings for machines")
-    parser.set_defaults(tolerance=TOLERANCE)
     return Options(**vars(parser.parse_args(argv)))
 
 
