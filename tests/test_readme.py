@@ -120,7 +120,6 @@ TRIALS = {  # what a command begins with -> its trial
     "python verify.py artifact.pcll": Trial(),
     "python verify.py records/": Trial(),
     "python records/check.py": Trial(),
-    "python records/check.py": Trial(),
     "python decode_artifact.py artifact.pcll": Trial(),
     "python records/pack.py": Trial(),
     "python records/plot.py": Trial(),

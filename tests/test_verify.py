@@ -346,7 +346,7 @@ def test_windows_follow_the_definition(n, length, data):
     assert [i for _, end, first in found for i in range(first, end)] == list(range(n))
 
 
-def reference_bpb(home: Path, config: dict, weights: dict, reset: bool = False) -> float:
+def reference_bpb(home: Path, config: dict, weights: dict) -> float:
     """Every target by itself, its window found by the definition; bytes from the texts that were
     encoded."""
     tokens = verify.read_tokens(Path("data/demo"), 320)
