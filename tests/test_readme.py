@@ -116,7 +116,7 @@ TRIALS = {  # what a command begins with -> its trial
     ),
     "PRESET=demo python train_gpt.py": Trial(slow=True),
     "torchrun --standalone --nproc_per_node=8 train_gpt.py": Trial(slow=True, environment=SMALL),
-    "python tests/bench_": Trial(slow=True),
+    "python tests/bench/": Trial(slow=True),
     "python verify.py artifact.pcll": Trial(),
     "python verify.py records/": Trial(),
     "python records/check.py": Trial(),
