@@ -2412,8 +2412,8 @@ class Trainer:
         AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
         """
         decay = self.s.training.ema_decay if self.step > 1 else 0.0
-        average, present = self.average.module.parameters(), self.model.parameters()
-        torch._foreach_lerp_(list(average), list(present), 1 - decay)
+        average = list(self.average.module.parameters())
+        torch._foreach_lerp_(average, list(self.model.parameters()), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""
