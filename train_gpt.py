@@ -1245,7 +1245,10 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 
 Array = np.ndarray
 
-FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4  # codec numbers in the table of tensors
+FLOAT32 = 0  # these are the codec numbers in the table of tensors
+FLOAT16 = 1
+TRELLIS = 3
+HUFFMAN = 4
 HALF_LIMIT = 65504  # the largest float16
 KMEANS_ITERATIONS = 20  # entry 532
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
