@@ -2233,6 +2233,13 @@ class Ledger:
             )
         return self.tokens[start : stop + 1]
 
+    def prefix(self, count: int) -> str:
+        """What the first `count` positions came to, for those who recompute only so many."""
+        nats = float(self.nats[:count].double().sum())
+        size = int(self.bytes_before[count])
+        bpb = nats / math.log(2) / max(size, 1)
+        return f"scored:{count} nats:{nats:.6f} bytes:{size} val_bpb:{bpb:.8f}"
+
     def score(self, seconds: float) -> Score:
         """Of the positions entered so far, which took so many seconds."""
         nats = float(self.nats[: self.scored].double().sum())
@@ -2284,12 +2291,16 @@ class Evaluator:
         if learner is None:
             size *= 4 * self.ranks.world  # a chunk is then only what a line of progress tells of
 
+        mark = 2048  # positions after which the log states the score so far; then twice as many
         edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
         for index, chunk in enumerate(np.split(windows, edges)):
             low = int(chunk[0, 1])
             high = int(chunk[-1, 2])
             ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
             self.show_progress(name, ledger, time.monotonic() - began)
+            while mark <= ledger.scored:
+                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
+                mark *= 2
             if learner and high < len(ledger.nats):
                 learner.learn(ledger.learnable(low, high), index / (len(edges) + 1))
         return ledger.score(time.monotonic() - began)
@@ -2905,9 +2916,8 @@ def write_artifact(
     total = code_bytes + len(artifact)
     log(f"Code size: {code_bytes} bytes")
     log(f"Serialized model pcll: {len(artifact)} bytes")
-    log(
-        f"Total submission size pcll: {total} bytes, {s.export.size_cap_bytes - total} below the cap"
-    )
+    below = s.export.size_cap_bytes - total
+    log(f"Total submission size pcll: {total} bytes, {below} below the cap")
     return artifact
 
 
