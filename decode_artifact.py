@@ -22,91 +22,100 @@ File
                   present, no dictionary; nothing follows it
 
 Content, the C bytes inside the frame; the parts follow one another without gaps
-    1. config      u32 length, then that many bytes of JSON: one flat object from names to strings, integers
-                   (-2^63 to 2^63 - 1), floats or booleans; keys sorted by code point, no white space, ASCII only
-                   with valid Unicode behind the escapes, no NaN or infinity; byte for byte as Python's
+    1. config      u32 length, then that many bytes of JSON: one flat object from names to strings,
+                   integers (-2^63 to 2^63 - 1), floats or booleans; keys sorted by code point, no
+                   white space, ASCII only with valid Unicode behind the escapes, no NaN or
+                   infinity; byte for byte as Python's
                    json.dumps(config, sort_keys=True, separators=(",", ":")) writes it
-    2. table       u16 number of tensors, then a record each, in the order of the tensors' names (bytewise):
-                   u8 name length, name, u8 codec, u8 number of dimensions, then u32 per dimension
+    2. table       u16 number of tensors, then a record each, in the order of the tensors' names
+                   (bytewise): u8 name length, name, u8 codec, u8 number of dimensions, then u32 per
+                   dimension
     3. side data   for each tensor in table order, by codec (below)
-    4. Huffman     if any tensor has codec 2: the number of bits of each lane, u32 each, then as many u16 words as
-                   hold all these bits
-    5. trellis     if any tensor has codec 3: the shared model (below), a u32 state per lane, u32 word count,
-                   that many u16 words
+    4. Huffman     if any tensor has codec 4: the number of bits of each lane, u32 each, then as
+                   many u16 words as hold all these bits
+    5. trellis     if any tensor has codec 3: the shared model (below), a u32 state per lane, u32
+                   word count, that many u16 words
 
-Codecs and their side data; n is the tensor's number of elements
-    0 float32      4n bytes as four byte planes: all least significant bytes first, then the next, ...
+Codecs and their side data; n is the tensor's number of elements. There is no codec 2.
+    0 float32      4n bytes as four byte planes: all least significant bytes first, then the next,
+                   ...
     1 float16      2n bytes as two byte planes
-    2 huffman      u8 number of levels K >= 1; K float16 centroids as two byte planes, finite, strictly increasing,
-                   no -0; a bit per column, its class, eight a byte from the most significant bit on, and zeros that
-                   fill up the last byte; K code lengths for class 0, which always occurs, and K for class 1 if that
-                   occurs, u8 each, 0..16, with sum over levels of 2^-length = 1 (so 0 if and only if K = 1). At the
-                   first level where the two classes' lengths differ, which they must, class 0 has the smaller one
-    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per column; i8 step
-                   per row, a; i8 step per column, b. The tensor has two or more dimensions, of which the first is at
-                   least 16
+    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per
+                   column; i8 step per row, a; i8 step per column, b. The tensor has two or more
+                   dimensions, of which the first is at least 16
+    4 huffman      u8 number of levels K >= 1; K float16 centroids as two byte planes, finite,
+                   strictly increasing, no -0; K code lengths, u8 each, 0..16, with sum over levels
+                   of 2^-length = 1 (so 0 if and only if K = 1)
     Rows are a tensor's first dimension, columns the product of the others (1 if there are none).
 
-Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can work on L of them
-at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is the number of elements that the stream
-codes, of all its tensors together. A tensor's elements (row-major) are taken L at a time; in each such step element i
-of the group belongs to lane i. A tensor's last group may be shorter and then uses the first lanes only; the next
-tensor starts again at lane 0.
+Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can
+work on L of them at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is
+the number of elements that the stream codes, of all its tensors together. A tensor's elements
+(row-major) are taken L at a time; in each such step element i of the group belongs to lane i. A
+tensor's last group may be shorter and then uses the first lanes only; the next tensor starts again
+at lane 0.
 
-Decoding huffman tensors. One stream of bits serves them all, in table order. The words hold the bits of lane 0, then
-those of lane 1, and so on, each word from its most significant bit on, without gaps between lanes.
-    1. Canonical codes, for each class: sort levels by (length, level); the first code is 0, each next one is the
-       previous plus 1, shifted left by the growth in length. A code is sent most significant bit first.
-    2. In each step each lane in use decodes one code, of the class of the element's column, and moves on by its
-       length. Lanes go on from where they are in the next tensor.
+Decoding huffman tensors. One stream of bits serves them all, in table order. The words hold the
+bits of lane 0, then those of lane 1, and so on, each word from its most significant bit on, without
+gaps between lanes.
+    1. Canonical codes: sort levels by (length, level); the first code is 0, each next one is the
+       previous plus 1, shifted left by the growth in length. A code is sent most significant bit
+       first.
+    2. In each step each lane in use decodes one code of the tensor and moves on by its length.
+       Lanes go on from where they are in the next tensor.
     3. A decoded level k becomes the value float32(centroid[k]).
-    4. At the end each lane stands where its bits end, and the bits that fill up the last word are zeros.
+    4. At the end each lane stands where its bits end, and the bits that fill up the last word are
+       zeros.
 
 Decoding trellis tensors. The shared model, once for all of them:
     u8  v, log2 of the number of trellis states, one of 2..8
     u16 K, the largest magnitude of an index, 0..2047: symbols 0..2K stand for indices -K..K
     u8  number of contexts N, 1..64
-    u16 frequency for each context and symbol, N x (2K+1), context by context; each context's frequencies
-        add up to 2^14, or are all zero for a context that never occurs
+    u16 frequency for each context and symbol, N x (2K+1), context by context; each context's
+        frequencies add up to 2^14, or are all zero for a context that never occurs
 and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
-    1. The context of the element in row r and column c is offset + row scale[r] - a[r] + column scale[c] - b[c],
-       clamped to 0..N-1. All of these are in quarter octaves: scales of the ratio of weight to step, a[r] + b[c]
-       of the ratio of the element's own step to step, contexts of the ratio of weight to own step.
+    1. The context of the element in row r and column c is
+       offset + row scale[r] - a[r] + column scale[c] - b[c], clamped to 0..N-1. All of these are in
+       quarter octaves: scales of the ratio of weight to step, a[r] + b[c] of the ratio of the
+       element's own step to step, contexts of the ratio of weight to own step.
     2. In each step, for each lane in use: slot = x mod 2^14; the symbol s is the one with
-       cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the frequencies before s;
-       x <- freq[s] * floor(x / 2^14) + slot - cum[s].
-    3. Then every lane in use with x < 2^16 receives the next word w of the stream, lowest lane first:
-       x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
+       cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the
+       frequencies before s; x <- freq[s] * floor(x / 2^14) + slot - cum[s].
+    3. Then every lane in use with x < 2^16 receives the next word w of the stream, lowest lane
+       first: x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
     4. At the end every state is 2^16, and no word is left over.
-    5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and takes one
-       branch per column. In state s the union bit is u = s mod 2; the element with index q has the point
-       m = (4q + 1) * (1 - 2u); the next state is floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0),
-       with Ungerboeck's parity checks (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 |
+    5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and
+       takes one branch per column. In state s the union bit is u = s mod 2; the element with index
+       q has the point m = (4q + 1) * (1 - 2u); the next state is
+       floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0), with Ungerboeck's parity
+       checks (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 |
        5: 45, 10 | 6: 103, 24 | 7: 235, 126 | 8: 515, 362.
-    6. value = (float32(m) * row factor[r]) * column factor[c], each of the two products rounded to float32. The row
-       factor is 2^(a[r]/4) and the column factor (step/4) * 2^(b[c]/4), computed in float64 and rounded once to
-       float32, where 2^(e/4) is ldexp(sqrt(sqrt(2^(e mod 4))), floor(e/4)) with correctly rounded square roots.
-    7. Every column factor is a normal float32, and for each tensor the value with m = 4K + 1 and the largest row and
-       column factor is finite. So all values are.
+    6. value = (float32(m) * row factor[r]) * column factor[c], each of the two products rounded to
+       float32. The row factor is 2^(a[r]/4) and the column factor (step/4) * 2^(b[c]/4), computed
+       in float64 and rounded once to float32, where 2^(e/4) is
+       ldexp(sqrt(sqrt(2^(e mod 4))), floor(e/4)) with correctly rounded square roots.
+    7. Every column factor is a normal float32, and for each tensor the value with m = 4K + 1 and
+       the largest row and column factor is finite. So all values are.
 
 Limits, each checked before anything of that size is allocated or computed
-    file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at most
-    2^16 + 64 * file length; config at most 2^16 bytes; 1..512 tensors; names of 1..100 characters out of
-    a-z 0-9 _ . ; at most 4 dimensions (0 is a scalar), each at least 1
+    file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at
+    most 2^16 + 64 * file length; config at most 2^16 bytes; 1..512 tensors; names of 1..100
+    characters out of a-z 0-9 _ . ; at most 4 dimensions (0 is a scalar), each at least 1
 
 Disallowed, and why
-    bytes after the frame or after the last part, gaps, overlaps      one file has one meaning; no hidden payload
-    two tensors of one name, or names out of order                    which one counts would depend on the reader
-    centroids, steps, floats, values that are NaN or infinite         a poisoned weight is not a model
-    column factors that are zero or subnormal                         a step without its precision is no step
-    codes that are over- or under-full, levels that are equal         one encoding for one model, no undefined code
-    classes of columns that do not occur, are equal or out of order   the same
-    frequencies that do not add up, states that do not end at 2^16    every bit of the stream is accounted for
-    pickles, code, references to other files                          opening an artifact never runs anything
+    bytes after the frame or the last part, gaps, overlaps           one file has one meaning
+    bits behind the last code that are not zeros                     no hidden payload
+    two tensors of one name, or names out of order                   all readers take the same one
+    centroids, steps, floats, values that are NaN or infinite        a poisoned weight is no model
+    column factors that are zero or subnormal                        a step has its full precision
+    codes that are over- or under-full, levels that are equal        one model has one encoding
+    frequencies that do not add up, states that do not end at 2^16   every bit is accounted for
+    pickles, code, references to other files                         opening a file runs nothing
 
-The same weights and settings give the same bytes on one machine (given one version of zstd: requirements.txt pins it).
-Another may write others, as the trellis quantiser's error feedback uses the machine's linear algebra. A reader cannot
-check that, and needs not: it reads one meaning from one file, on any machine.
+The same weights and settings give the same bytes on one machine (given one version of zstd:
+requirements.txt pins it). Another may write others, as the trellis quantiser's error feedback uses
+the machine's linear algebra. A reader cannot check that, and needs not: it reads one meaning from
+one file, on any machine.
 """
 
 from __future__ import annotations
@@ -134,8 +143,8 @@ MAX_TENSORS = 512
 MAX_DIMENSIONS = 4
 NAME = re.compile(rb"[a-z0-9_.]{1,100}")
 
-CODECS = ("float32", "float16", "huffman", "trellis")
-FLOAT32, FLOAT16, HUFFMAN, TRELLIS = range(4)
+FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4
+CODECS = {FLOAT32: "float32", FLOAT16: "float16", TRELLIS: "trellis", HUFFMAN: "huffman"}
 MAX_LANES = 1024
 MIN_ROWS = 16  # of a trellis tensor
 LONGEST_CODE = 16  # bits
@@ -152,16 +161,14 @@ PARITY_CHECKS = {
     7: (0o235, 0o126),
     8: (0o515, 0o362),
 }  # log2 states -> h0, h1
-QUARTER_POWERS = np.ldexp(
-    np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0])), np.arange(-32, 32)[:, None]
-).ravel()  # from 2^-32 on
-BLOCK = (
-    2**16
-)  # elements decoded between two look-ups of their values: bounds the memory for indices
+ROOTS = np.sqrt(np.sqrt([1.0, 2.0, 4.0, 8.0]))  # 2^(0/4) to 2^(3/4)
+QUARTER_POWERS = np.ldexp(ROOTS, np.arange(-32, 32)[:, None]).ravel()  # from 2^-32 on
+BLOCK = 2**16  # elements decoded between two look-ups of values: bounds the memory for indices
 
 
 class ArtifactError(ValueError):
-    """The data is not a PCLL artifact; the message is one sentence that says what is wrong, and where."""
+    """The data is not a PCLL artifact; the message is a sentence that says what is wrong, and
+    where."""
 
 
 def require(condition: bool, message: str) -> None:
@@ -171,32 +178,25 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass
 class Tensor:
-    """A record of the table, the tensor's side data, and what decoding found out about its coded form."""
+    """A record of the table, the tensor's side data, and what decoding found about its codes."""
 
     name: str
     codec: int
     shape: tuple[int, ...]
-    centroids: np.ndarray = field(default=None, repr=False)  # huffman: (K,) float32
-    classes: np.ndarray = field(
-        default=None, repr=False
-    )  # huffman: (columns,) uint8, which code a column has
-    lengths: np.ndarray = field(
-        default=None, repr=False
-    )  # huffman: (classes, K) code lengths in bits
-    row_scales: np.ndarray = field(
-        default=None, repr=False
-    )  # trellis: (rows,) int32, plus offset, minus steps
-    column_scales: np.ndarray = field(
-        default=None, repr=False
-    )  # trellis: (columns,) int32, minus steps
-    row_factors: np.ndarray = field(default=None, repr=False)  # trellis: (rows,) float32
-    column_factors: np.ndarray = field(default=None, repr=False)  # trellis: (columns,) float32
-    bits: float = (
-        0.0  # side data and codes (of trellis tensors their ideal length); complete after decoding
-    )
-    entropy: float | None = (
-        None  # bits of all symbols together, given their contexts or classes; None for floats
-    )
+
+    # huffman
+    centroids: np.ndarray = field(default=None, repr=False)  # (K,) float32
+    lengths: np.ndarray = field(default=None, repr=False)  # (K,) uint8, of codes in bits
+
+    # trellis
+    row_scales: np.ndarray = field(default=None, repr=False)  # (rows,) int32, with offset, less a
+    column_scales: np.ndarray = field(default=None, repr=False)  # (columns,) int32, less b
+    row_factors: np.ndarray = field(default=None, repr=False)  # (rows,) float32
+    column_factors: np.ndarray = field(default=None, repr=False)  # (columns,) float32
+
+    # complete after decoding
+    bits: float = 0.0  # side data and codes (of trellis tensors their ideal length)
+    entropy: float | None = None  # bits of all symbols, given their contexts; None for floats
     levels: int | None = None  # different symbols that occur; None for floats
 
     @property
@@ -263,7 +263,7 @@ class Words:
 
 
 def inflate(data: bytes) -> bytes:
-    """The content of a file; raises ArtifactError if the header or the zstd frame is not as specified."""
+    """The content of a file; raises ArtifactError if header or zstd frame are not as specified."""
     require(len(data) <= MAX_FILE, f"the file has {len(data)} bytes, above the limit of {MAX_FILE}")
     require(
         len(data) >= HEADER.size,
@@ -343,12 +343,13 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
         raw = bytes(cursor.take(size, f"the name of tensor {index}"))
         require(
             NAME.fullmatch(raw) is not None,
-            f"the name of tensor {index}, {raw!r:.130}, is not 1 to 100 characters out of a-z 0-9 _ .",
+            f"the name of tensor {index}, {raw!r:.130}, "
+            "is not 1 to 100 characters out of a-z 0-9 _ .",
         )
         name = raw.decode()
         require(raw > before, f"tensor {index}, {name}, comes out of order or twice")
         codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
-        require(codec < len(CODECS), f"tensor {name} has the unknown codec {codec}")
+        require(codec in CODECS, f"tensor {name} has the unknown codec {codec}")
         require(
             dimensions <= MAX_DIMENSIONS,
             f"tensor {name} has {dimensions} dimensions, above {MAX_DIMENSIONS}",
@@ -362,7 +363,8 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
         )
         require(
             codec != TRELLIS or (dimensions >= 2 and tensor.shape[0] >= MIN_ROWS),
-            f"trellis tensor {name} has shape {tensor.shape}: it needs two dimensions and {MIN_ROWS} rows or more",
+            f"trellis tensor {name} has shape {tensor.shape}: "
+            f"it needs two dimensions and {MIN_ROWS} rows or more",
         )
         tensors.append(tensor)
         before = raw
@@ -396,27 +398,15 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
         bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing"
     )
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
-    what = f"the classes of the columns of tensor {tensor.name}"
-    bits = np.unpackbits(cursor.array("u1", -(-tensor.columns // 8), what))
-    tensor.classes = bits[: tensor.columns]
-    require(not bits[tensor.columns :].any(), f"{what} are not filled up with zeros")
-    require(not tensor.classes.all(), f"{what} are all 1 and none 0")
     what = f"the code lengths of tensor {tensor.name}"
-    number = 1 + int(tensor.classes.any())
-    tensor.lengths = lengths = cursor.array("u1", number * levels, what).reshape(number, levels)
+    tensor.lengths = lengths = cursor.array("u1", levels, what)
     require(
         bool((lengths <= LONGEST_CODE).all()),
         f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits",
     )
-    for kraft in (1 << (LONGEST_CODE - lengths.astype(np.int64))).sum(axis=1).tolist():
-        require(
-            kraft == 1 << LONGEST_CODE,
-            f"a code of tensor {tensor.name} is {'over' if kraft >> LONGEST_CODE else 'under'}-full",
-        )
-    require(
-        number == 1 or lengths[0].tobytes() < lengths[1].tobytes(),
-        f"{what} are equal or out of order",
-    )
+    kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
+    require(kraft <= 1 << LONGEST_CODE, f"the code of tensor {tensor.name} is over-full")
+    require(kraft >= 1 << LONGEST_CODE, f"the code of tensor {tensor.name} is under-full")
 
 
 def read_scales(cursor: Cursor, tensor: Tensor) -> None:
@@ -448,7 +438,8 @@ def step_factors(unit: float, steps: np.ndarray) -> np.ndarray:
 
 
 def entropy_bits(counts: np.ndarray, contexts: np.ndarray) -> float:
-    """Bits of symbols that occur `counts` > 0 times, (n,), in these contexts, (n,), by their shares in each context."""
+    """Bits of symbols that occur `counts` > 0 times, (n,), in these contexts, (n,), by their shares
+    in each context."""
     totals = np.bincount(contexts, counts)[contexts]
     return float((counts * np.log2(totals / counts)).sum())
 
@@ -467,7 +458,8 @@ def lane_count(elements: int) -> int:
 
 
 def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
-    """Cuts a flat array into views (groups, lanes) of about BLOCK elements; a last, short group comes alone, (1, n)."""
+    """Cuts a flat array into views (groups, lanes) of about BLOCK elements; a last, short group
+    comes alone, (1, n)."""
     full = len(flat) - len(flat) % lanes
     step = max(BLOCK // lanes, 1) * lanes
     for start in range(0, full, step):
@@ -477,7 +469,7 @@ def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
 
 
 def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
+    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end."""
     elements = sum(tensor.size for tensor in tensors)
     lane_bits = cursor.array(
         "<u4", lane_count(elements), "the bits per lane of the huffman stream"
@@ -495,35 +487,7 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     windows[:-2] |= words[1:]
     positions = ends - lane_bits
     for tensor in tensors:
-        # In canonical order a class's codes tile the range 0..2^width of what the next `width` bits can be.
-        number, levels = tensor.lengths.shape
-        order = (
-            np.argsort(tensor.lengths, axis=1, kind="stable") + levels * np.arange(number)[:, None]
-        )
-        lengths = np.take(tensor.lengths, order.ravel()).astype(np.int64)
-        width = int(lengths.max())
-        spans = 1 << (width - lengths)
-        symbol_at, length_at = (
-            np.repeat(order.ravel().astype(np.uint16), spans),
-            np.repeat(lengths, spans),
-        )
-        values = np.tile(tensor.centroids, number)
-        counts = np.zeros(len(values), np.int64)
-        weights = np.empty(tensor.size, np.float32)
-        classes = np.resize(tensor.classes, tensor.size)
-        for block, block_classes in zip(
-            *(groups(x, len(positions)) for x in (weights, classes)), strict=True
-        ):
-            cells = block_classes.astype(np.intp) << width
-            read_codes(positions[: block.shape[1]], windows, width, length_at, cells)
-            symbols = symbol_at[cells]  # class * levels + level
-            block[...] = values[symbols]
-            counts += np.bincount(symbols.ravel(), minlength=len(counts))
-        seen = np.flatnonzero(counts)
-        tensor.bits += float(counts @ tensor.lengths.ravel())
-        tensor.entropy = entropy_bits(counts[seen], seen // levels)
-        tensor.levels = len(np.unique(seen % levels))
-        yield tensor.name, weights.reshape(tensor.shape)
+        yield tensor.name, read_levels(tensor, positions, windows).reshape(tensor.shape)
     require(
         np.array_equal(positions, ends),
         "a lane of the huffman stream does not end where its bits do",
@@ -534,17 +498,45 @@ def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
     )
 
 
+def read_levels(
+    tensor: Tensor,
+    positions: np.ndarray,  # (lanes,) int64, in bits, updated
+    windows: np.ndarray,  # (words + 1,) uint32
+) -> np.ndarray:  # (elements,) float32
+    # In canonical order the codes tile the range 0..2^width of what the next `width` bits can be.
+    order = np.argsort(tensor.lengths, kind="stable")
+    lengths = tensor.lengths[order].astype(np.int64)
+    width = int(lengths.max())
+    spans = 1 << (width - lengths)
+    level_at = np.repeat(order.astype(np.uint8), spans)
+    length_at = np.repeat(lengths, spans)
+    weights = np.empty(tensor.size, np.float32)
+    counts = np.zeros(len(order), np.int64)
+    for block in groups(weights, len(positions)):
+        starts = read_codes(positions[: block.shape[1]], windows, width, length_at, len(block))
+        levels = level_at[starts]
+        block[...] = tensor.centroids[levels]
+        counts += np.bincount(levels.ravel(), minlength=len(counts))
+    seen = counts[counts > 0]
+    tensor.bits += float(counts @ tensor.lengths)
+    tensor.entropy = entropy_bits(seen, np.zeros(len(seen), int))
+    tensor.levels = len(seen)
+    return weights
+
+
 def read_codes(
     positions: np.ndarray,  # (lanes,) int64, in bits, updated
     windows: np.ndarray,  # (words + 1,) uint32; a position beyond them reads the last one
     width: int,
-    length_at: np.ndarray,  # (classes * 2^width,) int64: length in bits of the code that `width` bits start with
-    cells: np.ndarray,  # (groups, lanes) intp: class * 2^width, to which `width` bits from each code's start are added
-) -> None:
-    for cell in cells:
+    length_at: np.ndarray,  # (2^width,) int64: bits of the code that `width` bits start with
+    steps: int,
+) -> np.ndarray:  # (steps, lanes) intp: `width` bits from the start of each code
+    starts = np.empty((steps, len(positions)), np.intp)
+    for start in starts:
         window = windows.take(positions >> 4, mode="clip")
-        cell += window >> (32 - width - (positions & 15)) & (1 << width) - 1
-        positions += length_at[cell]
+        start[:] = window >> (32 - width - (positions & 15)) & (1 << width) - 1
+        positions += length_at[start]
+    return starts
 
 
 @dataclass
@@ -553,9 +545,7 @@ class TrellisModel:
 
     log2_states: int
     largest: int  # magnitude K of an index: symbols 0..2K are the indices -K..K
-    frequencies: (
-        np.ndarray
-    )  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 where it is unused
+    frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 if unused
     unused: np.ndarray  # (contexts,) bool
 
 
@@ -581,7 +571,8 @@ def read_model(cursor: Cursor) -> TrellisModel:
 
 
 def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every context and slot, (contexts * 2^14,): the symbol, its frequency, and the slot's place within it."""
+    """For every context and slot, (contexts * 2^14,): the symbol, its frequency, and the slot's
+    place within it."""
     contexts, symbols = model.frequencies.shape
     filled = model.frequencies.copy()
     filled[model.unused, 0] = SLOTS  # any symbol will do where none may occur
@@ -596,7 +587,7 @@ def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 
 def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end after the last."""
+    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end."""
     elements = sum(tensor.size for tensor in tensors)
     model = read_model(cursor)
     states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(
@@ -690,10 +681,11 @@ def trellis_weights(indices: np.ndarray, tensor: Tensor, log2_states: int) -> np
 def union_bits(odd: np.ndarray, log2_states: int) -> np.ndarray:
     """Union bit of each element, (rows, columns) bool, from the parity of the indices.
 
-    Step by step the state shifts and takes in h0 where u is 1 and h1 where the index is odd. Seen along a whole row
-    this is a linear filter over GF(2), h0(D) u = h1(D) odd with D the delay by one column. As h0(D)^2 = h0(D^2), the
-    inverse of h0(D) is h0(D) h0(D^2) h0(D^4) ..., up to the delay at which nothing but the 1 falls within the row.
-    So a row needs log2(columns) passes and no loop over its columns. Eight rows share a byte.
+    Step by step the state shifts and takes in h0 where u is 1 and h1 where the index is odd. Seen
+    along a whole row this is a linear filter over GF(2), h0(D) u = h1(D) odd with D the delay by
+    one column. As h0(D)^2 = h0(D^2), the inverse of h0(D) is h0(D) h0(D^2) h0(D^4) ..., up to the
+    delay at which nothing but the 1 falls within the row. So a row needs log2(columns) passes and
+    no loop over its columns. Eight rows share a byte.
     """
     h0, h1 = PARITY_CHECKS[log2_states]
     bits = delayed_sum(np.packbits(odd.astype(bool), axis=0), h1, 1)
@@ -705,7 +697,9 @@ def union_bits(odd: np.ndarray, log2_states: int) -> np.ndarray:
 
 
 def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
-    """Exclusive or of the rows' copies that are delayed by i * delay columns, for each bit i that is set in taps."""
+    """Exclusive or of the rows' copies that are delayed by i * delay columns, for each bit i that
+    is
+    set in taps."""
     total = np.zeros_like(bits)
     columns = bits.shape[1]
     for i in range(taps.bit_length()):
@@ -718,7 +712,7 @@ def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
 
 
 def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
-    """Config, table, and weights (float32, in the shapes of the table) of an artifact; raises ArtifactError."""
+    """Config, table, and weights (float32, in the shapes of the table); raises ArtifactError."""
     content = inflate(data)
     cursor = Cursor(content)
     config = read_config(cursor)
@@ -742,7 +736,8 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The bytes of a file; raises ArtifactError before reading one that is too large, OSError if it cannot be read."""
+    """The bytes of a file; raises ArtifactError before reading one that is too large, OSError if it
+    cannot be read."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         require(size <= MAX_FILE, f"the file has {size} bytes, above the limit of {MAX_FILE}")
@@ -750,7 +745,7 @@ def read_bytes(path: str | os.PathLike) -> bytes:
 
 
 def read_pcll(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
-    """Config and weights (float32 arrays by name) of an artifact file; raises ArtifactError or OSError."""
+    """Config and weights (float32 by name) of an artifact file; raises ArtifactError or OSError."""
     config, _, weights = parse_pcll(read_bytes(path))
     return config, weights
 
@@ -759,7 +754,8 @@ def read_pcll(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
-    """What the command line prints, as JSON types: sizes in bytes (codes without padding), entropies in bits/weight."""
+    """What the command line prints, as JSON types: sizes in bytes (codes without padding),
+    entropies in bits/weight."""
     content_bytes = HEADER.unpack_from(data)[3]
     rows = [
         {
@@ -791,7 +787,8 @@ def as_table(report: dict) -> str:
     width = max(len("name"), *(len(row["name"]) for row in report["tensors"]))
     line = f"{{:{width}}}  {{:>16}}  {{:8}}{{:>7}}{{:>16}}{{:>13}}{{:>9}}".format
     lines = [
-        f"PCLL version {report['version']}, {len(report['tensors'])} tensors, {totals['weights']:,} weights",
+        f"PCLL version {report['version']}, {len(report['tensors'])} tensors, "
+        f"{totals['weights']:,} weights",
         "config " + json.dumps(report["config"], sort_keys=True),
         "",
         line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy"),

@@ -53,7 +53,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -1317,7 +1317,7 @@ class NorMuon(torch.optim.Optimizer):
 
 
 def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.Optimizer]:
-    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors.
+    """NorMuon (or AdamW) for matrices, AdamW for tables and vectors, which do not decay (532).
 
     Each group's "base_lr" is what the schedule scales.
     """
@@ -1363,25 +1363,26 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 # ---- Codec: the PCLL container and its weight codecs ---------------------------------------------
 #
 # The challenge counts bytes, so the fewer bits a weight takes, the larger the network that fits.
-# The format is specified in decode_artifact.py; two codecs quantise matrices.
+# The format is specified in decode_artifact.py; two of its codecs quantise.
 #
-# huffman (entry 532): k-means levels for each matrix, by Lloyd's iteration (1957), and a Huffman
-#   code for the levels. Package-merge (Larmore and Hirschberg, 1990) finds the best code of at most
-#   16 bits a level, so that a decoder reads a level with one look-up.
+# huffman (entry 532): k-means levels for each matrix, by Lloyd's iteration, and a Huffman code for
+#   the levels. Package-merge (Larmore and Hirschberg, 1990) finds the best code of at most 16 bits
+#   a level, so that a decoder reads a level with one look-up.
 # trellis (ours): three ideas, each of which saves bytes at the same loss.
-#   Trellis-coded quantisation (Marcellin and Fischer, 1990). A scalar quantiser fills space with
-#     cubes. Here a row is a path through a trellis, whose state says on which half of a finer grid
-#     the next point may lie; Viterbi's algorithm finds the nearest path. With Ungerboeck's codes
-#     (1982) that is close to a sphere: 4.4 % fewer bytes than a uniform step at equal error.
-#   Asymmetric numeral systems (rANS, arXiv 1311.2540; interleaved lanes, arXiv 1402.3392) code a
-#     symbol in a fraction of a bit and by what is known about its row and column, where Huffman's
-#     code takes whole bits: 0.8 % fewer bytes. A thousand lanes at a time keep numpy quick.
+#   Trellis-coded quantisation (Marcellin and Fischer, 1990). Rounding each weight by itself fills
+#     space with cubes; rounder cells have less error. Here a row is a path through a trellis, whose
+#     state says in which half of a finer grid the next point lies, and Viterbi's algorithm finds
+#     the nearest path. Ungerboeck's codes (1982) with 32 states take 4.6 % fewer bytes than a
+#     uniform step at equal error.
+#   Asymmetric numeral systems (rANS, arXiv 1311.2540; interleaved, arXiv 1402.3392) code a symbol
+#     in a fraction of a bit, by how large weights are in its row and column; a Huffman code rounds
+#     to whole bits, which wastes 0.8 %. A thousand lanes side by side keep numpy quick.
 #   Error feedback (GPTQ, arXiv 2210.17323; LDLQ, arXiv 2307.13304). Where inputs are correlated,
-#     later columns make good what earlier ones got wrong: 0.15 to 0.3 bits a weight.
-# Together with contexts 32 states take 6.3 % fewer bytes than 532's codec at equal error.
+#     later columns make good what earlier ones got wrong, which is worth 0.15 to 0.3 bits a weight.
+# Without feedback trellis takes 6.3 % fewer bytes than 532's codec at equal error.
 #
 # Shapes: R rows, C columns (a tensor's other dimensions together), K levels. Sizes of steps and
-# scales are whole quarter octaves e, which stand for 2^(e/4).
+# scales are in quarter octaves: the whole number e stands for 2^(e/4).
 
 Array = np.ndarray
 
@@ -1393,7 +1394,6 @@ FREQUENCY_BITS = 14
 SLOTS = 1 << FREQUENCY_BITS  # what the rANS frequencies of a context that occurs add up to
 STATE_FLOOR = 1 << 16  # rANS states are at least this
 MAX_CONTEXTS = 64
-MAX_POINT = 2000  # steps from zero
 TRELLIS_GAIN = 1.3  # over a uniform quantiser of the same step, whose error is step^2 / 12
 FEEDBACK_BLOCK = 32  # columns quantised before their error is fed back; as many more are looked at
 FINENESS = (-4, 24)  # least and greatest root mean square of a row or column in steps; as octaves/4
@@ -1413,15 +1413,12 @@ PARITY_CHECKS = {
 class FloatTensor:
     """A tensor that is not quantised."""
 
+    shape: tuple[int, ...]
     codec: int  # FLOAT32 or FLOAT16
-    values: Array  # of that type, in the tensor's shape
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.values.shape
+    planes: bytes  # of the values
 
     def side_data(self) -> bytes:
-        return byte_planes(self.values)
+        return self.planes
 
 
 @dataclass(frozen=True)
@@ -1447,7 +1444,7 @@ class Steps:
     columns: Array  # [C], within a signed byte
 
     def factors(self) -> tuple[Array, Array]:
-        """Float32 [R,1] and [C] whose product takes a point (quarters of a step) to a weight."""
+        """Float32 [R,1] and [C], whose product is the weight of a point of 1, a quarter step."""
         rows = quarter_power(self.rows).astype(np.float32)
         columns = (self.size / 4.0 * quarter_power(self.columns)).astype(np.float32)
         return rows[:, None], columns
@@ -1467,14 +1464,14 @@ class TrellisTensor:
     codec = TRELLIS
 
     def contexts(self) -> Array:
-        """How large weights are in their own steps [R,C]; may lie outside the model's contexts."""
+        """How large weights are in their own steps [R,C]; a file's model clips them."""
         rows = self.offset + self.row_scales - self.steps.rows
         return rows[:, None] + (self.column_scales - self.steps.columns)
 
     def side_data(self) -> bytes:
         numbers = (self.row_scales, self.column_scales, self.steps.rows, self.steps.columns)
-        head = struct.pack("<fh", self.steps.size, self.offset)
-        return head + np.concatenate(numbers).astype(np.int8).tobytes()
+        numbers = np.concatenate(numbers).astype(np.int8)
+        return struct.pack("<fh", self.steps.size, self.offset) + numbers.tobytes()
 
 
 Coded = FloatTensor | HuffmanTensor | TrellisTensor
@@ -1488,12 +1485,12 @@ def byte_planes(values: Array) -> bytes:
 def code_floats(w: Array, dtype: str) -> FloatTensor:
     """Exact in float32; with dtype "float16" rounded, if the range allows."""
     if dtype == "float16" and np.abs(w).max() < HALF_LIMIT:
-        return FloatTensor(FLOAT16, w.astype("<f2"))
-    return FloatTensor(FLOAT32, w.astype("<f4"))
+        return FloatTensor(w.shape, FLOAT16, byte_planes(w.astype("<f2")))
+    return FloatTensor(w.shape, FLOAT32, byte_planes(w.astype("<f4")))
 
 
 def lane_count(elements: int) -> int:
-    """How many lanes share a stream: more are faster, but each costs its state in the file."""
+    """How many lanes share a stream: enough for speed, few enough for the list of their states."""
     return min(1024, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
@@ -1522,7 +1519,7 @@ def kmeans(w: Array, levels: int) -> tuple[Array, Array]:
     """Centroids (float16 [K], ascending, each the nearest to something) and each element's nearest
     (uint8, flat), by Lloyd's iteration from evenly spaced centroids (entry 532)."""
     ordered = np.sort(w, axis=None)
-    sums = np.concatenate(([0.0], np.cumsum(ordered, dtype=np.float64)))
+    sums = np.cumsum(np.append(0.0, ordered))
     centroids = np.linspace(float(ordered[0]), float(ordered[-1]), levels)
 
     for _ in range(KMEANS_ITERATIONS):
@@ -1573,15 +1570,16 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
         coded = (codes.astype(np.uint32) << 8 | t.lengths)[t.levels]
         padding = -len(coded) % lanes  # where the last step is short: codes of 0 bits
         parts.append(np.pad(coded, (0, padding)).reshape(-1, lanes))
-    coded = np.concatenate(parts)
+
+    coded = np.concatenate(parts).T.ravel()  # lane after lane
     length = coded & 0xFF
 
-    code = (coded.T >> 8).astype(">u2")
-    bits = np.unpackbits(code.view(np.uint8)).reshape(-1, MAX_CODE_LENGTH)
-    used = np.arange(MAX_CODE_LENGTH) < length.T.reshape(-1, 1)
+    bits = np.unpackbits((coded >> 8).astype(">u2").view(np.uint8)).reshape(-1, MAX_CODE_LENGTH)
+    used = np.arange(MAX_CODE_LENGTH) < length[:, None]
     packed = np.packbits(bits[used]).tobytes()
     words = np.frombuffer(packed + bytes(len(packed) % 2), ">u2")
-    return length.sum(axis=0, dtype="<u4").tobytes() + words.astype("<u2").tobytes()
+    sizes = length.reshape(lanes, -1).sum(axis=1, dtype="<u4")
+    return sizes.tobytes() + words.astype("<u2").tobytes()
 
 
 def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Array]:
@@ -1589,7 +1587,8 @@ def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Arra
     lanes = lane_count(sum(math.prod(t.shape) for t in tensors))
     bits = take(content, "<u4", lanes).astype(np.int64)
     positions = np.cumsum(bits) - bits
-    words = np.append(take(content, "<u2", -(-int(bits.sum()) // 16)), [0, 0]).astype(np.uint32)
+
+    words = np.append(take(content, "<u2", -(-bits.sum() // 16)), [0, 0]).astype(np.uint32)
     windows = words[:-1] << 16 | words[1:]  # the 32 bits from each word on
     return [read_codes(t, positions, windows) for t in tensors]
 
@@ -1598,6 +1597,7 @@ def read_codes(tensor: HuffmanTensor, positions: Array, windows: Array) -> Array
     """A tensor's weights; the lanes' positions (int64 [lanes], in bits) move on."""
     level_at = code_table(tensor.lengths)
     length_at = tensor.lengths[level_at]
+
     levels = np.empty(math.prod(tensor.shape), np.uint8)
     for lanes, group in lane_groups([len(levels)], len(positions)):
         at = positions[lanes]
@@ -1633,6 +1633,7 @@ def trellis_points(indices: Array, states: int) -> Array:
     """Points (int32 [R,C], in quarters of a step) of indices [R,C], by a walk along each row."""
     following = trellis_table(states)
     points = 4 * indices + 1
+
     state = np.zeros(len(indices), np.intp)
     for c in range(indices.shape[1]):
         points[:, c] *= 1 - 2 * (state & 1)
@@ -1649,17 +1650,17 @@ def trellis_search(y: Array, start: Array, states: int, keep: int) -> tuple[Arra
     """The first `keep` columns of the points (int32 [R,keep]) on each row's path that is nearest to
     4y (float32 [R,C]) in the sum of squares, and the states [R] after them.
 
-    Viterbi's algorithm, all rows at once, from the states `start` [R] on. Both branches
-    into a state have the same union bit u, its top bit, and differ in the parity of their index.
+    Viterbi's algorithm, all rows at once, from the states `start` [R] on. Both branches into a
+    state have the same union bit u, its top bit, and differ in the parity of their index.
     """
     before = np.argsort(trellis_table(states), axis=0).T  # [parity,states]: where branches are from
     index, error = nearest_indices(np.ascontiguousarray(y.T))
-    odd, last = cheapest_branches(error, before, start)
 
     row = np.arange(len(y))
     column = np.arange(len(index))[:, None]
     state = np.empty((len(index) + 1, len(y)), np.intp)  # before each column, and at the end
-    state[-1] = last
+    odd, state[-1] = cheapest_branches(error, before, start)
+
     for c in reversed(range(len(index))):
         state[c] = before[odd[c, state[c + 1], row], state[c + 1]]
 
@@ -1680,11 +1681,11 @@ def nearest_indices(y: Array) -> tuple[Array, Array]:
 def cheapest_branches(error: Array, before: Array, start: Array) -> tuple[Array, Array]:
     """The parity of the cheapest branch into each state (uint8 [C,states,R]), and the states [R]
     in which the cheapest paths end; errors [C,parity,u,R], `before` [parity,states]."""
-    _, states = before.shape
-    cost = np.full((states, len(start)), np.inf, np.float32)
+    cost = np.full((before.shape[1], len(start)), np.inf, np.float32)
     cost[start, np.arange(len(start))] = 0
     branches = np.empty((2, *cost.shape), np.float32)
-    by_union = branches.reshape(2, 2, states // 2, -1)
+    by_union = branches.reshape(2, 2, -1, len(start))
+
     odd = np.empty((len(error), *cost.shape), bool)
     for c in range(len(error)):
         np.take(cost, before, axis=0, out=branches)
@@ -1721,6 +1722,7 @@ def error_cost(moments: Moments) -> ErrorCost:
     column_unit = np.diagonal(moments.columns).mean()
     columns = moments.columns / column_unit
     size = len(columns)
+
     damped = columns + DAMPING * np.eye(size)
     root = np.flip(np.linalg.cholesky(np.flip(damped)))
 
@@ -1737,6 +1739,7 @@ def choose_steps(w: Array, cost: ErrorCost, coarseness: float) -> Steps:
     wanted = coarseness * math.sqrt(12 * TRELLIS_GAIN / cost.unit)
     largest = 8 * np.sqrt(np.square(w).mean())
     size = np.float32(min(wanted, largest))
+
     steps = Steps(size, -quarter_octaves(cost.rows), -quarter_octaves(cost.columns))
     steps = replace(steps, rows=limit_steps(steps.rows, w, steps, axis=1))
     return replace(steps, columns=limit_steps(steps.columns, w, steps, axis=0))
@@ -1760,12 +1763,14 @@ def quantise(w: Array, steps: Steps, cost: ErrorCost, states: int) -> Array:
     error = np.zeros_like(w)
     points = np.empty(w.shape, np.int32)
     state = np.zeros(len(w), np.intp)
+
     for block in cost.blocks:
         done = slice(block.start)
         seen = slice(block.start, block.stop + FEEDBACK_BLOCK)
         gain = cost.root[done, seen] @ np.linalg.inv(cost.root[seen, seen])
         wanted = w[:, seen] - error[:, done] @ gain.astype(np.float32)
-        target = np.clip(wanted / (4 * rows * columns[seen]), -MAX_POINT, MAX_POINT)
+        target = np.clip(wanted / (4 * rows * columns[seen]), -2000, 2000)
+
         points[:, block], state = trellis_search(target, state, states, len(columns[block]))
         error[:, block] = points[:, block] * rows * columns[block] - w[:, block]
     return points
@@ -1782,6 +1787,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
     rows = quarter_octaves(np.square(in_steps).mean(axis=1))
     columns = quarter_octaves(np.square(in_steps / quarter_power(rows)[:, None]).mean(axis=0))
     offset = int(np.median(rows))
+
     row_scales = np.clip(rows - offset + steps.rows, -127, 127)
     column_scales = np.clip(columns + steps.columns, -127, 127)
     indices = point_indices(points).ravel()
@@ -1807,8 +1813,9 @@ def share_slots(counts: Array) -> Array:
     slots = SLOTS * (totals > 0)
     spare = slots - occurs.sum(axis=1, keepdims=True)
     frequencies = occurs * (1 + counts * spare // (totals + 1))
-    rest = slots[:, 0] - frequencies.sum(axis=1)
-    frequencies[np.arange(len(counts)), counts.argmax(axis=1)] += rest
+
+    most = np.arange(len(counts)), counts.argmax(axis=1)
+    frequencies[most] += slots[:, 0] - frequencies.sum(axis=1)
     return frequencies
 
 
@@ -1817,6 +1824,7 @@ def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     index = np.concatenate([t.indices for t in tensors])
     context = np.concatenate([np.maximum(t.contexts(), 0).ravel() for t in tensors])
     largest = int(np.abs(index).max())
+
     kinds = 2 * largest + 1
     cells = context * kinds + index + largest
     counts = np.bincount(cells, minlength=kinds * (context.max() + 1))
@@ -1828,10 +1836,11 @@ def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
 
 
 def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
-    """States, number of words and words of the rANS stream, backwards: last in, first out."""
+    """States, number of words and words of the rANS stream; the encoder goes backwards."""
     frequency = frequencies.astype(np.uint64).ravel()
-    start = np.cumsum(frequencies, axis=1).astype(np.uint64).ravel() - frequency
+    start = (np.cumsum(frequency) - frequency) % SLOTS  # within its context
     states = np.full(lane_count(len(cells)), STATE_FLOOR, np.uint64)
+
     words = []
     for lanes, group in reversed(lane_groups(sizes, len(states))):
         x = states[lanes]
@@ -1848,11 +1857,13 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
 def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> list[Array]:
     """Weights (float32) of each tensor."""
     log2_states, largest, contexts = struct.unpack("<BHB", content.read(4))
-    frequencies = take(content, "<u2", contexts * (2 * largest + 1)).reshape(contexts, -1)
+    kinds = 2 * largest + 1
+    frequency = take(content, "<u2", contexts * kinds).astype(np.uint32)
+
     context = np.concatenate([t.contexts().ravel() for t in tensors])
     context = np.clip(context, 0, contexts - 1).astype(np.uint8)
     sizes = [math.prod(t.shape) for t in tensors]
-    symbols = decode_symbols(content, frequencies, context, sizes)
+    symbols = decode_symbols(content, frequency, kinds, context, sizes)
 
     weights = []
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
@@ -1864,17 +1875,16 @@ def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> list[Arra
 
 
 def decode_symbols(
-    content: BinaryIO, frequencies: Array, context: Array, sizes: list[int]
+    content: BinaryIO, frequency: Array, kinds: int, context: Array, sizes: list[int]
 ) -> Array:
-    """All tensors' symbols (uint16, flat) from the rANS stream; their contexts (uint8, flat)."""
-    kinds = frequencies.shape[1]
-    frequency = frequencies.astype(np.uint32).ravel()
+    """All tensors' symbols (uint16, flat) of `kinds` kinds from the rANS stream, given the
+    frequencies of the cells (uint32, flat) and the elements' contexts (uint8, flat)."""
     start = np.cumsum(frequency, dtype=np.uint32) - frequency
     first = start[::kinds]  # slot of each context
     cell_at = np.repeat(np.arange(len(start)), frequency)  # by slot
-
     states = take(content, "<u4", lane_count(len(context))).astype(np.uint32)
     content.read(4)  # the number of words
+
     symbols = np.empty(len(context), np.uint16)
     for lanes, group in lane_groups(sizes, len(states)):
         x = states[lanes]
@@ -1934,7 +1944,7 @@ def take_one(content: BinaryIO, dtype: str) -> int:
 
 
 def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded | Array:
-    """Of a float tensor the weights (float32); of others all that the side data hold."""
+    """Of a float tensor the weights (float32); of others what the side data hold."""
     if codec == HUFFMAN:
         levels = take_one(content, "u1")
         centroids = read_planes(content, "<f2", levels)
@@ -1964,6 +1974,7 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
         name = content.read(take_one(content, "u1")).decode()
         codec, dimensions = content.read(2)
         table[name] = codec, tuple(take(content, "<u4", dimensions).tolist())
+
     tensors = {name: read_tensor(content, *record) for name, record in table.items()}
 
     weights = dict(tensors)
@@ -2030,12 +2041,13 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
     coarseness of 1 costs that much in all; of training tokens alone, as `stream` has no others."""
     exact = copy.deepcopy(model).float()
     exact.dtype = torch.float32
+    recorder = MomentRecorder(exact)
+    for matrix in recorder.matrices:
+        matrix.requires_grad_(False)  # the tables' are enough to reach all activations
+
     count = s.export.calibration_tokens
     training = replace(s.training, train_batch_tokens=count)
     one_by_one = replace(s, training=training, run=replace(s.run, micro_batch_seqs=1))
-    recorder = MomentRecorder(exact)
-    for matrix in recorder.matrices:
-        matrix.requires_grad_(False)  # what it gets from the tables' gradients is enough
     with recorder:
         for inputs, targets in train_batches(stream, 0, one_by_one, ranks):
             exact(inputs, targets).sum().backward()
@@ -2044,7 +2056,8 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
         return ranks.sum_(sums).double().cpu().numpy() / count
 
     weights = sum(exact.get_parameter(name).numel() for name in recorder.rows)
-    unit = 2 * s.export.quantisation_nats / weights  # an error costs half of the quadratic form
+    unit = 2 * s.export.quantisation_nats / weights  # twice, as an error costs half of the form
+
     moments = {}
     for name, rows in recorder.rows.items():
         columns = mean(recorder.columns[name])
@@ -2074,8 +2087,8 @@ def code_tensor(
         return code_floats(w, codec)
     if codec == "trellis" and w.ndim > 1 and len(w) >= 16 and largest > 1e-10:
         return code_trellis(w, moments[name], coarseness, s.trellis_states)
-    wanted = int(getattr(s, f"{levels}_levels") / coarseness + dither)
-    return code_huffman(w, min(255, max(2, wanted)))
+    levels = int(getattr(s, f"{levels}_levels") / coarseness + dither)
+    return code_huffman(w, min(255, max(2, levels)))
 
 
 @dataclass
@@ -2106,6 +2119,7 @@ class Search:
             slope = (larger - size) / (self.octaves - before)
         slope = min(max(slope, self.bit / 4), 2 * self.bit)
         step = (size - self.budget + MARGIN * self.cap) / slope
+
         if size <= self.budget:
             self.coarse_enough = self.octaves
         else:
@@ -2120,14 +2134,15 @@ class Search:
 
 
 def export(
-    weights: dict[str, Array],
+    weights: dict,
     moments: dict,
     config: dict,
     s: Export,
     code_bytes: int,
     log,
 ) -> bytes:
-    """The artifact's bytes, within the cap with the code, or UserError."""
+    """The artifact's bytes, within the cap with the code, or UserError; weights (float32) and
+    moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
     quantised = sum(w.size for name, w in weights.items() if role_of(name).levels)
     search = Search(s.fit, s.size_cap_bytes, s.size_cap_bytes - code_bytes, quantised / 8)
     best = None
@@ -2363,7 +2378,7 @@ class Evaluator:
         self.estimate(model)
         rows = learning_rows(self.s.evaluation, self.ranks)
         tokens = self.tokens.new_zeros(rows, len(self.offsets))
-        model(tokens, tokens.clone()).sum().backward()  # a clone: two inputs, as in learning
+        model(tokens, tokens.clone()).sum().backward()  # one tensor twice were another graph
 
     def train_then_score(self, model: GPT) -> Score:
         """What entry 532 did: TTT_EPOCHS passes over all validation tokens, then their score.
@@ -2412,8 +2427,8 @@ class Learner:
         """
         set_rates([self.optimizer], 0.5 * (1 + math.cos(math.pi * done)))
         count = (len(tokens) - 1) // self.length
-        inputs = tokens[: count * self.length].view(count, -1)
-        targets = tokens[1 : count * self.length + 1].view(count, -1)
+        inputs = tokens[: count * self.length].view(count, self.length)
+        targets = tokens[1 : count * self.length + 1].view(count, self.length)
         batch = self.e.ttt_batch_seqs
         for first in [*range(0, count, batch)] * self.epochs:
             self.step(inputs[first : first + batch], targets[first : first + batch])
@@ -2487,8 +2502,7 @@ class Trainer:
 
     def start(self) -> None:
         self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
-        average = get_ema_multi_avg_fn(self.s.training.ema_decay)
-        self.average = AveragedModel(self.model, multi_avg_fn=average)
+        self.average = AveragedModel(self.model)
         self.step = 0
         self.seconds = 0.0
         self.first_seconds = 0.0  # of the first step, which may still have had to prime something
@@ -2529,7 +2543,7 @@ class Trainer:
             self.gradient *= (limit / (norms.norm() + 1e-6)).clamp(max=1.0)
         for optimizer in self.optimizers:
             optimizer.step()
-        self.average.update_parameters(self.model)
+        self.update_average()
 
         if self.finished:
             self.finished.synchronize()
@@ -2545,6 +2559,16 @@ class Trainer:
                 loss.backward()
                 self.gradient[-1] += loss.detach()
         self.ranks.sum_(self.gradient)
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """Moves the average, which the first step's weights begin, towards the present weights.
+
+        AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
+        """
+        decay = self.s.training.ema_decay if self.step > 1 else 0.0
+        average, present = self.average.module.parameters(), self.model.parameters()
+        torch._foreach_lerp_(list(average), list(present), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""
@@ -2832,6 +2856,16 @@ def way_on(trainer: Trainer) -> str:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
+
+
+def changed_settings(s: Settings) -> dict[str, Any]:
+    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
+    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
+    values = flat(*vars(s).values())
+    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
+
+
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
     """The source, so that the log can be rerun; then versions, machine and settings."""
     if log.active and log.empty:
@@ -2843,6 +2877,8 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
     )
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
+    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
+    log(f"changed:{' '.join(changed)}")
     log(
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "

@@ -1,21 +1,23 @@
 """Turns the logs of finished runs into a record folder as the challenge wants it.
 
-    python records/pack.py NAME logs/A.txt logs/B.txt [--track 10min_16mb] [--author NAME --github-id ID]
-                           [--artifact artifact.pcll] [--blurb TEXT] [--date DATE] [--out FOLDER]
+    python records/pack.py NAME logs/A.txt logs/B.txt [--track 10min_16mb]
+                           [--author NAME --github-id ID] [--artifact artifact.pcll]
+                           [--blurb TEXT] [--date DATE] [--out FOLDER]
 
-One log a seed, all of the same source, settings, versions and hardware. Written is records/track_TRACK/DATE_NAME/:
+One log a seed, all of the same source, settings, versions and hardware. Written is
+records/track_TRACK/DATE_NAME/:
     train_gpt.py        the source text that the logs begin with
     train_seedN.log     a copy of each log
     submission.json     mean and standard deviation over the seeds, and each seed's results
     README.md           the same as a table, the protocol, and the command of each seed
     requirements.txt    the versions that the logs state
     artifact.pcll       with --artifact
-The score is the logs' final_pcll_ttt_exact line if all have one, else final_pcll_sliding_exact; what a log labels
-NOT LEGAL is never a score. Nothing of a log is executed, and an error leaves nothing behind.
+The score is the logs' final_pcll_ttt_exact line if all have one, else final_pcll_sliding_exact;
+what a log labels NOT LEGAL is never a score. Nothing of a log is executed or parsed as code, and an
+error leaves nothing behind.
 """
 
 import argparse
-import ast
 import json
 import os
 import re
@@ -40,13 +42,20 @@ PER_RUN = (
     "checkpoint_every",
     "resume",
 )  # settings that may differ
-FINAL = r"^final_pcll_(%s)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) val_tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
+FINAL = (
+    r"^final_pcll_(ttt|sliding)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) "
+    r"val_tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
+)
+CHANGED = (
+    r"^changed:(.*)$"  # NAME=value NAME=value; older logs lack it, and all logs of other scripts
+)
+STATED = ("preset", "seed", "train_seq_len", "eval_stride", "ttt_chunk_tokens", "ttt_epochs")
 FINISHED = {  # lines that the log of a finished run has
     "versions and GPU": r"^(python .+) GPU (.+)$",
     "world_size": r"^preset:\S+ world_size:(\d+) ",
     "Code size": r"^Code size: (\d+) bytes",
     "Serialized model pcll": r"^Serialized model pcll: (\d+) bytes",
-    "final_pcll_sliding_exact": FINAL % "sliding",
+    "final_pcll_ttt_exact or final_pcll_sliding_exact": FINAL,
 }
 
 
@@ -54,7 +63,7 @@ class UserError(Exception):
     """Something that the person who called can mend; its text is the one sentence that they see."""
 
 
-# ---- Logs -----------------------------------------------------------------------------------------------------------
+# ---- Logs
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Run:
     source: str
     lines: str  # what follows the source
     settings: dict[str, str]  # name -> value, as printed last
-    changed: dict[str, str]  # those that the source's preset has otherwise
+    changed: dict[str, str] | None  # those that the preset has otherwise; None: not known
     versions: dict[str, str]
     gpu: str
     processes: int
@@ -97,28 +106,12 @@ class Run:
 def read_run(path: Path) -> Run:
     """Reads a log of train_gpt.py; UserError says what it lacks."""
     data = read_bytes(path, LOG_BYTES)
-    head, rule, lines = data.decode(errors="replace").partition(RULE)
-    begin = re.search(
-        r'^(?:"""|#|import |from )', head, re.M
-    )  # a log may open with a line or two of its own
-    if not rule or not begin or "\0" in head + lines or "\ufffd" in head + lines:
-        raise UserError(
-            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
-        )
-    source = head[begin.start() :]
-    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[
-        -1
-    ]  # a run that was resumed begins more than once
+    source, lines = split_log(path, data.decode(errors="replace"))
+    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[-1]  # as a resumed run begins again
     found = {what: re.search(pattern, last, re.M) for what, pattern in FINISHED.items()}
-    if lacking := [what for what, line in found.items() if not line]:
-        raise UserError(
-            f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another script's."
-        )
-    if len(source.encode()) != (code_bytes := int(found["Code size"][1])):
-        raise UserError(
-            f"{path} states a code of {code_bytes} bytes, but its source has {len(source.encode())}."
-        )
-    settings, changed = read_settings(path, source, last[: found["world_size"].start()])
+    check_finished(path, source, last, found)
+    settings, changed = read_settings(path, last[: found["world_size"].start()])
+
     steps = re.findall(r"^(?:stopping_early: .*)?step:(\d+)/", lines, re.M)
     times = re.findall(r"^(?:step:|stopping_early: ).*?\btrain_time:(\d+)ms", lines, re.M)
     calibration = re.findall(r"^calibration_time:(\d+)ms", last, re.M)
@@ -137,11 +130,39 @@ def read_run(path: Path) -> Run:
         train_seconds=(max(map(int, times), default=0) + sum(map(int, calibration))) / 1000,
         scores={
             kind: Score(float(loss), float(bpb), int(tokens), int(size), int(ms) / 1000)
-            for kind, loss, bpb, tokens, size, ms in re.findall(FINAL % "ttt|sliding", last, re.M)
+            for kind, loss, bpb, tokens, size, ms in re.findall(FINAL, last, re.M)
         },
-        code_bytes=code_bytes,
+        code_bytes=int(found["Code size"][1]),
         artifact_bytes=int(found["Serialized model pcll"][1]),
     )
+
+
+def split_log(path: Path, text: str) -> tuple[str, str]:
+    """The source that a log begins with, after a line or two of its own, and the run's lines."""
+    head, rule, lines = text.partition(RULE)
+    begin = re.search(r'^(?:"""|#|import |from )', head, re.M)
+    if not rule or not begin or "\0" in text or "\ufffd" in text:
+        raise UserError(
+            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
+        )
+    return head[begin.start() :], lines
+
+
+def check_finished(path: Path, source: str, lines: str, found: dict) -> None:
+    """UserError if a line is lacking that every finished run has, or the code is not the source."""
+    if lacking := [what for what, line in found.items() if not line]:
+        raise UserError(
+            f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another "
+            "script's."
+        )
+    if re.search(CHANGED, lines, re.M) and not re.search("^headline: ", lines, re.M):
+        raise UserError(f"{path} has no line with headline: the run was interrupted.")
+
+    code_bytes, own_bytes = int(found["Code size"][1]), len(source.encode())
+    if code_bytes != own_bytes:
+        raise UserError(
+            f"{path} states a code of {code_bytes} bytes, but its source has {own_bytes}."
+        )
 
 
 def read_bytes(path: Path, limit: int) -> bytes:
@@ -150,54 +171,30 @@ def read_bytes(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-def read_settings(path: Path, source: str, lines: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The settings that a log prints, and those among them that its source's preset has otherwise. The source is
-    parsed, not executed: its class Settings holds the defaults, its table PRESETS what a preset changes."""
-    defaults, presets = {}, {}
-    try:
-        for node in ast.parse(source).body:
-            if isinstance(node, ast.ClassDef) and node.name == "Settings":
-                fields = [field for field in node.body if isinstance(field, ast.AnnAssign)]
-                defaults = {field.target.id: ast.literal_eval(field.value) for field in fields}
-            elif isinstance(node, ast.AnnAssign) and node.target.id == "PRESETS":
-                presets = {
-                    key.value: literal(value)
-                    for key, value in zip(node.value.keys, node.value.values, strict=True)
-                }
-        settings = {
-            name: value
-            for name, value in re.findall(r"^(\w+):(.*)$", lines, re.M)
-            if name in defaults
-        }
-        expected = defaults | presets[settings["preset"]] | {"preset": settings["preset"]}
-        changed = {
-            name: settings[name] for name in expected if settings[name] != str(expected[name])
-        }
-        int(settings["seed"])
-    except (
-        SyntaxError,
-        ValueError,
-        TypeError,
-        AttributeError,
-        KeyError,
-        RecursionError,
-        MemoryError,
-    ):
-        raise UserError(
-            f"{path}: its source's settings, or the values printed below it, cannot be read."
-        ) from None
-    return settings, {name: value for name, value in changed.items() if name not in PER_RUN}
+def read_settings(path: Path, lines: str) -> tuple[dict[str, str], dict[str, str] | None]:
+    """The settings that a log prints, and those among them that the log says are changed.
 
+    Without such a line the second is None.
+    """
+    settings = dict(re.findall(r"^(\w+):(.*)$", lines, re.M))
+    names = None
+    if "changed" in settings:
+        words = re.findall(r"(?:^| )([A-Z][A-Z0-9_]*)=", settings.pop("changed"))
+        names = [word.lower() for word in words]
 
-def literal(node: ast.expr):
-    """The value of constants, also as dict(name=constant, ...)."""
-    if isinstance(node, ast.Call) and ast.unparse(node.func) == "dict":
-        return {keyword.arg: ast.literal_eval(keyword.value) for keyword in node.keywords}
-    return ast.literal_eval(node)
+    lacking = [name for name in (*STATED, *(names or ())) if name not in settings]
+    if lacking or not re.fullmatch(r"\d{1,19}", settings["seed"]):
+        what = (lacking or ["seed"])[0]
+        raise UserError(f"{path} does not state the setting {what} in its lines name:value.")
+    if names is None:
+        return settings, None
+    return settings, {name: settings[name] for name in names if name not in (*PER_RUN, "preset")}
 
 
 def check_runs(runs: list[Run], kind: str, track: str) -> None:
     """UserError unless the runs differ in their seed alone, and keep the limits."""
+    if lacking := [run.path for run in runs if kind not in run.scores]:
+        raise UserError(f"{lacking[0]} has no line with final_pcll_{kind}_exact, but others do.")
 
     def shared(run: Run) -> dict:
         settings = {
@@ -218,7 +215,8 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
         first, own = shared(runs[0]), shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
             raise UserError(
-                f"{runs[0].path} and {run.path} differ in more than the seed: {', '.join(differ[:4])}."
+                f"{runs[0].path} and {run.path} differ in more than the seed: "
+                f"{', '.join(differ[:4])}."
             )
         if run.total_bytes > CAP_BYTES:
             raise UserError(
@@ -227,47 +225,53 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
         train, evaluation = run.train_seconds, run.scores[kind].seconds
         if track == "10min_16mb" and (train > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S):
             raise UserError(
-                f"{run.path}: the track {track} allows {LIMIT_S} s for training and for evaluation, "
-                f"not {train:.1f} s and {evaluation:.1f} s."
+                f"{run.path}: the track {track} allows {LIMIT_S} s for training and for "
+                f"evaluation, not {train:.1f} s and {evaluation:.1f} s."
             )
 
 
-# ---- The folder's files ---------------------------------------------------------------------------------------------
+# ---- The folder's files
 
 
 def protocol(s: dict[str, str], kind: str) -> str:
-    window = f"sliding window of {s['train_seq_len']} tokens, stride {s['eval_stride']}, each token scored once"
-    chunks = f"chunks of {s['ttt_chunk_tokens']} tokens, learned from ({s['ttt_epochs']} epochs) only once scored"
+    window = (
+        f"sliding window of {s['train_seq_len']} tokens, stride {s['eval_stride']}, each token "
+        "scored once"
+    )
+    if kind == "sliding":
+        return f"fixed weights: {window}"
     return (
-        f"score-first adaptation: {window}; {chunks}"
-        if kind == "ttt"
-        else f"fixed weights: {window}"
+        f"score-first adaptation: {window}; chunks of {s['ttt_chunk_tokens']} tokens, learned from "
+        f"({s['ttt_epochs']} epochs) only once scored"
     )
 
 
 def command(run: Run) -> str:
     """What to type to repeat the run."""
-    preset = {} if run.settings["preset"] == "pcll" else {"preset": run.settings["preset"]}
-    values = {"seed": run.settings["seed"]} | preset | run.changed
-    launcher = (
-        "python"
-        if run.processes == 1
-        else f"torchrun --standalone --nproc_per_node={run.processes}"
-    )
-    return " ".join(
-        [
-            *(f"{name.upper()}={shlex.quote(value)}" for name, value in values.items()),
-            launcher,
-            "train_gpt.py",
-        ]
-    )
+    values = {"seed": run.settings["seed"]}
+    if run.settings["preset"] != "pcll":
+        values["preset"] = run.settings["preset"]
+    values |= run.changed or {}
+    launcher = "python"
+    if run.processes > 1:
+        launcher = f"torchrun --standalone --nproc_per_node={run.processes}"
+    words = [f"{name.upper()}={shlex.quote(value)}" for name, value in values.items()]
+    return " ".join([*words, launcher, "train_gpt.py"])
+
+
+def summary(run: Run) -> str:
+    """The preset and what differs from it, in a sentence's words."""
+    preset = f"Preset {run.settings['preset']}"
+    if run.changed is None:
+        return f"{preset}; its log does not say which settings differ from it"
+    changed = ", ".join(f"{name}={value}" for name, value in run.changed.items())
+    return f"{preset} with {changed}" if changed else preset
 
 
 def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
     """The fields of submission.json."""
     run, scores = runs[0], [run.scores[kind] for run in runs]
     bpbs = [score.val_bpb for score in scores]
-    changed = ", ".join(f"{name}={value}" for name, value in run.changed.items())
     results = {
         str(run.seed): dict(
             val_bpb=score.val_bpb,
@@ -286,7 +290,7 @@ def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
         github_id=args.github_id,
         date=args.date,
         track=args.track,
-        blurb=args.blurb or f"Preset {run.settings['preset']}" + f" with {changed}" * bool(changed),
+        blurb=args.blurb or summary(run),
         val_bpb=round(mean(bpbs), 8),
         val_bpb_std=round(stdev(bpbs), 8) if len(runs) > 1 else None,
         val_loss=round(mean(score.val_loss for score in scores), 8),
@@ -305,9 +309,10 @@ def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
 
 def readme(runs: list[Run], table: dict) -> str:
     spread = f", standard deviation {table['val_bpb_std']:.5f}" if len(runs) > 1 else ""
+    versions = ", ".join(" ".join(pair) for pair in table["versions"].items())
     rows = [
-        "| {} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | {eval_seconds:.1f} | "
-        "{artifact_bytes:,} | {bytes_total:,} |".format(seed, **row)
+        "| {} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | "
+        "{eval_seconds:.1f} | {artifact_bytes:,} | {bytes_total:,} |".format(seed, **row)
         for seed, row in table["seed_results"].items()
     ]
     illegal = [
@@ -320,15 +325,17 @@ def readme(runs: list[Run], table: dict) -> str:
         "",
         table["blurb"],
         "",
-        f"**val_bpb {table['val_bpb']:.5f}**, seeds: {len(runs)}{spread}; at most {table['bytes_total']:,} bytes, "
-        f"{table['bytes_code']:,} of them code.",
+        f"**val_bpb {table['val_bpb']:.5f}**, seeds: {len(runs)}{spread}; at most "
+        f"{table['bytes_total']:,} bytes, {table['bytes_code']:,} of them code.",
         "",
-        "| seed | val_bpb | val_loss | steps | training, s | evaluation, s | artifact bytes | with code |",
+        "| seed | val_bpb | val_loss | steps | training, s | evaluation, s | artifact bytes "
+        "| with code |",
         "| --- | --- | --- | --- | --- | --- | --- | --- |",
         *rows,
         "",
-        f"- Protocol: {table['protocol']}; {table['val_tokens']:,} tokens, {table['val_bytes']:,} bytes of text.",
-        f"- Hardware: {table['hardware']}; {', '.join(' '.join(pair) for pair in table['versions'].items())}.",
+        f"- Protocol: {table['protocol']}; {table['val_tokens']:,} tokens, "
+        f"{table['val_bytes']:,} bytes of text.",
+        f"- Hardware: {table['hardware']}; {versions}.",
         "- The time of evaluation is that of the scored pass alone.",
         "",
         "## Run",
@@ -336,6 +343,8 @@ def readme(runs: list[Run], table: dict) -> str:
         *(f"    {command(run)}" for run in runs),
         "",
     ]
+    if any(run.changed is None for run in runs):
+        lines += ["What else was set, the logs do not say: it is in their lines name:value.", ""]
     if illegal:
         lines += [
             "## Not a score",
@@ -395,7 +404,8 @@ def pack(args: argparse.Namespace) -> str:
         data, sizes = read_bytes(args.artifact, CAP_BYTES), [run.artifact_bytes for run in runs]
         if len(data) not in sizes or not data.startswith(b"PCLL"):
             raise UserError(
-                f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state {sizes}."
+                f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state "
+                f"{sizes}."
             )
         files["artifact.pcll"] = data
     write_folder(folder, files)

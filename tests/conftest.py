@@ -1,4 +1,4 @@
-"""What several test files share: the project's modules on the path, small settings, and a small data set."""
+"""What several test files share: the project's modules on the path, small settings and data."""
 
 import sys
 from pathlib import Path
@@ -38,9 +38,9 @@ def tiny_settings(**changes) -> train_gpt.Settings:
 
 
 def random_model(s: train_gpt.Settings, seed: int = 0) -> train_gpt.GPT:
-    """A model in which no parameter is zero, so that every part of it shows in the logits."""
+    """A float32 model in which no parameter is zero: every part of it shows in the logits."""
     torch.manual_seed(seed)
-    model = train_gpt.GPT(s)
+    model = train_gpt.GPT(s.model)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * (0.3 if p.ndim < 2 else 0.15))
@@ -54,6 +54,23 @@ def write_shard(
     header = np.zeros(256, dtype="<i4")
     header[:3] = magic, version, len(tokens) if count is None else count
     path.write_bytes(header.tobytes() + tokens.tobytes())
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory) -> Path:
+    """The demo's data with a validation split of 3,000 tokens; made once, only to be copied."""
+    return make_demo_data(tmp_path_factory.getbasetemp())
+
+
+def make_demo_data(base: Path) -> Path:
+    folder = base / "demo_data"
+    if not folder.exists():
+        names = dict(DATA_PATH=str(folder), TOKENIZER_PATH=str(folder / "bpe_1024.model"))
+        s = train_gpt.load_settings({"PRESET": "demo"} | names)
+        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+        shard = folder / "fineweb_val_000000.bin"
+        write_shard(shard, np.fromfile(shard, "<u2", offset=1024)[:3000])
+    return folder
 
 
 @pytest.fixture

@@ -1,40 +1,182 @@
 #!/usr/bin/env bash
-# All that is to be measured on a GPU, into the folder $OUT: tests, benches, and one training of the full model, exported
-# with both codecs. Training and evaluations are joined by a checkpoint, so that each part can be run, or repeated, alone:
-#     OUT=results DATA=data bash tests/run_on_gpu.sh [tests] [bench] [peer] [train] [export] [adapt]
-# DATA holds datasets/ and tokenizers/ as in the challenge's repository. PEER is another entry's train_gpt.py, for a side
-# by side of seconds a step; SECONDS_TO_TRAIN (default 400) is the cap of the training.
+# All that one GPU is asked, in the order of what the answers are worth, within TOTAL_SECONDS:
+#
+#     OUT=results bash tests/run_on_gpu.sh [smoke] [bench] [run] [variants] [peer]
+#
+#     smoke      three tests: the network, Newton-Schulz, and an update that never waits
+#     bench      a step at one rank's share of eight: its time, parts, kernels, memory, compilation
+#     run        a minute of training, calibration, export, scores, adaptation, and verify.py
+#     variants   the time of a step with other sizes, attention kernels and compiler switches
+#     peer       the time of a step of another entry's script
+#
+# Each part has its own seconds (SMOKE_SECONDS and so on) and leaves one text file in the folder OUT;
+# one that fails or is cut does not stop the next. Last comes a table of all figures, as table.txt,
+# too. The data are those that tests/pack_for_gpu.sh left in .dev, or those in the folder DATA.
+# REHEARSE=1 goes through all of it on a CPU, with the demo's sizes and data.
 set -uo pipefail
-cd "$(dirname "$0")/.."
-out=${OUT:?} data=$(realpath "${DATA:-data}")
+cd "$(dirname "$0")/.." || exit
+out=${OUT:?names the folder for the results}
 mkdir -p "$out"
-export DATA_PATH=$data/datasets/fineweb10B_sp1024 TOKENIZER_PATH=$data/tokenizers/fineweb_1024_bpe.model
-export MAX_WALLCLOCK_SECONDS=${SECONDS_TO_TRAIN:-400} CHECKPOINT_EVERY=60
+out=$(realpath "$out")
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
-step() {
-    echo "== $1 ($SECONDS s)"
-    "${@:2}" > "$out/$1.txt" 2>&1 || echo "$1 failed: $(tail -n 1 "$out/$1.txt")"
+total=${TOTAL_SECONDS:-575}
+reserve=5 # seconds, for the table
+rehearse=${REHEARSE:-0}
+declare -A seconds=(
+    [smoke]=${SMOKE_SECONDS:-60} [bench]=${BENCH_SECONDS:-130} [run]=${RUN_SECONDS:-250}
+    [variants]=${VARIANTS_SECONDS:-100} [peer]=${PEER_SECONDS:-60}
+)
+export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/inductor # what one part compiles, all use
+
+# ---- The parts. Each is run by a shell of its own, so that it can be cut.
+
+smoke() {
+    # A test's seconds become a line of the table, and so does what went wrong in it.
+    COLUMNS=200 python3 -m pytest -s -v --durations=0 --durations-min=0 -m "$mark" -k smoke \
+        tests/test_gpu.py |
+        sed -E -e 's/^([0-9.]+)s call +.*::test_smoke_(.*)$/\2, s\t\1/' \
+            -e 's/^FAILED .*::test_smoke_([^ ]+)( - )?(.*)$/\1, FAILED\t\3/'
 }
 
-[ $# -gt 0 ] || set -- tests bench train export adapt
-for part in "$@"; do
-    case $part in
-        tests) step tests pytest -m gpu ;;
-        bench)
-            step bench_train python tests/bench_train.py --steps 10
-            step bench_train_again python tests/bench_train.py --steps 3
-            step bench_eval env NUM_LAYERS=11 MODEL_DIM=512 NUM_HEADS=8 NUM_KV_HEADS=4 MLP_HIDDEN=1500 \
-                TRAIN_SEQ_LEN=2048 TRAIN_BATCH_TOKENS=786432 TTT_CHUNK_TOKENS=32768 EVAL_BATCH_SEQS=64 \
-                python tests/bench_eval.py --tokens 65537 --repeats 3 ;;
-        peer) step peer env ITERATIONS=20 VAL_LOSS_EVERY=0 torchrun --standalone --nproc_per_node=1 "${PEER:?}" ;;
-        train) step train env RUN_ID=gpu TTT_PROTOCOL=off EVAL_STRIDE=2048 python train_gpt.py ;;
-        export)
-            for codec in trellis huffman; do
-                step "export_$codec" env RUN_ID=gpu RESUME=latest CODEC=$codec TTT_PROTOCOL=off \
-                    ARTIFACT_PATH="$out/$codec.pcll" python train_gpt.py
-            done ;;
-        adapt)
-            step adapt env RUN_ID=gpu RESUME=latest ARTIFACT_PATH="$out/adapt.pcll" python train_gpt.py ;;
+bench() {
+    python3 tests/bench/train.py --steps "$steps"
+}
+
+variants() {
+    python3 tests/bench/train.py --variants --steps "$steps"
+}
+
+run() {
+    python3 tests/bench/whole.py --work "$work/run" --artifact "$out/artifact.pcll" \
+        --val-tokens "$val_tokens" --seconds "$((limit * 4 / 5))" # the rest is for verify.py
+}
+
+peer() {
+    if [ ! -f "$peer" ]; then
+        echo "there is no script of a peer: tests/pack_for_gpu.sh takes one"
+        return 1
+    fi
+    python3 tests/bench/peer.py "$peer" --work "$work/peer" --steps "$peer_steps"
+}
+
+# ---- Set-up
+
+# Sets each NAME=VALUE that the caller has not set.
+default() {
+    local item name
+    for item in "$@"; do
+        name=${item%%=*}
+        [ -n "${!name:-}" ] || export "$name=${item#*=}"
+    done
+}
+
+# A minute of training is some 600 steps: schedule, momentum and average are a tenth of a full run's.
+sizes_of_the_gpu() {
+    mark=gpu steps=10 val_tokens=262144 peer_steps=20 peer=${PEER:-.dev/peer.py}
+    default PRESET=pcll TRAIN_BATCH_TOKENS=98304 # the share of one rank of eight
+    default MAX_WALLCLOCK_SECONDS=63 CALIBRATION_SECONDS=3 WARMUP_STEPS=5 WARMDOWN_ITERS=300
+    default MUON_MOMENTUM=0.95 MUON_MOMENTUM_WARMUP_STEPS=150 EMA_DECAY=0.98
+}
+
+sizes_of_the_rehearsal() {
+    mark="not gpu" steps=2 val_tokens=2048 peer_steps=4 peer=${PEER:-train_gpt.py}
+    default PRESET=demo DEVICE=cpu DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
+    default NUM_LAYERS=2 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
+    default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024
+}
+
+# Where pip is missing, a wheel is still a zip file.
+install() {
+    if python3 -m pip --version > /dev/null 2>&1; then
+        python3 -m pip install --quiet --no-index --no-deps --target "$work/packages" "$1"
+    else
+        python3 -m zipfile -e "$1" "$work/packages"
+    fi
+}
+
+unpack() {
+    local archive wheel
+    if [ "$rehearse" = 1 ]; then
+        sizes_of_the_rehearsal
+        return
+    fi
+    sizes_of_the_gpu
+    for wheel in .dev/zstandard-*.whl; do
+        [ ! -f "$wheel" ] || install "$wheel"
+    done
+    export PYTHONPATH=$work/packages${PYTHONPATH:+:$PYTHONPATH}
+    data=$(realpath "${DATA:-$work/data}")
+    mkdir -p "$data"
+    for archive in .dev/*.tar.xz; do
+        [ ! -f "$archive" ] || tar -xJf "$archive" -C "$data"
+    done
+    export DATA_PATH=$data/datasets/fineweb10B_sp1024
+    export TOKENIZER_PATH=$data/tokenizers/fineweb_1024_bpe.model
+}
+
+card() {
+    nvidia-smi --query-gpu=name --format=csv,noheader 2> "$work/errors" || echo "a CPU"
+}
+
+# ---- Budgets, and what became of each part
+
+# measure PART: runs it for its seconds, or for those that are left of the whole.
+measure() {
+    local part=$1 file=$out/$1.txt left=$((total - reserve - SECONDS)) began=$SECONDS status
+    export limit=$((seconds[$part] < left ? seconds[$part] : left))
+    if [ "$limit" -lt 1 ]; then
+        echo "no time was left" > "$file"
+        printf '%s\tseconds, NOT STARTED\t0: no time was left\n' "$part" >> "$work/table"
+        return
+    fi
+    echo "== $part, at most $limit s"
+    timeout --kill-after=3 "$limit" bash -o pipefail -c "$part" > "$file" 2>&1
+    status=$?
+    figures "$part" "$file" | tee -a "$work/table" | tabulate
+    outcome "$part" "$status" $((SECONDS - began)) "$(last_line "$file")" |
+        tee -a "$work/table" | tabulate
+}
+
+# The lines "figure<TAB>value" of a file; of a figure that is stated again the last value.
+figures() {
+    awk -F '\t' -v part="$1" '
+        NF == 2 { if (!($1 in value)) order[++count] = $1; value[$1] = $2 }
+        END { for (i = 1; i <= count; i++) print part FS order[i] FS value[order[i]] }' "$2"
+}
+
+last_line() {
+    grep -v '^[[:space:]]*$' "$1" | tail -n 1 | tr '\t' ' ' | sed -E 's/^=+ | =+$//g' | cut -c 1-160
+}
+
+outcome() {
+    local part=$1 status=$2 took=$3 last=$4
+    case $status in
+        0) printf '%s\tseconds\t%s\n' "$part" "$took" ;;
+        124 | 137) printf '%s\tseconds, CUT\t%s: %s\n' "$part" "$took" "$last" ;;
+        *) printf '%s\tseconds, FAILED\t%s: %s\n' "$part" "$took" "$last" ;;
     esac
+}
+
+tabulate() {
+    awk -F '\t' '{ printf "%-9s %-62.62s %s\n", $1, $2, $3 }'
+}
+
+[ $# -gt 0 ] || set -- smoke bench run variants peer
+for part in "$@"; do
+    if [ -z "${seconds[$part]:-}" ]; then
+        echo "$part is not one of smoke, bench, run, variants, peer." >&2
+        exit 2
+    fi
 done
-cp -r logs "$out/"
+unpack
+export mark steps val_tokens peer_steps peer work out
+export -f smoke bench variants run peer
+for part in "$@"; do
+    measure "$part"
+done
+{
+    echo "All figures, of $(card), in $SECONDS s"
+    tabulate < "$work/table"
+} | tee "$out/table.txt"

@@ -1,8 +1,11 @@
-"""Every attack is refused with one sentence, quickly and within bounded memory; a small budget of mutated files."""
+"""Every attack is refused with one sentence, quickly and within bounded memory; a small budget of
+mutated files."""
 
+import functools
+import itertools
+import re
 import time
 import tracemalloc
-from itertools import islice
 
 import pytest
 from attacks.forge import ATTACKS, HEAVY, sample
@@ -24,6 +27,12 @@ def refusal(data: bytes) -> str | None:
     return None
 
 
+@functools.cache
+def refusals(attack: str) -> list[str | None]:
+    """What is said against each file of an attack."""
+    return [refusal(data) for data in ATTACKS[attack]()]
+
+
 def seconds(data: bytes) -> float:
     """Processor time of the quickest of five attempts, so that a busy machine counts less."""
     attempts = []
@@ -42,10 +51,82 @@ def test_the_sample_itself_is_read():
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attack_is_refused_in_a_sentence(attack):
-    for number, data in enumerate(ATTACKS[attack]()):
-        message = refusal(data)
+    for number, message in enumerate(refusals(attack)):
         assert message is not None, f"file {number} is read"
         assert message.isascii() and message.isprintable() and 10 < len(message) < 300, message
+
+
+# Each row of the format's table of what is disallowed: attacks on it, and what they are told.
+DISALLOWED = {
+    "bytes after the frame or the last part, gaps, overlaps": [
+        ("bytes_after_the_frame", "announces a frame of"),
+        ("holes_and_overlaps", "bytes follow the last part"),
+        ("trellis_words_too_many_or_too_few", "words left over after its last element"),
+    ],
+    "bits behind the last code that are not zeros": [
+        ("huffman_bits_left_over", "not filled up with zeros"),
+    ],
+    "two tensors of one name, or names out of order": [
+        ("names_twice_or_out_of_order", "comes out of order or twice"),
+    ],
+    "centroids, steps, floats, values that are NaN or infinite": [
+        (
+            "centroids_that_are_not_a_codebook",
+            "codebook of tensor . has a value that is not finite",
+        ),
+        ("steps_that_are_no_scale", "has a step out of 2.-100 to 2.100"),
+        ("floats_that_are_not_finite", "tensor . has a value that is not finite"),
+        ("steps_that_overflow_or_vanish", "so large that a weight may be infinite"),
+    ],
+    "column factors that are zero or subnormal": [
+        ("steps_that_overflow_or_vanish", "column factor that is zero, subnormal or infinite"),
+    ],
+    "codes that are over- or under-full, levels that are equal": [
+        ("codes_that_are_over_or_under_full", "is over-full"),
+        ("codes_that_are_over_or_under_full", "is under-full"),
+        ("codes_that_are_over_or_under_full", "has a code of more than 16 bits"),
+        ("centroids_that_are_not_a_codebook", "are not strictly increasing"),
+        ("centroids_that_are_not_a_codebook", "has a negative zero"),
+        ("centroids_that_are_not_a_codebook", "codebook of tensor . is empty"),
+    ],
+    "frequencies that do not add up, states that do not end at 2^16": [
+        ("frequencies_that_do_not_add_up", "add up to [0-9]+ and not to 16384 or 0"),
+        ("states_that_are_wrong", "starts below 2.16"),
+        ("states_that_never_end", "does not end at 2.16"),
+        ("huffman_lanes_that_end_elsewhere", "does not end where its bits do"),
+    ],
+    "pickles, code, references to other files": [
+        ("config_of_wrong_types", "neither a string, a number nor a boolean"),
+        ("unknown_codecs", "has the unknown codec 2$"),
+        ("frame_with_dictionary", "asks for dictionary"),
+    ],
+}
+
+LIMITS = [
+    ("truncated_file", "fewer than the header's 16"),
+    ("zip_bomb", "bytes of content, above the limit of"),
+    ("config_that_is_long", "above the limit of 65536"),
+    ("wrong_number_of_tensors", "the table has 513 tensors and not 1 to 512"),
+    ("huge_shapes", "5 dimensions, above 4"),
+    ("huge_shapes", "has a dimension of 0"),
+    ("huge_shapes", "elements, above the limit of"),
+    ("trellis_tensors_without_rows", "two dimensions and 16 rows or more"),
+    ("huffman_lanes_that_end_elsewhere", "bits for 700 elements"),
+    ("trellis_words_too_many_or_too_few", "words for 80 elements, which is too many"),
+    ("wrong_model_sizes", "states and not 2.2 to 2.8"),
+    ("wrong_model_sizes", "indices up to 2048, above 2047"),
+    ("wrong_model_sizes", "contexts and not 1 to 64"),
+]
+
+
+def test_every_disallowed_row_has_attacks():
+    text = decode_artifact.__doc__.split("Disallowed, and why\n")[1].split("\n\n")[0]
+    assert [re.split("  +", line.strip())[0] for line in text.splitlines()] == list(DISALLOWED)
+
+
+@pytest.mark.parametrize("attack, message", [*itertools.chain(*DISALLOWED.values()), *LIMITS])
+def test_refused_for_its_own_reason(attack, message):
+    assert any(re.search(message, text) for text in refusals(attack)), refusals(attack)[:5]
 
 
 @pytest.mark.parametrize("attack", [*ATTACKS, *HEAVY])
@@ -60,7 +141,7 @@ def test_file_costs_little_memory(attack):
     """The first files of each attack: tracing is slow, and they differ little in what they cost."""
     tracemalloc.start()
     try:
-        for number, data in enumerate(islice((ATTACKS | HEAVY)[attack](), 30)):
+        for number, data in enumerate(itertools.islice((ATTACKS | HEAVY)[attack](), 30)):
             tracemalloc.reset_peak()
             before = tracemalloc.get_traced_memory()[0]
             refusal(data)

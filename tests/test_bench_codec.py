@@ -1,11 +1,12 @@
-"""The benchmark's own parts: the author's layout reads back, the bound is the textbook's, and the table comes out."""
+"""The benchmark's own parts: the author's layout reads back, the bound is the textbook's, and the
+table comes out."""
 
 import sys
 
-import bench_codec
 import numpy as np
 import pytest
-from bench_codec import (
+from bench import codec as bench_codec
+from bench.codec import (
     Matrix,
     author_decode_tensor,
     author_encode,
@@ -50,7 +51,8 @@ def test_levels_go_by_the_name():
 
 
 def test_bound_is_the_textbook_one():
-    """Half a log2 of variance to error per weight; where a variance lies below the water level, nothing."""
+    """Half a log2 of variance to error per weight; where a variance lies below the water level,
+    nothing."""
     same = Matrix("w", np.full((8, 8), 2.0, np.float32))
     assert same.bound(0.25) == pytest.approx(64 * np.log2(4 / 0.25) / 2)
     assert same.bound(4.0) == 0
@@ -69,7 +71,7 @@ def test_integers_per_row_reach_an_error(matrix):
 
 def test_table(tmp_path, monkeypatch, capsys, matrix):
     np.savez(tmp_path / "w.npz", **{matrix.name: matrix.w, "emb": matrix.w, "gain": matrix.w[0]})
-    monkeypatch.setattr(sys, "argv", ["bench_codec.py", str(tmp_path / "w.npz")])
+    monkeypatch.setattr(sys, "argv", ["codec.py", str(tmp_path / "w.npz")])
     assert bench_codec.main() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "1 matrices, 67,200 weights" in lines[0]
@@ -86,6 +88,6 @@ def test_table(tmp_path, monkeypatch, capsys, matrix):
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys):
     np.savez(tmp_path / "w.npz", gain=np.zeros(3))
     for path in (tmp_path / "w.npz", tmp_path / "missing.npz"):
-        monkeypatch.setattr(sys, "argv", ["bench_codec.py", str(path)])
+        monkeypatch.setattr(sys, "argv", ["codec.py", str(path)])
         assert bench_codec.main() == 2
         assert capsys.readouterr().err.count("\n") == 1

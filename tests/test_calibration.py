@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,16 +12,28 @@ from conftest import random_model, tiny_settings, write_shard
 
 import decode_artifact
 import train_gpt
-from train_gpt import Moments, code_trellis, decode_pcll, encode_pcll, export
+from train_gpt import MomentRecorder, Moments, code_trellis, decode_pcll, encode_pcll, export
+
+MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down", "bigram.proj")
+TABLES = ("tok_emb", "bigram.table")
 
 
-def decoded(coded: train_gpt.Coded, states: int = 8) -> np.ndarray:
+def decoded(coded: train_gpt.TrellisTensor, states: int = 8) -> np.ndarray:
     return decode_pcll(encode_pcll({}, {"w": coded}, states))[1]["w"]
 
 
-def cost(w: np.ndarray, q: np.ndarray, moments: tuple[np.ndarray, np.ndarray]) -> float:
-    error = q.astype(np.float64) - w
-    return float(np.einsum("r,rc,cd,rd->", moments[0], error, moments[1], error, optimize=True))
+def cost(error: np.ndarray, moments: Moments) -> float:
+    error = error.astype(np.float64)
+    rows, columns = moments.rows, moments.columns
+    return float(np.einsum("r,rc,cd,rd->", rows, error, columns, error, optimize=True))
+
+
+def without_feedback(moments: Moments) -> Moments:
+    return Moments(moments.rows, np.diag(np.diagonal(moments.columns)))
+
+
+def gaussian(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def correlated(columns: int, strength: float, seed: int = 0) -> np.ndarray:
@@ -33,19 +46,20 @@ def correlated(columns: int, strength: float, seed: int = 0) -> np.ndarray:
 
 
 def test_moments_of_one_token_are_its_squared_gradients():
-    """For one position the gradient of a matrix is the product of its output's gradient and its input."""
+    """For one position the gradient of a matrix is the product of its output's gradient and its
+    input."""
     s = tiny_settings()
     model = random_model(s)
-    with Moments(model) as moments:
+    with MomentRecorder(model) as moments:
         loss = F.cross_entropy(model(torch.tensor([[5]]))[0], torch.tensor([7]))
         loss.backward()
     for name, p in model.named_parameters():
-        if name.endswith(train_gpt.MATRICES) and not name.endswith(
-            (".q", ".k")
-        ):  # one key: attention ignores it
+        if name.endswith((".q", ".k")):  # with a single key attention ignores them
+            continue
+        if name.endswith(MATRICES):
             product = torch.outer(moments.rows[name], moments.columns[name].diagonal())
             torch.testing.assert_close(product, p.grad.square(), rtol=1e-3, atol=1e-12)
-        elif name in train_gpt.TABLES:
+        elif name in TABLES:
             torch.testing.assert_close(
                 moments.rows[name], p.grad.square().mean(dim=1), rtol=1e-3, atol=1e-12
             )
@@ -64,10 +78,10 @@ def test_moments_add_up_over_tokens(monkeypatch):
         return plain(x, w)
 
     monkeypatch.setattr(train_gpt, "linear", watched)
-    with Moments(model) as moments:
+    with MomentRecorder(model) as moments:
         train_gpt.next_token_loss(model, tokens, tokens).backward()
     for name, p in model.named_parameters():
-        if name.endswith(train_gpt.MATRICES):
+        if name.endswith(MATRICES):
             torch.testing.assert_close(
                 moments.columns[name], inputs[p].T @ inputs[p], rtol=1e-4, atol=1e-5
             )
@@ -75,7 +89,8 @@ def test_moments_add_up_over_tokens(monkeypatch):
 
 @pytest.mark.parametrize("name", ["0.attn.out", "0.mlp.down", "1.attn.q", "1.mlp.up"])
 def test_the_moments_foretell_what_noise_costs(name):
-    """The labels are drawn from the model's own distribution, where the second derivative is Fisher's information."""
+    """The labels are drawn from the model's own distribution, where the second derivative is
+    Fisher's information."""
     s = tiny_settings(CALIBRATION_TOKENS=16 * 400)
     model, name = random_model(s), f"blocks.{name}"
     torch.manual_seed(1)
@@ -83,13 +98,12 @@ def test_the_moments_foretell_what_noise_costs(name):
     with torch.no_grad():
         logits = model(tokens)
         targets = torch.distributions.Categorical(logits=logits).sample()
-    with Moments(model) as moments:
+    with MomentRecorder(model) as moments:
         F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum").backward()
     noise = 0.02 * torch.randn(model.get_parameter(name).shape)
     rows, columns = (m[name].double().numpy() for m in (moments.rows, moments.columns))
-    foretold = 0.5 * cost(
-        np.zeros_like(noise), noise.numpy(), (rows / targets.numel(), columns / targets.numel())
-    )
+    tokens_seen = targets.numel()
+    foretold = 0.5 * cost(noise.numpy(), Moments(rows / tokens_seen, columns / tokens_seen))
     with torch.no_grad():
         model.get_parameter(name).add_(noise)
         shift = F.kl_div(
@@ -100,29 +114,75 @@ def test_the_moments_foretell_what_noise_costs(name):
 
 @pytest.mark.parametrize("strength", [0.3, 1.0, 3.0])
 def test_feedback_buys_the_same_cost_with_fewer_bytes(strength):
-    w = np.random.default_rng(0).standard_normal((64, 160)).astype(np.float32)
-    row, column = np.random.default_rng(1).uniform(500, 2000, 64), correlated(160, strength)
-    fed = code_trellis(w, (row, column), 1.0, 8)
-    alone = code_trellis(w, (row, np.diag(np.diagonal(column))), 1.0, 8)
+    w = gaussian(64, 160)
+    moments = Moments(np.random.default_rng(1).uniform(500, 2000, 64), correlated(160, strength))
+    fed = code_trellis(w, moments, 1.0, 8)
+    alone = code_trellis(w, without_feedback(moments), 1.0, 8)
     assert len(encode_pcll({}, {"w": fed}, 8)) < 0.97 * len(encode_pcll({}, {"w": alone}, 8))
-    assert cost(w, decoded(fed), (row, column)) < 1.02 * cost(w, decoded(alone), (row, column))
+    assert cost(decoded(fed) - w, moments) < 1.02 * cost(decoded(alone) - w, moments)
+
+
+def test_feedback_is_the_best_that_the_columns_to_come_can_do():
+    """What they should be, given the errors so far, solves the normal equations of the cost: damped
+    by a tenth of the mean, 32 columns at a time, with a view of the 32 after them."""
+    w, columns = gaussian(24, 100), correlated(100, 1.0)
+    coded = code_trellis(w, Moments(np.full(24, 300.0), columns), 1.0, 8)
+    rows, factors = coded.steps.factors()
+    columns = columns / np.diagonal(columns).mean() + 0.1 * np.eye(100)
+
+    error = np.zeros((24, 100))
+    state = np.zeros(24, dtype=int)
+    indices = np.empty((24, 100), dtype=int)
+    for first in range(0, 100, 32):
+        done, block = slice(first), slice(first, first + 32)
+        gain = np.linalg.solve(columns[first:, first:], columns[first:, done]).T
+        wanted = (w[:, first:] - error[:, done] @ gain)[:, :64]
+        y = (wanted / (4 * rows * factors[first : first + 64])).astype(np.float32)
+        keep = min(32, 100 - first)
+        points, state = train_gpt.trellis_search(y, state, 8, keep)
+        indices[:, block] = train_gpt.point_indices(points)
+        error[:, block] = points * rows * factors[block] - w[:, block]
+    assert (coded.indices == indices.ravel()).mean() > 0.99
 
 
 def test_independent_columns_are_quantised_as_one_path():
-    w = np.random.default_rng(0).standard_normal((64, 160)).astype(np.float32)
-    coded = code_trellis(w, (np.linspace(500, 2000, 64), np.diag(np.linspace(0.5, 2, 160))), 1.0, 8)
-    rows, columns = train_gpt.trellis_units(np.frombuffer(coded.side, "<f4")[0], *coded.scales[3:])
-    indices, points, _ = train_gpt.trellis_search(w / (4 * rows * columns), 0, 8, 160)
-    assert (coded.symbols == indices.ravel()).all() and (
-        decoded(coded) == points.astype("f4") * rows * columns
-    ).all()
+    w = gaussian(64, 160)
+    moments = Moments(np.linspace(500, 2000, 64), np.diag(np.linspace(0.5, 2, 160)))
+    coded = code_trellis(w, moments, 1.0, 8)
+    rows, columns = coded.steps.factors()
+    start = np.zeros(64, dtype=int)
+    points, _ = train_gpt.trellis_search(w / (4 * rows * columns), start, 8, 160)
+    assert (decoded(coded) == points.astype("f4") * rows * columns).all()
+
+
+@pytest.mark.parametrize("coarseness", [0.5, 1.0, 2.0])
+def test_steps_are_the_inverse_root_of_the_damped_cost(coarseness):
+    """In quarter octaves; the mean squared error of a step d is d^2 / (12 * 1.3)."""
+    row, column = np.geomspace(1, 100, 64), np.geomspace(1, 30, 96)
+    coded = code_trellis(gaussian(64, 96), Moments(row, np.diag(column)), coarseness, 8)
+    assert coded.steps.size == np.float32(
+        coarseness * math.sqrt(12 * 1.3 / (row.mean() * column.mean()))
+    )
+    for steps, moments in ((coded.steps.rows, row), (coded.steps.columns, column)):
+        expected = -np.rint(2 * np.log2(moments / moments.mean() + 0.1))
+        assert (steps == expected).mean() > 0.95 and np.abs(steps - expected).max() <= 1
+
+
+def test_steps_are_at_most_twice_and_at_least_a_64th_of_the_root_mean_square():
+    w = gaussian(64, 256) * np.float32(2.0) ** np.arange(-16, 16).repeat(2)[:, None]
+    coded = code_trellis(w, Moments(np.ones(64), np.eye(256)), 0.25, 8)
+    step = coded.steps.size * 2.0 ** (coded.steps.rows / 4)
+    ratio = np.sqrt(np.square(w).mean(axis=1)) / step
+    eighth = 2**0.126  # half a quarter octave of rounding
+    assert ratio.min() == pytest.approx(0.5, rel=eighth - 1)
+    assert ratio.max() == pytest.approx(64, rel=eighth - 1)
+    assert (ratio[:20] < 0.6).all() and (ratio[-8:] > 55).all()
 
 
 def test_dear_rows_and_columns_get_fine_steps():
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal((64, 96)).astype(np.float32)
-    row, column = np.repeat([20.0, 400.0], 32), np.diag(np.repeat([1.0, 20.0], 48))
-    error = np.square(decoded(code_trellis(w, (row, column), 1.0, 8)) - w)
+    w = gaussian(64, 96)
+    moments = Moments(np.repeat([20.0, 400.0], 32), np.diag(np.repeat([1.0, 20.0], 48)))
+    error = np.square(decoded(code_trellis(w, moments, 1.0, 8)) - w)
     quarters = np.array(
         [
             [error[r, c].mean() for c in (slice(48), slice(48, 96))]
@@ -139,10 +199,10 @@ def test_allocation_is_the_best_of_all_on_a_toy():
     """Two matrices, one 50 times as dear: no other pair of steps costs less in as few bytes."""
     rng = np.random.default_rng(0)
     weights = {
-        f"blocks.{i}.mlp.up": rng.standard_normal((128, 128)).astype(np.float32) for i in range(2)
+        f"blocks.{i}.mlp.up": rng.standard_normal((96, 96)).astype(np.float32) for i in range(2)
     }
     moments = {
-        name: (np.full(128, unit), np.eye(128))
+        name: Moments(np.full(96, unit), np.eye(96))
         for name, unit in zip(weights, (1e2, 5e3), strict=True)
     }
 
@@ -153,35 +213,102 @@ def test_allocation_is_the_best_of_all_on_a_toy():
         }
         artifact = encode_pcll({}, tensors, 8)
         got = decode_pcll(artifact)[1]
-        return len(artifact), sum(cost(w, got[name], moments[name]) for name, w in weights.items())
+        return len(artifact), sum(cost(got[name] - w, moments[name]) for name, w in weights.items())
 
     size, total = outcome((1.0, 1.0))
-    for a in np.geomspace(0.25, 4, 7):
-        for b in np.geomspace(0.25, 4, 7):
+    for a in np.geomspace(0.25, 4, 5):
+        for b in np.geomspace(0.25, 4, 5):
             other_size, other_total = outcome((a, b))
             assert other_size > 0.99 * size or other_total > 0.98 * total, (a, b)
 
 
-def test_calibration_reads_training_tokens_alone(tmp_path, one_rank):
-    write_shard(tmp_path / "fineweb_train_0.bin", np.random.default_rng(0).integers(4, 64, 4096))
+@pytest.fixture
+def calibrated(tmp_path, one_rank):
+    """Settings, model, training tokens, the places that were read, and the calibrated moments."""
+    tokens = np.random.default_rng(0).integers(4, 64, 4096)
+    write_shard(tmp_path / "fineweb_train_0.bin", tokens)
+    write_shard(tmp_path / "fineweb_val_0.bin", np.full(4096, 5))
     s = tiny_settings(DATA_PATH=tmp_path, CALIBRATION_TOKENS=64)
     model = random_model(s)
     stream = train_gpt.TokenStream(str(tmp_path), "train", s.vocab_size)
-    without = train_gpt.calibrate(model, stream, s, one_rank)
-    write_shard(tmp_path / "fineweb_val_0.bin", np.full(4096, 5))
-    beside = train_gpt.calibrate(model, stream, s, one_rank)
-    for name, (rows, columns) in without.items():
-        assert (rows == beside[name][0]).all() and (columns == beside[name][1]).all()
-        shape = model.get_parameter(name).shape
-        assert rows.shape == shape[:1] and columns.shape == (shape[1], shape[1])
-    with pytest.raises(train_gpt.UserError, match="fineweb_train"):
-        (tmp_path / "fineweb_train_0.bin").unlink()
-        train_gpt.TokenStream(str(tmp_path), "train", s.vocab_size)
+    read = stream.read
+    places = []
+    stream.read = lambda start, count: places.append((start, count)) or read(start, count)
+    moments = train_gpt.calibrate(model, stream, s, one_rank)
+    return SimpleNamespace(s=s, model=model, tokens=tokens, places=places, moments=moments)
+
+
+def test_calibration_reads_training_tokens_alone(calibrated):
+    """The first CALIBRATION_TOKENS, one sequence at a time, each with the token after it."""
+    assert calibrated.places == [(0, 17), (16, 17), (32, 17), (48, 17)]
+
+
+def test_calibration_is_in_units_of_what_a_weight_may_cost(calibrated):
+    """Second moments per token, the gradients' in units of 2 * 0.0005 nats / weights."""
+    model, moments = calibrated.model, calibrated.moments
+    tokens = torch.from_numpy(calibrated.tokens[:65].astype(np.int64))
+    inputs, targets = tokens[:-1].view(4, 16), tokens[1:].view(4, 16)
+    with MomentRecorder(model) as recorder:
+        logits = model(inputs).flatten(0, 1)
+        F.cross_entropy(logits, targets.flatten(), reduction="sum").backward()
+    quantised = {n: p for n, p in model.named_parameters() if n.endswith((*MATRICES, *TABLES))}
+    assert moments.keys() == quantised.keys()
+    unit = 2 * 0.0005 / sum(p.numel() for p in quantised.values())
+    for name, p in quantised.items():
+        assert moments[name].rows.shape == (len(p),)
+        assert moments[name].columns.shape == (p.size(1), p.size(1))
+        if name in TABLES:  # the square of a sequence's whole gradient
+            assert (moments[name].columns == np.eye(p.size(1))).all()
+            continue
+        rows, columns = recorder.rows[name].numpy(), recorder.columns[name].numpy()
+        np.testing.assert_allclose(moments[name].rows, rows / 64 / unit, rtol=1e-3)
+        np.testing.assert_allclose(moments[name].columns, columns / 64, rtol=1e-3, atol=1e-6)
+
+
+def test_calibration_of_tables_takes_each_sequences_gradient(calibrated):
+    model = calibrated.model
+    for name in TABLES:
+        total = 0.0
+        for first in range(0, 64, 16):
+            tokens = torch.from_numpy(calibrated.tokens[first : first + 17].astype(np.int64))
+            loss = 16 * F.cross_entropy(model(tokens[None, :-1])[0], tokens[1:])
+            (gradient,) = torch.autograd.grad(loss, model.get_parameter(name))
+            total = total + gradient.square().mean(dim=1)
+        weights = sum(len(m.rows) * len(m.columns) for m in calibrated.moments.values())
+        expected = total.numpy() / 64 / (2 * 0.0005 / weights)
+        rows = calibrated.moments[name].rows
+        np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3 * expected.max())
+
+
+def test_quantisation_costs_as_many_nats_as_the_setting_says(calibrated):
+    """By the moments, half of the quadratic form, at a coarseness of 1."""
+    total = 0.0
+    for name, moments in calibrated.moments.items():
+        w = calibrated.model.get_parameter(name).detach().numpy()
+        plain = without_feedback(moments)
+        total += cost(decoded(code_trellis(w, plain, 1.0, 8)) - w, plain)
+    weights = sum(len(m.rows) * len(m.columns) for m in calibrated.moments.values())
+    assert 0.5 * total * 2 * 0.0005 / weights == pytest.approx(0.0005, rel=0.25)
+
+
+def test_calibration_leaves_the_model_alone(tmp_path, one_rank):
+    write_shard(tmp_path / "fineweb_train_0.bin", np.random.default_rng(0).integers(4, 64, 4096))
+    s = tiny_settings(DATA_PATH=tmp_path, CALIBRATION_TOKENS=64)
+    torch.manual_seed(0)
+    model = train_gpt.GPT(s, torch.bfloat16)
+    before = {name: w.clone() for name, w in model.state_dict().items()}
+    stream = train_gpt.TokenStream(str(tmp_path), "train", s.vocab_size)
+    moments = train_gpt.calibrate(model, stream, s, one_rank)
+    assert model.dtype == torch.bfloat16
+    for name, p in model.named_parameters():
+        assert (p == before[name]).all() and p.grad is None and p.requires_grad
+        assert not p._backward_hooks
+    assert all(m.rows.dtype == m.columns.dtype == np.float64 for m in moments.values())
 
 
 def test_weights_that_no_gradient_reaches_are_still_written(tmp_path):
-    w = np.random.default_rng(0).standard_normal((32, 48)).astype(np.float32)
-    nothing = np.full(32, 1e-30), 1e-30 * np.eye(48)
+    w = gaussian(32, 48)
+    nothing = Moments(np.full(32, 1e-30), 1e-30 * np.eye(48))
     q = decoded(code_trellis(w, nothing, 1.0, 8))
     assert (
         np.isfinite(q).all() and np.square(q - w).mean() < 2
@@ -203,7 +330,9 @@ def test_presets_export_what_the_verifier_reads(preset, tmp_path):
     s = dataclasses.replace(s, model_dim=16 * s.num_heads)
     weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}
     moments = {
-        name: (np.full(len(w), 1e3), np.eye(w[0].size)) for name, w in weights.items() if w.ndim > 1
+        name: Moments(np.full(len(w), 1e3), np.eye(w[0].size))
+        for name, w in weights.items()
+        if w.ndim > 1
     }
     config = {name: getattr(s, name) for name in train_gpt.ALL[train_gpt.ALL.index("vocab_size") :]}
     artifact = export(

@@ -1,14 +1,16 @@
-"""Codec: what goes into an artifact comes out, in both decoders alike; the codes are as short as they can be."""
+"""Codec: what goes in comes out, in both decoders alike, and the codes are as short as can be."""
 
 import heapq
 import itertools
+import math
 import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from bench_rate import even
+import zstandard
+from bench.rate import even
 from conftest import ROOT, random_model, tiny_settings
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -30,11 +32,13 @@ SHAPES = st.one_of(
     npst.array_shapes(max_dims=3, max_side=40), st.tuples(st.integers(16, 40), st.integers(1, 60))
 )
 SCALES = st.sampled_from([1e-30, 1e-6, 0.02, 1.0, 3e4, 1e30])
+FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4
 
 
 @st.composite
 def weights(draw) -> np.ndarray:
-    """Gaussian with spread rows and columns, constant, sparse or with outliers, on very different scales."""
+    """Gaussian with spread rows and columns, constant, sparse or with outliers, on very different
+    scales."""
     shape, rng = draw(SHAPES), np.random.default_rng(draw(st.integers(0, 2**32)))
     w = rng.standard_normal(shape)
     kind = draw(
@@ -55,6 +59,10 @@ def weights(draw) -> np.ndarray:
     return (w * draw(SCALES)).astype(np.float32)
 
 
+def gaussian(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
 def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
     """The weights, after holding the two decoders' against each other bit for bit."""
     config, ours = decode_pcll(artifact)
@@ -63,12 +71,18 @@ def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
     other_config, theirs = decode_artifact.read_pcll(path)
     assert config == other_config and ours.keys() == theirs.keys()
     for name in ours:
-        assert (
-            ours[name].dtype == theirs[name].dtype == np.float32
-            and ours[name].shape == theirs[name].shape
-        )
+        assert ours[name].dtype == theirs[name].dtype == np.float32
+        assert ours[name].shape == theirs[name].shape
         assert ours[name].tobytes() == theirs[name].tobytes(), name
     return ours
+
+
+def rms(error: np.ndarray) -> float:
+    return float(np.sqrt(np.square(error, dtype=np.float64).mean()))
+
+
+def nearest_of(w: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return values[np.abs(w.reshape(-1, 1) - values).argmin(axis=1)].reshape(w.shape)
 
 
 @settings(max_examples=150, deadline=None)
@@ -79,35 +93,38 @@ def both_decoders(artifact: bytes, tmp_path) -> dict[str, np.ndarray]:
     coarseness=st.sampled_from([0.3, 1.0, 3.0]),
 )
 def test_round_trip_and_both_decoders(tmp_path_factory, tensors, codec, states, coarseness):
-    assume(
-        sum(w.size for w in tensors) <= 1 << 16
-    )  # more may be too constant for a file that a reader takes
+    # more may be too constant for a file that a reader takes
+    assume(sum(w.size for w in tensors) <= 1 << 16)
     s = tiny_settings(CODEC=codec, TRELLIS_STATES=states)
-    named = {f"blocks.{i}.mlp.up": w for i, w in enumerate(tensors)}
-    coded = {
-        name: train_gpt.code_tensor(
-            name, w, s, coarseness, 0.5, {name: even(w, 0.001 * w.var() + 1e-9)}
-        )
-        for name, w in named.items()
-    }
-    decoded = both_decoders(
-        encode_pcll({"codec": codec}, coded, states), tmp_path_factory.mktemp("artifact")
-    )
-    for name, w in named.items():
+    coded = {}
+    for i, w in enumerate(tensors):
+        name = f"blocks.{i}.mlp.up"
+        moments = {name: even(w, 0.001 * w.var() + 1e-9)}
+        coded[name] = train_gpt.code_tensor(name, w, s, coarseness, 0.5, moments)
+
+    artifact = encode_pcll({"codec": codec}, coded, states)
+    decoded = both_decoders(artifact, tmp_path_factory.mktemp("artifact"))
+    for w, (name, tensor) in zip(tensors, coded.items(), strict=True):
         assert decoded[name].shape == w.shape
-        if (
-            coded[name].codec == train_gpt.TRELLIS
-        ):  # a path takes the nearest of points that are two steps apart
-            own = np.exp2(np.add.outer(*coded[name].scales[3:]) / 4).reshape(w.shape)
-            tolerance = (
-                1.001 * struct.unpack("<f", coded[name].side[:4])[0] * own
-                + 2.0**-20 * np.abs(w).max()
-            )
-        else:
-            tolerance = (
-                2.0**-10 * np.abs(w).max() + 2.0**-24 + 0.6 * (float(w.max()) - float(w.min()))
-            )
-        assert (np.abs(decoded[name] - w) <= tolerance).all()
+        largest = np.abs(w).max()
+        if tensor.codec == TRELLIS:  # a path takes the nearest of points that are two steps apart
+            steps = tensor.steps
+            own = np.exp2(np.add.outer(steps.rows, steps.columns) / 4).reshape(w.shape)
+            tolerance = 1.001 * steps.size * own + 2.0**-20 * largest
+            assert (np.abs(decoded[name] - w) <= tolerance).all()
+        else:  # Lloyd's iteration only ever lowers the error of evenly spaced levels
+            levels = np.linspace(float(w.min()), float(w.max()), int(48 / coarseness + 0.5))
+            evenly = rms(nearest_of(w, levels) - w)
+            assert rms(decoded[name] - w) <= evenly + 2.0**-11 * largest + 2.0**-24
+
+
+def test_encoding_leaves_the_tensors_as_they_are():
+    coded = {
+        "a": code_huffman(gaussian(30, 40), 20),
+        "b": code_trellis(gaussian(30, 40), even(gaussian(30, 40), 0.1), 1.0, 8),
+        "c": code_trellis(gaussian(20, 9) * 50, even(gaussian(20, 9), 0.1), 1.0, 8),
+    }
+    assert encode_pcll({}, coded, 8) == encode_pcll({}, coded, 8)
 
 
 @settings(max_examples=60, deadline=None)
@@ -121,9 +138,78 @@ def test_floats_are_exact(tmp_path_factory, w):
     assert both_decoders(exact, tmp_path_factory.mktemp("artifact"))["w"].tobytes() == w.tobytes()
     half = encode_pcll({}, {"w": code_floats(w, "float16")}, 32)
     rounded = w.astype(np.float16).astype(np.float32) if np.abs(w).max() < 65504 else w
-    assert (
-        both_decoders(half, tmp_path_factory.mktemp("artifact"))["w"].tobytes() == rounded.tobytes()
+    decoded = both_decoders(half, tmp_path_factory.mktemp("artifact"))["w"]
+    assert decoded.tobytes() == rounded.tobytes()
+
+
+def test_the_frame_is_what_zstd_22_makes_of_the_content():
+    w = np.tile(gaussian(40, 50), (3, 4)) + np.float32(0)
+    artifact = encode_pcll({"x": 1}, {"w": code_floats(w, "float32")}, 8)
+    content = zstandard.ZstdDecompressor().decompress(artifact[16:])
+    best, quick = (
+        zstandard.ZstdCompressor(level=level, write_checksum=True).compress(content)
+        for level in (22, 3)
     )
+    assert artifact[16:] == best and len(best) < len(quick)
+    assert artifact[:16] == struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(best))
+
+
+# ---------------------------------------------------------------- which tensor gets which codec
+
+
+@pytest.mark.parametrize(
+    "name, levels",
+    [
+        ("blocks.0.mlp.up", 48),
+        ("blocks.10.mlp.down", 48),
+        ("blocks.0.attn.q", 80),
+        ("blocks.3.attn.k", 80),
+        ("blocks.3.attn.v", 80),
+        ("blocks.0.attn.out", 64),
+        ("bigram.table", 64),
+        ("bigram.proj", 64),
+        ("tok_emb", 64),
+    ],
+)
+def test_numbers_of_levels(name, levels):
+    s = train_gpt.load_settings({"CODEC": "huffman", "EMBED_CODEC": "huffman"})
+    w = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)  # uses every level
+    for coarseness, dither, expected in (
+        (1.0, 0.0, levels),
+        (1.0, 0.99, levels),
+        (1.5, 0.5, int(levels / 1.5 + 0.5)),
+        (1000.0, 0.0, 2),
+        (0.01, 0.0, 255),
+    ):
+        coded = train_gpt.code_tensor(name, w, s, coarseness, dither, {})
+        assert coded.codec == HUFFMAN and len(coded.centroids) == expected
+
+
+@pytest.mark.parametrize("codec", ["huffman", "trellis"])
+@pytest.mark.parametrize(
+    "embed, number",
+    [("float16", FLOAT16), ("float32", FLOAT32), ("huffman", HUFFMAN), ("trellis", TRELLIS)],
+)
+def test_codec_of_each_tensor(codec, embed, number):
+    s = tiny_settings(CODEC=codec, EMBED_CODEC=embed)
+    w = gaussian(32, 32)
+    moments = dict.fromkeys(("tok_emb", "bigram.table", "blocks.0.attn.q"), even(w, 0.01))
+
+    def codec_of(name: str, w: np.ndarray) -> int:
+        return train_gpt.code_tensor(name, w, s, 1.0, 0.0, moments).codec
+
+    assert codec_of("tok_emb", w) == number
+    matrix = HUFFMAN if codec == "huffman" else TRELLIS
+    assert codec_of("bigram.table", w) == codec_of("blocks.0.attn.q", w) == matrix
+    for name in ("smear_gate", "blocks.1.attn.q_gain", "blocks.1.resid_mix", "bigram.scale"):
+        assert codec_of(name, w[0]) == FLOAT16
+        assert codec_of(name, 65504 * np.sign(w[0])) == FLOAT32
+    assert codec_of("blocks.0.attn.q", w * 1e6) == FLOAT32
+    assert codec_of("blocks.0.attn.q", w[:15]) == HUFFMAN  # too few rows for a trellis tensor
+    assert codec_of("blocks.0.attn.q", w * 1e-12) == HUFFMAN
+
+
+# ---------------------------------------------------------------- huffman
 
 
 def optimal_total(counts: list[int]) -> int:
@@ -141,9 +227,7 @@ def optimal_total(counts: list[int]) -> int:
 def test_huffman_lengths_are_optimal_and_complete(counts):
     lengths = huffman_lengths(np.array(counts)).astype(int)
     assert sum(2.0**-length for length in lengths) == 1
-    assert sum(
-        length * count for length, count in zip(lengths, counts, strict=True)
-    ) == optimal_total(counts)
+    assert (lengths * counts).sum() == optimal_total(counts)
 
 
 def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
@@ -155,28 +239,17 @@ def test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it():
     assert optimal_total(fibonacci) < (lengths * fibonacci).sum() < 1.001 * optimal_total(fibonacci)
 
 
-def test_columns_get_codes_of_their_own_where_that_pays(tmp_path):
-    w = np.random.default_rng(0).standard_normal((300, 400)).astype(np.float32)
-    even, spread = code_huffman(w, 48), code_huffman(w * np.repeat(np.float32([1, 0.1]), 200), 48)
-    assert len(even.lengths) == 1 and len(spread.lengths) == 2
-    artifact = encode_pcll({}, {"w": spread}, 8)
-    both_decoders(artifact, tmp_path)
-    one_code = (
-        huffman_lengths(np.bincount(spread.symbols % 48)).astype(int)[spread.symbols % 48].sum()
-    )
-    assert 8 * len(artifact) < 0.9 * one_code
+def test_what_never_occurs_has_a_code_all_the_same():
+    assert huffman_lengths(np.array([50, 0, 20, 0])).tolist() == [1, 3, 2, 3]
 
 
-@given(
-    npst.arrays(
-        np.float32, st.tuples(st.integers(1, 12), st.integers(1, 30)), elements=st.integers(-9, 9)
-    ),
-    st.integers(2, 12),
-)
-def test_the_codes_of_a_tensor_are_different_complete_and_in_order(w, levels):
-    lengths = code_huffman(w * np.geomspace(1, 50, w.shape[1], dtype=np.float32), levels).lengths
-    rows = [row.tobytes() for row in lengths]
-    assert rows == sorted(set(rows)) and (np.exp2(-lengths.astype(float)).sum(axis=1) == 1).all()
+def test_one_code_serves_a_tensor():
+    w = gaussian(300, 400) * np.repeat(np.float32([1, 0.1]), 200)
+    coded = code_huffman(w, 48)
+    counts = np.bincount(coded.levels)
+    assert coded.lengths.shape == coded.centroids.shape == counts.shape and counts.min() > 0
+    assert (coded.lengths * counts).sum() == optimal_total(counts.tolist())
+    assert len(coded.side_data()) == 1 + 3 * len(counts)
 
 
 def test_more_weights_than_a_reader_takes_from_so_few_bytes():
@@ -188,85 +261,119 @@ def test_more_weights_than_a_reader_takes_from_so_few_bytes():
         encode_pcll({}, {"w": constant}, 8)
 
 
-def test_kmeans_reaches_the_centroids_of_lloyds_iteration():
-    w = np.random.default_rng(0).standard_normal(4000).astype(np.float32)
-    centroids = np.linspace(w.min(), w.max(), 12)
-    for _ in range(20):
-        nearest = np.abs(w[:, None] - centroids).argmin(axis=1)
-        centroids = np.array(
-            [w[nearest == k].mean() if (nearest == k).any() else c for k, c in enumerate(centroids)]
-        )
-    ours, indices = train_gpt.kmeans(w, 12)
-    np.testing.assert_allclose(ours.astype(np.float64), centroids, atol=2e-3)
-    assert (indices == np.abs(w[:, None] - ours.astype(np.float32)).argmin(axis=1)).all()
+def lloyd(w: np.ndarray, levels: int, iterations: int) -> np.ndarray:
+    """Centroids by Lloyd's iteration from evenly spaced ones, those without elements left alone."""
+    centroids = np.linspace(w.min(), w.max(), levels)
+    for _ in range(iterations):
+        nearest = np.abs(w.reshape(-1, 1) - centroids).argmin(axis=1)
+        for k in set(nearest.tolist()):
+            centroids[k] = w.ravel()[nearest == k].mean(dtype=np.float64)
+    return centroids
 
 
-def points_of(indices: np.ndarray, states: int) -> np.ndarray:
-    return train_gpt.trellis_weights(indices, (np.float32(1), np.float32(1)), states)
+@pytest.mark.parametrize("levels", [12, 48])
+def test_kmeans_is_twenty_iterations_of_lloyds(levels):
+    w = gaussian(4000)
+    centroids, nearest = train_gpt.kmeans(w, levels)
+    occurring = np.unique(nearest_of(w, lloyd(w, levels, 20)))
+    np.testing.assert_allclose(centroids, occurring, atol=2e-3)
+    exact = centroids.astype(np.float32)
+    assert (nearest == np.abs(w[:, None] - exact).argmin(axis=1)).all()
+
+    error = rms(exact[nearest] - w)
+    expected = [rms(nearest_of(w, lloyd(w, levels, n)) - w) for n in (0, 10, 20, 40)]
+    assert expected[0] > expected[1] > 1.002 * error  # fewer iterations are worse
+    assert error == pytest.approx(expected[2], rel=1e-3) and error > expected[3]
+
+
+# ---------------------------------------------------------------- trellis
+
+
+def starting_at_zero(y: np.ndarray) -> np.ndarray:
+    return np.zeros(len(y), dtype=int)
 
 
 @pytest.mark.parametrize("states", [4, 8, 32])
 def test_trellis_search_finds_the_best_path(states):
     """Brute force over all short index sequences near the weights."""
-    rng = np.random.default_rng(states)
-    y = (rng.standard_normal((3, 5)) * 1.5).astype(np.float32)
-    indices, points, _ = train_gpt.trellis_search(y, 0, states, 5)
-    assert (points == points_of(indices, states)).all()
-    found = points / 4
-    for row, path in zip(y, found, strict=True):
-        candidates = np.array(list(itertools.product(range(-4, 5), repeat=5)), dtype=np.int32)
-        values = points_of(candidates, states) / 4
+    y = gaussian(3, 5, seed=states) * np.float32(1.5)
+    points, _ = train_gpt.trellis_search(y, starting_at_zero(y), states, 5)
+    indices = train_gpt.point_indices(points)
+    assert (points == train_gpt.trellis_points(indices, states)).all()
+    candidates = np.array(list(itertools.product(range(-4, 5), repeat=5)), dtype=np.int32)
+    values = train_gpt.trellis_points(candidates, states) / 4
+    for row, path in zip(y, points / 4, strict=True):
         best = np.square(values - row, dtype=np.float64).sum(axis=1).min()
         assert np.square(path - row, dtype=np.float64).sum() <= best + 1e-5
 
 
+@pytest.mark.parametrize("keep", [1, 7, 12])
+def test_a_search_goes_on_from_where_another_ended(keep):
+    """The state after the columns that are kept, by a walk along them."""
+    y = gaussian(20, 12) * 3
+    whole, _ = train_gpt.trellis_search(y, starting_at_zero(y), 8, 12)
+    points, state = train_gpt.trellis_search(y, starting_at_zero(y), 8, keep)
+    assert (points == whole[:, :keep]).all()
+    for row, end in zip(points.tolist(), state.tolist(), strict=True):
+        walked = 0
+        for point in row:
+            union = walked % 2
+            index = ((-point if union else point) - 1) // 4
+            walked = walked // 2 ^ (0o13 // 2 * union) ^ (0o4 // 2 * (index % 2))
+        assert walked == end
+
+
 def test_more_trellis_states_mean_less_error_and_all_beat_a_uniform_quantiser():
-    y = np.random.default_rng(0).standard_normal((64, 400)).astype(np.float32) * 5
+    y = gaussian(64, 400) * 5
     errors = []
     for states in (4, 8, 16, 32, 64, 128, 256):
-        values = train_gpt.trellis_search(y, 0, states, 400)[1] / 4
-        errors.append(np.square(values - y).mean())
+        points, _ = train_gpt.trellis_search(y, starting_at_zero(y), states, 400)
+        errors.append(np.square(points / 4 - y).mean())
     assert errors == sorted(errors, reverse=True)
-    assert (
-        errors[0] < 0.84 / 12 and errors[-1] < 0.75 / 12
-    )  # 0.99 dB with 4 states, 1.33 dB with 256 are possible
+    assert errors[0] < 0.8 / 12  # 0.99 dB with 4 states, 1.33 dB with 256 are possible
+    assert errors[-1] < 0.75 / 12
 
 
 def test_trellis_hits_the_error_it_is_asked_for():
-    w = np.random.default_rng(0).standard_normal((256, 300)).astype(np.float32) * 0.05
+    w = gaussian(256, 300) * np.float32(0.05)
     for target in (1e-4, 1e-5, 1e-6):
         coded = code_trellis(w, even(w, target), 1.0, 8)
         decoded = decode_pcll(encode_pcll({}, {"w": coded}, 8))[1]["w"]
-        assert np.square(decoded - w).mean() == pytest.approx(target, rel=0.1)
+        assert np.square(decoded - w).mean() == pytest.approx(target, rel=0.05)
+
+
+def ideal_bits(symbols: np.ndarray) -> float:
+    _, counts = np.unique(symbols, return_counts=True)
+    return float(-(counts * np.log2(counts / counts.sum())).sum())
 
 
 @pytest.mark.parametrize("spread", [0.0, 0.7])
-def test_coded_streams_are_as_long_as_the_entropy_of_their_symbols(spread):
-    """trellis: within 0.3 % (and the lanes' states) of the ideal code length; huffman: exactly its code lengths."""
-    rng = np.random.default_rng(0)
-    w = rng.standard_normal((600, 500)) * np.exp(spread * rng.standard_normal((600, 1)))
-    coded = code_trellis(w.astype(np.float32), even(w, 0.01), 1.0, 8)
-    base = encode_pcll({}, {"w": coded}, 8)
-    _, rows, columns, row_steps, column_steps = coded.scales
-    context = np.add.outer(rows - row_steps, columns - column_steps).ravel()
-    ideal = 0.0
-    for c in np.unique(context):
-        counts = np.bincount(coded.symbols[context == c] - coded.symbols.min())
-        counts = counts[counts > 0]
-        ideal -= (counts * np.log2(counts / counts.sum())).sum()
-    stream = train_gpt.trellis_encode(
-        [code_trellis(w.astype(np.float32), even(w, 0.01), 1.0, 8)], 8
-    )
-    words = np.frombuffer(stream[-4:], dtype="<u2")  # the stream ends with its words
-    lanes = train_gpt.lane_count(w.size)
-    model_bytes = 4 + 2 * (2 * int(np.abs(coded.symbols).max()) + 1) * len(np.unique(context))
-    assert len(words) and 8 * (len(stream) - model_bytes - 4 * lanes) < 1.003 * ideal + 32 * lanes
-    assert len(base) < len(stream) + 2000
+def test_trellis_stream_is_as_long_as_the_entropy_of_its_symbols(spread):
+    """Within 0.3 % (and the lanes' states) of the ideal code length given the contexts."""
+    rows = np.exp(spread * gaussian(600, 1, seed=1))
+    coded = code_trellis(gaussian(600, 500) * rows, even(gaussian(600, 500), 0.01), 1.0, 8)
+    context = coded.contexts().ravel()
+    ideal = sum(ideal_bits(coded.indices[context == c]) for c in np.unique(context))
 
-    coded = code_huffman(w.astype(np.float32), 48)
-    stream = train_gpt.huffman_encode([coded])
-    bits = int(coded.lengths.astype(int).ravel()[coded.symbols].sum())
-    assert len(stream) == 4 * lanes + 2 * -(-bits // 16)
+    (at_zero,) = train_gpt.start_contexts_at_zero([coded])
+    assert at_zero.contexts().min() == 0
+    stream = train_gpt.encode_trellis([at_zero], 8)
+    lanes = 64  # of 300,000 elements
+    symbols = 2 * int(np.abs(coded.indices).max()) + 1
+    words = 8 * (len(stream) - 4 - 2 * symbols * len(np.unique(context)) - 4 * lanes - 4)
+    assert ideal - 16 * lanes < words < 1.003 * ideal + 16 * lanes
+    assert len(encode_pcll({}, {"w": coded}, 8)) < len(stream) + 2000
+
+
+def test_huffman_stream_is_as_long_as_its_codes():
+    coded = code_huffman(gaussian(600, 500), 48)
+    bits = int(coded.lengths.astype(int)[coded.levels].sum())
+    assert len(train_gpt.encode_huffman([coded])) == 4 * 64 + 2 * math.ceil(bits / 16)
+
+
+@pytest.mark.parametrize("elements, lanes", [(1, 1), (255, 1), (256, 2), (4095, 4), (10**9, 1024)])
+def test_number_of_lanes(elements, lanes):
+    assert train_gpt.lane_count(elements) == lanes
 
 
 def test_same_bytes_from_another_process_and_thread_count(tmp_path):
@@ -274,8 +381,9 @@ def test_same_bytes_from_another_process_and_thread_count(tmp_path):
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
         "import numpy as np, train_gpt, hashlib\n"
         "w = np.random.default_rng(0).standard_normal((200, 300)).astype(np.float32)\n"
+        "moments = train_gpt.Moments(np.ones(200) * 1e3, np.eye(300))\n"
         "coded = {'a': train_gpt.code_huffman(w, 48), \n"
-        "         'b': train_gpt.code_trellis(w, (np.ones(200) * 1e3, np.eye(300)), 1.0, 32),\n"
+        "         'b': train_gpt.code_trellis(w, moments, 1.0, 32),\n"
         "         'c': train_gpt.code_floats(w, 'float16')}\n"
         "print(hashlib.sha256(train_gpt.encode_pcll({'x': 1}, coded, 32)).hexdigest())\n"
     )
@@ -292,30 +400,83 @@ def test_same_bytes_from_another_process_and_thread_count(tmp_path):
     assert len(digests) == 1
 
 
-class Silent:
-    def __call__(self, line, console=True):
-        pass
+# ---------------------------------------------------------------- FIT
 
 
-@pytest.mark.parametrize("codec", ["huffman", "trellis"])
-def test_fit_to_the_cap(codec):
-    model = random_model(tiny_settings(MODEL_DIM=64, MLP_HIDDEN=200))
-    weights = {name: w.numpy() for name, w in model.state_dict().items()}
+class Exporter:
+    """Exports a small model, and keeps the sizes of all tries."""
 
-    def export(**changes):
-        moments = {name: even(w, 1e-5) for name, w in weights.items() if w.ndim > 1}
-        return train_gpt.export(
-            weights, moments, {}, tiny_settings(CODEC=codec, **changes), 1000, Silent()
-        )
+    def __init__(self, codec: str):
+        model = random_model(tiny_settings(MODEL_DIM=64, MLP_HIDDEN=200))
+        self.codec = codec
+        self.weights = {name: w.numpy() for name, w in model.state_dict().items()}
+        self.moments = {name: even(w, 1e-5) for name, w in self.weights.items() if w.ndim > 1}
 
-    free = len(export())
-    for cap in (free + 1001, free + 999, 1000 + int(0.8 * free), 1000 + int(0.65 * free)):
-        assert len(export(SIZE_CAP_BYTES=cap)) + 1000 <= cap
-    assert len(export(SIZE_CAP_BYTES=10**6)) == free  # shrink never refines
-    for cap in (1000 + int(0.8 * free), 1000 + int(1.2 * free)):
-        filled = len(export(SIZE_CAP_BYTES=cap, FIT="fill")) + 1000
-        assert 0.985 * cap <= filled <= cap  # at this size a whole level is a large step
+    def __call__(self, **changes) -> int:
+        """Bytes of the artifact with 1,000 bytes of code."""
+        self.tries = []
+        s = tiny_settings(CODEC=self.codec, **changes)
+        artifact = train_gpt.export(self.weights, self.moments, {}, s, 1000, self.log)
+        return len(artifact) + 1000
+
+    def log(self, line: str) -> None:
+        self.tries.append(int(line.split(" bytes,")[0].split()[-1]) + 1000)
+
+
+@pytest.fixture(scope="module", params=["huffman", "trellis"])
+def exporter(request) -> Exporter:
+    return Exporter(request.param)
+
+
+def test_fit_shrink_coarsens_only_what_is_too_large(exporter):
+    free = exporter()
+    assert exporter.tries == [free]
+    for cap in (free, 10**6):
+        assert exporter(SIZE_CAP_BYTES=cap) == free and len(exporter.tries) == 1
+    for cap in (free - 1, int(0.8 * free), int(0.65 * free)):
+        assert exporter(SIZE_CAP_BYTES=cap) <= cap
+        assert all(size > cap for size in exporter.tries[:-1])  # it stops at the first that fits
     with pytest.raises(UserError, match="SIZE_CAP_BYTES"):
-        export(SIZE_CAP_BYTES=free + 999, FIT="off")
+        exporter(SIZE_CAP_BYTES=2000)
+
+
+def test_fit_off_tries_once(exporter):
+    free = exporter()
+    assert exporter(SIZE_CAP_BYTES=10**6, FIT="off") == free and len(exporter.tries) == 1
     with pytest.raises(UserError, match="SIZE_CAP_BYTES"):
-        export(SIZE_CAP_BYTES=2000)
+        exporter(SIZE_CAP_BYTES=free - 1, FIT="off")
+    assert len(exporter.tries) == 1
+
+
+@pytest.mark.parametrize("part", [0.8, 1.2])
+def test_fit_fill_goes_on_until_the_cap_is_used(exporter, part):
+    cap = int(part * exporter())
+    filled = exporter(SIZE_CAP_BYTES=cap, FIT="fill")
+    assert filled == max(size for size in exporter.tries if size <= cap)
+    used = [size for size in exporter.tries if 0.999 * cap <= size <= cap]
+    if exporter.codec == "trellis":
+        assert used
+    assert used == exporter.tries[-1:] if used else len(exporter.tries) == 10
+    assert filled >= 0.985 * cap  # at this size a whole level is a large step
+
+
+def test_the_search_by_hand():
+    """It aims 0.04 % of the cap below the budget; an octave saves a quarter of a bit to two."""
+    search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
+    search.learn(1_000_000)
+    assert search.octaves == pytest.approx(100_400 / 50_000)
+    search.learn(950_000)  # an octave has saved 24,900
+    assert search.octaves == pytest.approx(2.008 * (1 + 50_400 / 50_000))
+    search.learn(800_000)  # an octave has saved 74,108
+    assert search.octaves == pytest.approx(2.688085504)
+
+    assert not search.settled(None) and not search.settled(bytes(898_999))
+    assert search.settled(bytes(899_000))  # with the code 99.9 % of the cap
+
+
+def test_the_search_stays_between_what_fits_and_what_does_not():
+    search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=1000)
+    search.learn(2_000_000)  # the step would lead beyond the coarsest
+    assert search.octaves == 5.0  # half way from 0 to 10
+    search.learn(800_000)
+    assert 0 < search.octaves < 5

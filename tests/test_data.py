@@ -1,4 +1,4 @@
-"""Data: shards are checked, loading is the same for any number of ranks, bytes are those of the text."""
+"""Data: shards are checked, ranks share the same tokens, bytes are those of the text."""
 
 import io
 
@@ -69,10 +69,54 @@ def test_all_ranks_together_see_the_same_batch(tmp_path, world):
     ranks = [Ranks(rank, world, torch.device("cpu")) for rank in range(world)]
     parts = [batch for rank in ranks for batch in train_batches(stream, 3, s, rank)]
     inputs, targets = torch.cat([x for x, _ in parts]), torch.cat([y for _, y in parts])
-    start = 3 * s.train_batch_tokens
+    start = 3 * 64  # step 3 of 64 tokens each
     assert inputs.flatten().tolist() == [i % 64 for i in range(start, start + 64)]
     assert targets.flatten().tolist() == [i % 64 for i in range(start + 1, start + 65)]
     assert all(len(x) <= 2 for x, _ in parts)
+
+
+def test_a_step_reads_on_where_the_one_before_ended(tmp_path):
+    """Two steps of two micro-batches: rows of 16, each target the token after its input."""
+    tokens = np.random.default_rng(0).integers(0, 64, 300)
+    write_shard(tmp_path / "fineweb_train_0.bin", tokens)
+    stream = TokenStream(str(tmp_path), "train", 64)
+    s, rank = tiny_settings(MICRO_BATCH_SEQS=3), Ranks(0, 1, torch.device("cpu"))
+    batches = [batch for step in (0, 1) for batch in train_batches(stream, step, s, rank)]
+    assert [len(inputs) for inputs, _ in batches] == [3, 1, 3, 1]
+
+    position = 0
+    for inputs, targets in batches:
+        for row, row_targets in zip(inputs.tolist(), targets.tolist(), strict=True):
+            assert row == tokens[position : position + 16].tolist()
+            assert row_targets == tokens[position + 1 : position + 17].tolist()
+            position += 16
+    assert position == 128
+
+
+def test_the_second_of_two_ranks_reads_the_second_half(tmp_path):
+    write_shard(tmp_path / "fineweb_train_0.bin", np.arange(300) % 64)
+    stream = TokenStream(str(tmp_path), "train", 64)
+    (batch,) = train_batches(stream, 1, tiny_settings(), Ranks(1, 2, torch.device("cpu")))
+    assert batch.inputs.flatten().tolist() == [i % 64 for i in range(64 + 32, 64 + 64)]
+
+
+@given(count=st.integers(0, 100), world=st.integers(1, 16))
+def test_ranks_share_everything_once_and_evenly(count, world):
+    parts = [Ranks(rank, world, torch.device("cpu")).share(count) for rank in range(world)]
+    assert [item for part in parts for item in part] == list(range(count))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_shares_as_numbers():
+    parts = [Ranks(rank, 4, torch.device("cpu")).share(10) for rank in range(4)]
+    assert [list(part) for part in parts] == [[0, 1], [2, 3, 4], [5, 6], [7, 8, 9]]
+
+
+def test_one_process_communicates_nothing(one_rank):
+    tensor = torch.ones(3)
+    assert one_rank.sum_(tensor) is tensor and tensor.tolist() == [1, 1, 1]
+    assert one_rank.from_first(0.1, 1e9, True) == [0.1, 1e9, 1]
+    assert one_rank.from_first() == []
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,120 @@
-"""What only a CUDA GPU can show: `pytest -m gpu`."""
+"""What only a CUDA GPU can show: `pytest -m gpu`; `-m gpu -k smoke` in less than a minute.
 
+The smoke tests run on the CPU, too, where they show that they themselves are right.
+"""
+
+import contextlib
 import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
-from conftest import ROOT, random_model, tiny_settings
+import torch.nn.functional as F
+from conftest import ROOT, random_model, tiny_settings, write_shard
 
+import train_gpt
+import verify
 from train_gpt import Ranks, Trainer, newton_schulz
 
-pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda", 0)
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SMALL = dict(
     PRESET="demo", ITERATIONS="30", WARMDOWN_ITERS="10", WARMUP_STEPS="2", TRAIN_LOG_EVERY="1"
 )
+
+
+def state(figure: str, value: float) -> None:
+    """A line of the table that run_on_gpu.sh collects."""
+    print(f"\n{figure}\t{value:.6f}")
+
+
+# ---- Smoke ---------------------------------------------------------------------------------------
+
+
+def network(device: str) -> tuple[train_gpt.GPT, verify.Model]:
+    """A small network in bfloat16, and verify.py's of the same weights; heads of 64, as in pcll."""
+    s = tiny_settings(MODEL_DIM=128, NUM_HEADS=2, NUM_KV_HEADS=1, ROPE_DIMS=16)
+    ours = random_model(s)
+    weights = {name: w.numpy() for name, w in ours.state_dict().items()}
+    reference = verify.Model(train_gpt.flat(s.model), weights, device)
+    model = train_gpt.GPT(s.model, torch.bfloat16)
+    model.load_state_dict(ours.state_dict())
+    return model.to(device), reference
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_smoke_logits_are_those_of_verify(device):
+    model, reference = network(device)
+    tokens = torch.randint(1, 64, (32, 16), device=device)
+    with torch.no_grad():
+        exact = reference(tokens)
+        rounded = model(tokens)
+    assert rounded.dtype == torch.float32 and rounded.shape == exact.shape
+    difference = (rounded - exact).abs().mean() / exact.std()
+    state("mean difference of the logits, standard deviations", difference.item())
+    assert difference < 0.03
+    losses = [
+        F.cross_entropy(x[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()) for x in (exact, rounded)
+    ]
+    state("difference of the losses, nats", (losses[1] - losses[0]).item())
+    assert losses[0].item() == pytest.approx(losses[1].item(), abs=0.02)
+
+
+def orthogonalised(g: torch.Tensor) -> torch.Tensor:
+    """Muon's iteration in float64, written out once more."""
+    x = g.double() / g.double().norm(dim=(-2, -1), keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.7750 * gram @ x + 2.0315 * gram @ gram @ x
+    return x
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_smoke_newton_schulz_is_that_of_float64(device):
+    g = torch.randn(3, 128, 320)
+    result = newton_schulz(g.to(device))
+    exact = orthogonalised(g)
+    assert result.dtype == (torch.float32 if device == "cpu" else torch.bfloat16)
+    error = (result.double().cpu() - exact).norm() / exact.norm()
+    state("relative error of Newton-Schulz", error.item())
+    assert error < (1e-5 if device == "cpu" else 0.05)
+
+
+@contextlib.contextmanager
+def no_waiting(device: str) -> Iterator[None]:
+    """Within it whatever makes the host wait for the GPU is an error. A wait for an event is none:
+    by it an update lets the one before finish."""
+    if device == "cpu":
+        yield
+        return
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_smoke_an_update_does_not_wait(device, tmp_path):
+    write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(4096) % 60 + 1)
+    s = tiny_settings(DATA_PATH=tmp_path, ITERATIONS=4, WARMDOWN_ITERS=4, LATE_QAT_THRESHOLD=2)
+    where = torch.device(device, 0) if device == "cuda" else torch.device(device)
+    trainer = Trainer(random_model(s).to(where), s, Ranks(0, 1, where))
+    for _ in range(2):  # what is made once, is made here
+        trainer.set_schedule()
+        trainer.update()
+    trainer.set_schedule()
+    with no_waiting(device):
+        trainer.update()
+    assert trainer.step == 3 and trainer.loss() > 0
+
+
+# ---- All else, in minutes ------------------------------------------------------------------------
 
 
 def run(folder, **changes) -> subprocess.CompletedProcess:
@@ -33,35 +132,30 @@ def losses(done: subprocess.CompletedProcess) -> list[float]:
     return [float(loss) for loss in re.findall(r"train_loss:([\d.]+)", done.stdout)]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_logits_and_gradients_are_those_of_the_cpu(dtype):
-    s = tiny_settings(DTYPE=dtype)
+def loss_and_gradient(device: str, dtype: torch.dtype) -> tuple[float, torch.Tensor]:
+    """Of one small network on the same tokens: the loss, and all gradients in a row."""
+    s = tiny_settings()
+    weights = random_model(s).state_dict()
     tokens = torch.randint(1, 64, (3, 17))
-    results = []
-    for device in (torch.device("cpu"), GPU):
-        model = random_model(s).to(device)
-        model.dtype = getattr(torch, dtype if device is GPU else "float32")
-        loss = torch.nn.functional.cross_entropy(
-            model(tokens[:, :-1].to(device)).flatten(0, 1), tokens[:, 1:].flatten().to(device)
-        )
-        loss.backward()
-        results.append(
-            (loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()]))
-        )
-    (a, x), (b, y) = results
-    assert a == pytest.approx(b, abs=1e-4 if dtype == "float32" else 5e-2)
-    assert torch.nn.functional.cosine_similarity(x, y, dim=0) > (
-        0.9999 if dtype == "float32" else 0.99
-    )
+    model = train_gpt.GPT(s.model, dtype)
+    model.load_state_dict(weights)
+    model.to(device)
+    loss = model(tokens[:, :-1].to(device), tokens[:, 1:].to(device)).mean()
+    loss.backward()
+    return loss.item(), torch.cat([p.grad.flatten().cpu() for p in model.parameters()])
 
 
-def test_newton_schulz_in_bfloat16_is_close_to_float32():
-    g = torch.randn(3, 64, 96)
-    values = torch.linalg.svdvals(newton_schulz(g.to(GPU)).float().cpu())
-    assert newton_schulz(g.to(GPU)).dtype == torch.bfloat16
-    assert values.max() < 1.3 and values.median() > 0.6
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("device", DEVICES)
+def test_loss_and_gradients_are_those_of_the_cpu(device, dtype):
+    exact, gradient = loss_and_gradient("cpu", torch.float32)
+    loss, other = loss_and_gradient(device, dtype)
+    rounded = dtype == torch.bfloat16
+    assert loss == pytest.approx(exact, abs=5e-2 if rounded else 1e-4)
+    assert F.cosine_similarity(gradient, other, dim=0) > (0.99 if rounded else 0.9999)
 
 
+@pytest.mark.gpu
 def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
     done = run(tmp_path)
     assert done.returncode == 0, done.stderr
@@ -85,6 +179,7 @@ def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
     assert verified.returncode == 0, verified.stdout
 
 
+@pytest.mark.gpu
 def test_compiled_and_plain_runs_agree(tmp_path):
     plain, compiled = (
         losses(run(tmp_path, COMPILE=mode, TTT_PROTOCOL="off")) for mode in ("0", "1")
@@ -92,6 +187,7 @@ def test_compiled_and_plain_runs_agree(tmp_path):
     assert len(plain) == 30 and max(abs(a - b) for a, b in zip(plain, compiled, strict=True)) < 0.05
 
 
+@pytest.mark.gpu
 def test_a_resumed_run_goes_on(tmp_path):
     whole = run(tmp_path, CHECKPOINT_EVERY="0.001", TTT_PROTOCOL="off")
     before_last = sorted((tmp_path / "checkpoints/test").glob("*.pt"))[0]
@@ -100,6 +196,7 @@ def test_a_resumed_run_goes_on(tmp_path):
     assert losses(resumed)[-1] == pytest.approx(losses(whole)[-1], abs=0.02)
 
 
+@pytest.mark.gpu
 def test_full_memory_is_one_sentence(tmp_path):
     done = run(
         tmp_path,
@@ -112,6 +209,7 @@ def test_full_memory_is_one_sentence(tmp_path):
     assert done.returncode == 2 and done.stderr.endswith("EVAL_BATCH_SEQS or TTT_BATCH_SEQS.\n")
 
 
+@pytest.mark.gpu
 def test_a_step_does_not_wait_for_the_gpu(tmp_path):
     """The host may run a step ahead: an update returns before its own work is done."""
     done = run(tmp_path, ITERATIONS="0", WARMUP_STEPS="0", TTT_PROTOCOL="off")

@@ -7,45 +7,103 @@ import torch
 import torch.nn.functional as F
 from conftest import random_model, tiny_settings
 
-from train_gpt import GPT, load_settings, rms_norm, rotate
+from train_gpt import GPT, BigramHash, load_settings, rms_norm, rotate
 
 TOKENS = torch.tensor([[1, 7, 9, 9, 4, 1, 5, 6, 7, 30, 31, 32, 1, 9, 63, 2]])
 
 
 def test_the_full_model_has_26_million_parameters():
     with torch.device("meta"):
-        model = GPT(load_settings({}))
+        model = GPT(load_settings({}).model)
     layer = 2 * 512 * 512 + 2 * 256 * 512 + 2 * 512 * 1500  # q, out; k, v; MLP
     layer += 8 + 8 * 512 + 8 + 4 * 512  # query gains; gate; scales and mix
-    expected = (
-        1024 * 512 + 2048 * 128 + 512 * 128 + 1 + 512 + 5 * 512 + 11 * layer + 10 * 2
-    )  # and value mixes
+    value_mixes = 10 * 2
+    expected = 1024 * 512 + 2048 * 128 + 512 * 128 + 1 + 512 + 5 * 512 + 11 * layer + value_mixes
     assert sum(p.numel() for p in model.parameters()) == expected == 26_469_573
 
 
-def test_initial_weights():
-    model = GPT(tiny_settings(MODEL_DIM=64, MLP_HIDDEN=96))
-    for block in model.blocks:
-        assert not block.attn.out.any() and not block.mlp.down.any()
-        for w in (block.attn.q, block.attn.k, block.mlp.up):
-            gram = w @ w.mT if len(w) <= w.size(1) else w.mT @ w
-            torch.testing.assert_close(gram, torch.eye(len(gram)), atol=1e-5, rtol=0)
-    assert model.tok_emb.std().item() == pytest.approx(0.005, rel=0.1)
-    assert (
-        model.bigram.table.std().item() == pytest.approx(0.02, rel=0.2)
-        and not model.bigram.proj.any()
-    )
+# ---- Initial weights
+
+
+def initial_weights(preset: str) -> dict[str, torch.Tensor]:
+    """Of three layers at full width."""
+    torch.manual_seed(0)
+    model = GPT(load_settings({"PRESET": preset, "NUM_LAYERS": "3"}).model)
+    return dict(model.named_parameters())
+
+
+CONSTANT = {  # the end of a parameter's name -> the number that it is full of
+    "bigram.proj": 0,
+    "bigram.scale": 0.05,
+    "smear_gate": 0,
+    "skip_weights": 1,
+    "attn_scale": 1,
+    "mlp_scale": 1,
+    "attn.out": 0,
+    "attn.q_gain": 1.5,
+    "attn.gate_weight": 0,
+    "attn.gate_bias": 4,
+    "attn.value_mix": 0.5,
+    "mlp.down": 0,
+}
+ORTHOGONAL = ("attn.q", "attn.k", "attn.v", "mlp.up")
+
+
+@pytest.mark.parametrize("preset", ["pcll", "pcloadloveletter_v6"])
+def test_initial_weights_of_every_kind(preset):
+    """Whatever is neither a constant nor orthogonal is named here."""
+    rest = {}
+    for name, w in initial_weights(preset).items():
+        number = next((n for end, n in CONSTANT.items() if name.endswith(end)), None)
+        if number is not None:
+            assert w.unique().tolist() == [pytest.approx(number)], name
+        elif name.endswith(ORTHOGONAL):
+            gram = w.double() @ w.mT.double() if len(w) <= w.size(1) else w.mT.double() @ w.double()
+            identity = torch.eye(len(gram), dtype=torch.double)
+            torch.testing.assert_close(gram, identity, atol=1e-5, rtol=0, msg=name)
+        else:
+            rest[name] = w
+
+    mixes = [rest.pop(f"blocks.{i}.resid_mix") for i in range(3)]
+    assert all(torch.equal(mix, torch.tensor([[1.0], [0.0]]).expand(2, 512)) for mix in mixes)
+    assert rest.keys() == {"tok_emb", "bigram.table"}
+    assert rest["tok_emb"].std().item() == pytest.approx(0.005, rel=0.01)
+    assert abs(rest["tok_emb"].mean().item()) < 1e-4
+    std = {"pcll": 0.02, "pcloadloveletter_v6": 0}[preset]
+    assert rest["bigram.table"].std().item() == pytest.approx(std, rel=0.01)
+
+
+def test_the_first_layer_mixes_no_values():
+    names = initial_weights("pcll").keys()
+    assert [f"blocks.{i}.attn.value_mix" in names for i in range(3)] == [False, True, True]
+
+
+def test_the_seed_alone_decides():
+    a, b = initial_weights("pcll"), initial_weights("pcll")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize(
+    ("layers", "last", "exclusive"), [(11, 4, [7, 8, 9, 10]), (3, 2, [1, 2]), (3, 0, [])]
+)
+def test_which_layers_have_exclusive_attention(layers, last, exclusive):
+    with torch.device("meta"):
+        model = GPT(load_settings({"NUM_LAYERS": str(layers), "XSA_LAST_N": str(last)}).model)
+    assert [i for i, block in enumerate(model.blocks) if block.attn.exclusive] == exclusive
+
+
+# ---- Features
 
 
 @pytest.mark.parametrize(("std", "learns"), [(0.02, True), (0.0, False)])
 def test_the_bigram_hash_learns_only_if_its_table_does_not_start_at_zero(std, learns):
-    model = GPT(tiny_settings(BIGRAM_INIT_STD=std))
+    model = GPT(tiny_settings(BIGRAM_INIT_STD=std).model)
     model(TOKENS)[0, :, 5].sum().backward()
     assert bool(model.bigram.proj.grad.any()) == learns
 
 
 def test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency():
-    model = GPT(tiny_settings())
+    model = GPT(tiny_settings().model)
     x = torch.randn(1, 1, 16, 8)
     y = rotate(x, model.cos, model.sin)
     assert torch.equal(y[..., 4:], x[..., 4:])
@@ -75,6 +133,19 @@ def test_embedding_smear_and_bigram_follow_their_formulas():
         torch.testing.assert_close(model.embed(TOKENS)[0, i], expected)
 
 
+def test_bigram_buckets_as_numbers():
+    """(36313 t xor 27191 t_before) mod 2047; 2047 itself for a token without one before it."""
+    bigram = BigramHash(load_settings({}).model)
+    with torch.no_grad():
+        bigram.table.copy_(torch.arange(2048.0)[:, None].expand(-1, 128))
+        bigram.proj[0, 0] = 1
+        bigram.scale.fill_(1)
+    tokens = torch.tensor([[5, 7, 1023, 0]])
+    starts = torch.tensor([[True, False, False, False]])
+    buckets = bigram(tokens, starts, torch.float32)[0, :, 0]
+    assert buckets.tolist() == [2047, 1082, 53, 1757]
+
+
 def test_attention_and_mlp_follow_their_formulas():
     """A block by plain loops over heads and positions."""
     s = tiny_settings()
@@ -82,11 +153,12 @@ def test_attention_and_mlp_follow_their_formulas():
     block, attn = model.blocks[2], model.blocks[2].attn
     assert attn.exclusive and attn.gated and attn.mixes_values
     x, x0, v_first = torch.randn(1, 16, 32), torch.randn(1, 16, 32), torch.randn(1, 2, 16, 8)
-    got, _ = block(x, x0, v_first, (model.cos, model.sin), 16)
+    got, raw = block(x, x0, v_first, (model.cos, model.sin))
 
     mixed = (block.resid_mix[0] * x + block.resid_mix[1] * x0)[0]
     h = rms_norm(mixed) / math.sqrt(3)
     q, k, v = (h @ w.T for w in (attn.q, attn.k, attn.v))
+    torch.testing.assert_close(raw[0].transpose(0, 1).flatten(1), v)
     out = torch.zeros(16, 32)
     for head in range(4):
         kv = head // 2
@@ -176,13 +248,53 @@ def test_every_feature_has_an_effect(switch):
 
 
 @pytest.mark.parametrize("switch", SWITCHES, ids=str)
-@pytest.mark.parametrize("keep", [1, 4, 16])
-def test_keeping_the_last_positions_changes_nothing_but_the_work(switch, keep):
+@pytest.mark.parametrize("at", [[15], [0], [3, 4, 5, 6], [9, 2, 2, 15], list(range(16))], ids=str)
+def test_logits_of_chosen_positions_are_those_of_all(switch, at):
+    """Positions of each of two sequences, in any order."""
     model = random_model(tiny_settings(**switch))
+    tokens = torch.cat((TOKENS, TOKENS.flip(1)))
+    chosen = torch.tensor([at, at[::-1]])
     with torch.no_grad():
-        torch.testing.assert_close(
-            model(TOKENS, keep), model(TOKENS)[:, 16 - keep :], atol=2e-5, rtol=1e-4
-        )
+        expected = torch.stack([model(tokens)[row, chosen[row]] for row in (0, 1)])
+        got = model(tokens, at=chosen)
+    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_what_follows_a_chosen_position_does_not_matter():
+    model, tokens = random_model(tiny_settings()), TOKENS.clone()
+    tokens[0, 8:] = 3
+    with torch.no_grad():
+        at = torch.tensor([[5, 7]])
+        torch.testing.assert_close(model(tokens, at=at), model(TOKENS, at=at), atol=0, rtol=0)
+
+
+def test_with_targets_the_nats_of_each():
+    model = random_model(tiny_settings())
+    targets = TOKENS.roll(-1, dims=1)
+    logits = model(TOKENS).double()
+    expected = -torch.log_softmax(logits, dim=-1).gather(-1, targets[..., None])[..., 0]
+    nats = model(TOKENS, targets)
+    assert nats.dtype == torch.float32 and nats.shape == (1, 16)
+    torch.testing.assert_close(nats.double(), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_shorter_sequences_are_the_beginning_of_longer_ones():
+    model = random_model(tiny_settings())
+    with torch.no_grad():
+        short = model(TOKENS[:, :7])
+        torch.testing.assert_close(short, model(TOKENS)[:, :7], atol=2e-5, rtol=1e-4)
+
+
+def test_activations_in_bfloat16_and_weights_in_float32():
+    s = tiny_settings()
+    exact, model = random_model(s), GPT(s.model, torch.bfloat16)
+    model.load_state_dict(exact.state_dict())
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+    hidden = []
+    model.blocks[1].register_forward_hook(lambda m, args, out: hidden.append(out[0].dtype))
+    logits = model(TOKENS)
+    assert hidden == [torch.bfloat16] and logits.dtype == torch.float32
+    assert 0 < (logits - exact(TOKENS)).abs().max() < 0.5
 
 
 @pytest.mark.parametrize(("reset", "leaks"), [(1, False), (0, True)])

@@ -1,18 +1,17 @@
-"""records/pack.py: the folder that it writes from a real log and edited copies of it, and every way to be refused."""
+"""records/pack.py: what it writes from a real log and edited copies, every way to be refused."""
 
-import dataclasses
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from conftest import ROOT, write_shard
-from test_run import SMALL, run
+from conftest import ROOT, make_demo_data
+from test_run import SMALL, run_here
 
 import train_gpt
 import verify
@@ -26,32 +25,23 @@ SCORES = {
     7: 3.2,
 }  # seed -> val_bpb after adaptation in the made-up logs: 3.1 +- 0.1
 FINAL_LINE = r"^(final_pcll_{}_exact val_loss:)\S+( val_bpb:)\S+"
+HEADLINE = r"^(headline: final_pcll_ttt_exact val_loss:)\S+( val_bpb:)\S+"
 NOT_LEGAL = (
-    f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bpb:1.04870000 tokens:9 bytes:9 "
-    "eval_time:9ms"
+    f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bpb:1.04870000 tokens:9 "
+    "bytes:9 eval_time:9ms"
 )
-
-
-CHANGED = dict(
-    ITERATIONS="3", WARMUP_STEPS="0", LN_SCALE="0", TTT_EPOCHS="1", TTT_CHUNK_TOKENS="1024"
-)
+CHANGED = dict(ITERATIONS="3", WARMUP_STEPS="0", LN_SCALE="0")
 
 
 def tiny_run(base: Path) -> Path:
-    """A folder with the demo's data, cut short, and train_gpt.py's log and artifact; made once for all test files."""
+    """A folder with the demo's data, cut short, and train_gpt.py's log and artifact.
+
+    Made once for all test files.
+    """
     folder = base / "tiny"
     if not folder.exists():
-        data = folder / "data/demo"
-        train_gpt.make_demo_data(
-            train_gpt.load_settings(
-                dict(
-                    PRESET="demo", DATA_PATH=str(data), TOKENIZER_PATH=str(data / "bpe_1024.model")
-                )
-            )
-        )
-        shard = data / "fineweb_val_000000.bin"
-        write_shard(shard, np.fromfile(shard, "<u2", offset=1024)[:4000])
-        done = run(folder, **CHANGED)
+        shutil.copytree(make_demo_data(base), folder / "data/demo")
+        done = run_here(folder, **CHANGED)
         assert done.returncode == 0, done.stderr
     return folder
 
@@ -90,8 +80,9 @@ def edit_source(log: str, old: str, new: str) -> str:
 def seeded(log: str, seed: int, *edits: tuple[str, str]) -> str:
     """The log as a run of another seed, with its made-up score."""
     bpb = SCORES[seed]
-    score = (FINAL_LINE.format("ttt"), rf"\g<1>{2 * bpb:.8f}\g<2>{bpb:.8f}")
-    return edit(log, (r"\bseed:1337", f"seed:{seed}"), score, *edits)
+    values = rf"\g<1>{2 * bpb:.8f}\g<2>{bpb:.8f}"
+    scores = (FINAL_LINE.format("ttt"), values), (HEADLINE, values)
+    return edit(log, (r"\bseed:1337", f"seed:{seed}"), *scores, *edits)
 
 
 def write(folder: Path, *logs: str) -> list[str]:
@@ -119,7 +110,7 @@ def packed(folder: Path, *logs: str, options: tuple = ()) -> Path:
 
 @pytest.fixture
 def refused(tmp_path, capsys):
-    """Checks that pack.py refuses its arguments with a sentence, and leaves nothing behind; returns the sentence."""
+    """Checks that pack.py refuses its arguments and leaves nothing behind; returns its sentence."""
 
     def check(*arguments) -> str:
         out = tmp_path / "out"
@@ -132,7 +123,7 @@ def refused(tmp_path, capsys):
     return check
 
 
-# ---- What is written ------------------------------------------------------------------------------------------------
+# ---- What is written
 
 
 def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatch, capsys):
@@ -241,6 +232,22 @@ def test_without_adaptation_in_every_log_the_sliding_window_counts(tmp_path, log
     assert verify.main([str(folder)]) == 0
 
 
+def test_a_sliding_window_that_was_left_out_is_not_needed(tmp_path, log):
+    left_out = edit(log, ("^final_pcll_sliding_exact.*", "The sliding window was left out."))
+    folder = packed(tmp_path, left_out, seeded(log, 42))
+    table = json.loads((folder / "submission.json").read_text())
+    assert "score-first adaptation" in table["protocol"] and table["seeds"] == [42, 1337]
+
+
+def test_logs_that_have_no_score_in_common(refused, tmp_path, log):
+    without = "^final_pcll_{}_exact.*"
+    one = edit(log, (without.format("sliding"), ""))
+    other = seeded(log, 42, (without.format("ttt"), ""))
+    assert "has no line with final_pcll_sliding_exact, but others do" in refused(
+        "entry", *write(tmp_path, one, other)
+    )
+
+
 def test_what_is_not_legal_stands_apart_with_its_label(tmp_path, log):
     folder = packed(tmp_path, edit(log, (r"^(final_pcll_ttt.*)", rf"\1\n{NOT_LEGAL}")))
     assert "1.0487" not in (folder / "submission.json").read_text()
@@ -252,15 +259,41 @@ def test_what_is_not_legal_stands_apart_with_its_label(tmp_path, log):
     )
 
 
+def read_command(folder: Path) -> dict[str, str]:
+    """The environment of the command in a record's README."""
+    text = (folder / "README.md").read_text()
+    line = re.search(r"^    (.* python train_gpt.py)$", text, re.M)[1]
+    return dict(word.split("=", 1) for word in shlex.split(line)[:-2])
+
+
 def test_the_command_repeats_the_settings(tmp_path, log):
-    line = re.search(
-        r"^    (.* python train_gpt.py)$", (packed(tmp_path, log) / "README.md").read_text(), re.M
-    )[1]
-    environment = dict(word.split("=", 1) for word in shlex.split(line)[:-2])
-    assert train_gpt.load_settings(environment) == dataclasses.replace(
-        train_gpt.load_settings(SMALL | CHANGED), run_id=""
-    )
-    assert "EMA_DECAY" not in line
+    environment = read_command(packed(tmp_path, log))
+    given = train_gpt.load_settings(SMALL | CHANGED)
+    assert train_gpt.load_settings(environment) == given
+    assert environment["LN_SCALE"] == "False" and "EMA_DECAY" not in environment
+
+
+def test_what_was_changed_is_what_the_log_says(tmp_path, log):
+    """The script's defaults are not looked up: they may be other ones today."""
+    other = edit(log, ("^changed:.*", "changed:SEED=5 EMA_DECAY=0.5 RUN_ID=x DATA_PATH=a b"))
+    environment = read_command(packed(tmp_path, other))
+    assert environment == dict(SEED="1337", PRESET="demo", EMA_DECAY="0.97", DATA_PATH="data/demo")
+
+
+def test_nothing_changed(tmp_path, log):
+    folder = packed(tmp_path, edit(log, ("^changed:.*", "changed:")))
+    assert json.loads((folder / "submission.json").read_text())["blurb"] == "Preset demo"
+    assert read_command(folder) == dict(SEED="1337", PRESET="demo")
+
+
+def test_a_log_without_that_line_leaves_it_open(tmp_path, log):
+    """Neither the line nor the headline was in the logs of older scripts."""
+    old = edit(log, ("^changed:.*\n", ""), ("^headline: .*\n", ""))
+    folder = packed(tmp_path, old)
+    blurb = json.loads((folder / "submission.json").read_text())["blurb"]
+    assert blurb == "Preset demo; its log does not say which settings differ from it"
+    assert read_command(folder) == dict(SEED="1337", PRESET="demo")
+    assert "What else was set, the logs do not say" in (folder / "README.md").read_text()
 
 
 def test_eight_gpus_are_started_by_torchrun(tmp_path, log):
@@ -271,6 +304,7 @@ def test_eight_gpus_are_started_by_torchrun(tmp_path, log):
             ("GPU none", "GPU NVIDIA H100 80GB HBM3"),
             ("world_size:1", "world_size:8"),
             ("^data_path:.*", "data_path:my data"),
+            ("^changed:", "changed:DATA_PATH=my data "),
         ),
     )
     text = (folder / "README.md").read_text()
@@ -300,7 +334,7 @@ def test_further_lines_do_not_disturb(tmp_path, log):
 def test_a_resumed_run_counts_from_its_last_start(tmp_path, log):
     source, rule, lines = log.partition(pack.RULE)
     first = lines.partition("\nexport")[0].replace("\ncodec:", "\ncodec:other ") + "\n"
-    early = re.search("^final_pcll_sliding.*\n", lines, re.M)[0]
+    early = re.search("^final_pcll_ttt.*\n", lines, re.M)[0]
     paths = write(
         tmp_path, log, source + rule + first + early + lines, source + rule + lines + first
     )
@@ -355,7 +389,7 @@ def test_the_folder_runs_where_nothing_else_is(tmp_path, log):
     assert done.returncode == 0 and (script.parent / "artifact.pcll").exists()
 
 
-# ---- What is refused ------------------------------------------------------------------------------------------------
+# ---- What is refused
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", ".x", "é", "x" * 81, "a\n"])
@@ -372,11 +406,17 @@ ALONE = {  # a log, edited -> what the sentence says
     "cut after the rule": (lambda log: log[: log.index(pack.RULE) + 90], "has no line with"),
     "cut in training": (lambda log: log[: log.index("\nstep:2/3")], "has no line with Code size"),
     "cut before the score": (
+        lambda log: log[: log.index("\nfinal_pcll_ttt_exact val_loss:")],
+        "has no line with final_pcll_ttt_exact or final_pcll_sliding_exact",
+    ),
+    "cut after the score": (
         lambda log: log[: log.index("\nfinal_pcll_sliding_exact val_loss:")],
-        "has no line with final_pcll_sliding_exact",
+        "has no line with headline",
     ),
     "not a number": (
-        lambda log: edit(log, (FINAL_LINE.format("sliding"), r"\1nan\2nan")),
+        lambda log: edit(
+            log, (r"^(final_pcll_\w+_exact val_loss:)\S+( val_bpb:)\S+", r"\1nan\2nan")
+        ),
         "final_pcll_sliding_exact",
     ),
     "only not legal": (
@@ -390,14 +430,13 @@ ALONE = {  # a log, edited -> what the sentence says
         ),
         "above the cap of 16000000",
     ),
-    "a setting is not printed": (lambda log: edit(log, ("^matrix_lr:.*\n", "")), "cannot be read"),
-    "the seed is no number": (lambda log: edit(log, ("^seed:.*\n", "seed:x\n")), "cannot be read"),
-    "unknown preset": (lambda log: edit(log, ("^preset:demo$", "preset:none")), "cannot be read"),
-    "computed default": (
-        lambda log: edit_source(log, "seed: int = 1337", "seed: int = hash(1)"),
-        "cannot be read",
+    "the seed is not printed": (lambda log: edit(log, ("^seed:.*\n", "")), "setting seed"),
+    "the seed is no number": (lambda log: edit(log, ("^seed:.*\n", "seed:x\n")), "setting seed"),
+    "no preset": (lambda log: edit(log, ("^preset:demo$", "")), "setting preset"),
+    "a changed setting is not printed": (
+        lambda log: edit(log, ("^ln_scale:.*\n", "")),
+        "setting ln_scale",
     ),
-    "not Python": (lambda log: edit_source(log, "import ast", "import ast ("), "cannot be read"),
 }
 
 

@@ -1,9 +1,9 @@
-"""README.md: its table of settings is the script's, and each of its commands works for someone who is new to it.
+"""README.md: its table of settings is the script's, and each of its commands works for someone who
+is new to it.
 
 python tests/test_readme.py         writes the table of settings anew
 """
 
-import ast
 import dataclasses
 import os
 import re
@@ -24,96 +24,83 @@ MEND = "python tests/test_readme.py"
 BEGIN, END = f"<!-- settings: begin, written by {MEND} -->\n", "<!-- settings: end -->\n"
 
 
-# ---- The table of settings ------------------------------------------------------------------------------------------
+# ---------------------------------------------------------------- the table of settings
 
 
-def settings_rows(source: str) -> dict[str, list[tuple[str, str, str, str]]]:
-    """(name, default, what, source) of each field of class Settings, by the comment that heads its group."""
-    (table,) = [
-        node
-        for node in ast.parse(source).body
-        if isinstance(node, ast.ClassDef) and node.name == "Settings"
-    ]
-    group, groups = "Run", {}
-    for line in source.splitlines()[table.lineno : table.end_lineno]:
-        if heading := re.fullmatch(r"    # (.+)", line):
-            group = heading[1]
-        elif field := re.fullmatch(r"    (\w+): (.+?) = (.+?)  # (.+); (.+)", line):
-            name, kind, default, what, origin = field.groups()
-            value = ast.literal_eval(default)
-            value = int(value) if isinstance(value, bool) else value
-            choices = (
-                ast.literal_eval(kind.removeprefix("Literal")) if kind.startswith("Literal") else []
-            )
-            what += f" ({', '.join(f'`{choice}`' for choice in choices)})" if choices else ""
-            groups.setdefault(group, []).append(
-                (name, "empty" if value == "" else f"`{value}`", what, origin)
-            )
+def settings_rows() -> dict[str, list[tuple[str, str, str, str]]]:
+    """(variable, default, what, source) of each setting, by its group."""
+    groups = {}
+    for group in dataclasses.fields(train_gpt.Settings):
+        members = dataclasses.fields(group.type)
+        groups[group.name.capitalize()] = [settings_row(member) for member in members]
     return groups
 
 
-def settings_section(source: str) -> str:
-    groups = settings_rows(source)
+def settings_row(member: dataclasses.Field) -> tuple[str, str, str, str]:
+    about = member.metadata
+    value = int(member.default) if member.type is bool else member.default
+    what = re.sub(r"([|*<])", r"\\\1", about["text"])
+    if about["choices"]:
+        what += f" ({', '.join(f'`{choice}`' for choice in about['choices'])})"
+    default = "empty" if value == "" else f"`{value}`"
+    return f"`{member.name.upper()}`", default, what, about["source"]
+
+
+def settings_section() -> str:
+    groups = settings_rows()
     lines = [
         f"<details><summary>All {sum(map(len, groups.values()))} environment variables</summary>",
         "",
-        "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for the challenge's",
+        "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for "
+        "the challenge's",
         "baseline script, *challenge* for its rules, or *ours*. A preset changes some of them.",
     ]
     for group, rows in groups.items():
-        lines += [
-            "",
-            f"**{group}**",
-            "",
-            "| variable | default | what | source |",
-            "| --- | --- | --- | --- |",
-        ]
-        lines += [
-            " | ".join(
-                ("", f"`{name.upper()}`", default, re.sub(r"([|*<])", r"\\\1", what), origin, "")
-            ).strip()
-            for name, default, what, origin in rows
-        ]
+        lines += ["", f"**{group}**", ""]
+        lines += ["| variable | default | what | source |", "| --- | --- | --- | --- |"]
+        lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", "</details>", ""])
 
 
-def with_settings(readme: str, source: str) -> str:
-    """The README with the settings of this source between its two markers."""
+def with_settings(readme: str) -> str:
+    """The README with the script's settings between its two markers."""
     before, begin, rest = readme.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not begin or not end:
         sys.exit(f"README.md lacks the lines {BEGIN.strip()} and {END.strip()}")
-    return before + begin + settings_section(source) + end + after
+    return before + begin + settings_section() + end + after
 
 
 def test_settings_are_those_of_the_script():
-    source = (ROOT / "train_gpt.py").read_text()
     stale = f"README.md's table of settings is not that of train_gpt.py: {MEND} writes it anew."
     readme = README.read_text()
-    assert with_settings(readme, source) == readme, stale
+    assert with_settings(readme) == readme, stale
 
 
 def test_no_setting_is_left_out():
-    rows = [
-        row for rows in settings_rows((ROOT / "train_gpt.py").read_text()).values() for row in rows
-    ]
-    assert [name for name, *_ in rows] == [
-        field.name for field in dataclasses.fields(train_gpt.Settings)
-    ]
-    for (name, default, *_), field in zip(
-        rows, dataclasses.fields(train_gpt.Settings), strict=True
-    ):
+    rows = [row for rows in settings_rows().values() for row in rows]
+    assert len(rows) == len(train_gpt.FIELDS)
+    for (variable, default, *_), (name, member) in zip(rows, train_gpt.FIELDS.items(), strict=True):
         text = "" if default == "empty" else default.strip("`")
-        assert train_gpt.parse_value(field, text) == field.default, name
+        assert variable == f"`{name.upper()}`"
+        assert train_gpt.parse_value(name, text) == member.default, name
 
 
-# ---- Commands -------------------------------------------------------------------------------------------------------
+def test_rows_as_text():
+    rows = {row[0]: row for rows in settings_rows().values() for row in rows}
+    assert rows["`LN_SCALE`"][1] == "`1`" and rows["`RUN_ID`"][1] == "empty"
+    assert rows["`MATRIX_LR`"] == ("`MATRIX_LR`", "`0.03`", "learning rate of the matrices", "532")
+    assert rows["`FIT`"][2].endswith(" (`shrink`, `fill`, `off`)")
+    assert rows["`DATA_PATH`"][2] == r"folder of fineweb_train_\*.bin and fineweb_val_\*.bin"
+
+
+# ---------------------------------------------------------------- commands
 
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """How a command of the README is tried in a copy of the repository; a trial that is not slow finds a run's
-    artifact, data and logs there."""
+    """How a command of the README is tried in a copy of the repository; a trial that is not slow
+    finds a run's artifact, data and logs there."""
 
     slow: bool = False
     venv: bool = False  # in a new virtual environment
@@ -129,9 +116,10 @@ TRIALS = {  # what a command begins with -> its trial
     ),
     "PRESET=demo python train_gpt.py": Trial(slow=True),
     "torchrun --standalone --nproc_per_node=8 train_gpt.py": Trial(slow=True, environment=SMALL),
-    "python tests/bench_": Trial(slow=True),
+    "python tests/bench/": Trial(slow=True),
     "python verify.py artifact.pcll": Trial(),
     "python verify.py records/": Trial(),
+    "python records/check.py": Trial(),
     "python decode_artifact.py artifact.pcll": Trial(),
     "python records/pack.py": Trial(),
     "python records/plot.py": Trial(),
@@ -149,8 +137,8 @@ PLACEHOLDERS = {
 
 
 def commands(text: str) -> list[str]:
-    """The lines of the shell blocks of a README, fenced or indented by four; what is no command needs a fence that
-    names another language."""
+    """The lines of the shell blocks of a README, fenced or indented by four; what is no command
+    needs a fence that names another language."""
     text, found = re.sub(r"\\\n *", "", text), []
 
     def take(block: re.Match) -> str:
@@ -199,7 +187,8 @@ def copy_repository(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def home_after_a_run(tmp_path_factory) -> Path:
-    """A copy of the repository after a run, with logs A and B of two seeds and a record folder of them."""
+    """A copy of the repository after a run, with logs A and B of two seeds and a record folder of
+    them."""
     tiny, home = (
         tiny_run(tmp_path_factory.getbasetemp()),
         copy_repository(tmp_path_factory.mktemp("repository")),
@@ -257,7 +246,8 @@ def test_command(command, request, tmp_path):
 
 
 def test_commands_are_found_and_claimed():
-    text = "Text\n\n    a \\\n        b\n\n```bash\n# comment\n$ c\n```\n\n```json\nd\n```\n- list\n  e\n"
+    text = "Text\n\n    a \\\n        b\n\n```bash\n# comment\n$ c\n```\n\n"
+    text += "```json\nd\n```\n- list\n  e\n"
     assert commands(text) == ["c", "a b"]
     assert claims("python unknown.py") == []
     for prefix in TRIALS:
@@ -273,7 +263,4 @@ def test_placeholders_are_filled(tmp_path):
 
 
 if __name__ == "__main__":
-    written = with_settings(
-        README.read_text(encoding="utf-8"), (ROOT / "train_gpt.py").read_text(encoding="utf-8")
-    )
-    README.write_text(written, encoding="utf-8")
+    README.write_text(with_settings(README.read_text(encoding="utf-8")), encoding="utf-8")

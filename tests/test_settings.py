@@ -1,4 +1,7 @@
-"""Settings: what a person types is taken, or stopped with a sentence that names the variable."""
+"""Settings: the numbers of both systems, and what a person types is taken or stopped by name.
+
+Expected numbers are literals: a test that reads the table under test cannot see that it is wrong.
+"""
 
 import dataclasses
 import os
@@ -7,56 +10,132 @@ import sys
 
 import pytest
 from conftest import ROOT, tiny_settings
+from hypothesis import given
+from hypothesis import strategies as st
 
-from train_gpt import PRESETS, Settings, UserError, load_settings
+from train_gpt import (
+    FIELDS,
+    PRESETS,
+    Settings,
+    UserError,
+    flat,
+    grouped,
+    load_settings,
+    parse_value,
+)
+
+SYSTEM = {  # of entry 532 as its author reports it, and of our preset, by group
+    "model": dict(
+        vocab_size=1024,
+        num_layers=11,
+        model_dim=512,
+        num_heads=8,
+        num_kv_heads=4,
+        mlp_hidden=1500,
+        mlp_negative_slope=0.5,
+        train_seq_len=2048,
+        rope_dims=16,
+        rope_base=50_000,
+        qk_gain_init=1.5,
+        logit_softcap=30,
+        xsa_last_n=4,
+        bigram_buckets=2048,
+        bigram_dim=128,
+        ln_scale=True,
+        smear_gate=True,
+        value_residual=True,
+        gated_attention=True,
+        unet_skips=True,
+    ),
+    "training": dict(
+        seed=1337,
+        dtype="bfloat16",
+        max_wallclock_seconds=600,
+        train_batch_tokens=786_432,
+        warmup_steps=20,
+        warmdown_iters=3000,
+        matrix_optimizer="normuon",
+        matrix_lr=0.03,
+        embed_lr=0.04,
+        scalar_lr=0.02,
+        muon_momentum=0.99,
+        muon_momentum_warmup_start=0.92,
+        muon_momentum_warmup_steps=1500,
+        weight_decay=0.04,
+        grad_clip_norm=0.3,
+        ema_decay=0.997,
+        late_qat_threshold=0.1,
+        late_qat_min_elements=65_536,
+    ),
+    "export": dict(mlp_levels=48, qkv_levels=80, other_levels=64, size_cap_bytes=16_000_000),
+    "evaluation": dict(
+        eval_stride=32,
+        eval_seconds=600,
+        ttt_batch_seqs=16,
+        ttt_grad_clip=1,
+    ),
+}
+OWN = {  # where the two differ: ours, entry 532
+    "bos_reset": (True, False),
+    "bigram_init_std": (0.02, 0),
+    "codec": ("trellis", "huffman"),
+    "embed_codec": ("trellis", "float16"),
+    "calibration_seconds": (3, 0),
+    "ttt_protocol": ("score_first", "train_then_score"),
+    "ttt_optimizer": ("sgd", "adamw"),
+    "ttt_lr": (0.002, 0.001),
+    "ttt_epochs": (3, 10),
+}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_are_valid(name):
-    assert load_settings({"PRESET": name}).preset == name
+@pytest.mark.parametrize("preset", ["pcll", "pcloadloveletter_v6"])
+@pytest.mark.parametrize("group", SYSTEM)
+def test_the_numbers_of_the_system(preset, group):
+    values = vars(getattr(load_settings({"PRESET": preset}), group))
+    assert {name: values[name] for name in SYSTEM[group]} == SYSTEM[group]
 
 
-def test_the_system_as_reported():
+def test_where_the_entry_and_ours_differ():
+    ours, entry = (
+        flat(*vars(load_settings(environment)).values())
+        for environment in ({}, {"PRESET": "pcloadloveletter_v6"})
+    )
+    del ours["preset"], entry["preset"]
+    differ = {name: (ours[name], entry[name]) for name in ours if ours[name] != entry[name]}
+    assert differ == OWN
+
+
+def test_how_ours_adapts_and_exports():
     s = load_settings({})
-    assert (s.num_layers, s.model_dim, s.num_heads, s.num_kv_heads, s.mlp_hidden) == (
-        11,
-        512,
-        8,
-        4,
-        1500,
-    )
-    assert (s.matrix_lr, s.embed_lr, s.scalar_lr, s.weight_decay, s.grad_clip_norm) == (
-        0.03,
-        0.04,
-        0.02,
-        0.04,
-        0.3,
-    )
-    assert (s.train_batch_tokens, s.train_seq_len, s.eval_stride, s.warmdown_iters) == (
-        786432,
-        2048,
-        32,
-        3000,
-    )
-    assert s.bos_reset and s.ttt_protocol == "score_first"
-    entry = load_settings({"PRESET": "pcloadloveletter_v6"})
-    assert (
-        not entry.bos_reset and entry.ttt_protocol == "train_then_score" and entry.ttt_epochs == 10
-    )
+    assert (s.evaluation.ttt_chunk_tokens, s.evaluation.eval_batch_seqs) == (32_768, 64)
+    assert (s.export.calibration_tokens, s.export.trellis_states) == (131_072, 32)
+    assert (s.export.quantisation_nats, s.export.fit) == (0.0005, "shrink")
+    assert (s.training.iterations, s.run.micro_batch_seqs) == (20_000, 48)
+
+
+def test_calibration_has_its_part_of_the_cap():
+    assert load_settings({}).training_seconds == 597
+    assert load_settings({"PRESET": "pcloadloveletter_v6"}).training_seconds == 600
+    assert load_settings({"MAX_WALLCLOCK_SECONDS": "0"}).training_seconds == 0
+    assert 0 < load_settings({"MAX_WALLCLOCK_SECONDS": "2"}).training_seconds < 1e-6
+
+
+@pytest.mark.parametrize("name", ["pcll", "frontier", "pcloadloveletter_v6", "demo"])
+def test_presets_are_valid(name):
+    assert load_settings({"PRESET": name}).run.preset == name
 
 
 def test_environment_wins_over_preset():
-    s = load_settings(
-        {
-            "PRESET": "demo",
-            "NUM_LAYERS": "6",
-            "SMEAR_GATE": "0",
-            "MATRIX_LR": "1e-3",
-            "CODEC": "trellis",
-        }
-    )
-    assert (s.num_layers, s.smear_gate, s.matrix_lr, s.codec) == (6, False, 1e-3, "trellis")
-    assert s.model_dim == PRESETS["demo"]["model_dim"]
+    changes = dict(NUM_LAYERS="6", SMEAR_GATE="0", MATRIX_LR="1e-3", CODEC="huffman")
+    s = load_settings({"PRESET": "demo"} | changes)
+    assert (s.model.num_layers, s.model.smear_gate) == (6, False)
+    assert (s.training.matrix_lr, s.export.codec) == (1e-3, "huffman")
+    assert (s.model.model_dim, s.model.train_seq_len) == (128, 256)
+
+
+@pytest.mark.parametrize("text", ["0", "false", "False", "1", "true", "TRUE"])
+def test_switches(text):
+    assert tiny_settings(LN_SCALE=text).model.ln_scale == (text.lower() in ("1", "true"))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +149,10 @@ def test_environment_wins_over_preset():
         ("SEED", "-1"),
         ("MATRIX_LR", "nan"),
         ("MATRIX_LR", "inf"),
+        ("MATRIX_LR", "-0.1"),
         ("SMEAR_GATE", "maybe"),
+        ("SMEAR_GATE", "2"),
+        ("COMPILE", "yes"),
         ("CODEC", "zip"),
         ("TRELLIS_STATES", "33"),
         ("NUM_HEADS", "3"),
@@ -78,8 +160,8 @@ def test_environment_wins_over_preset():
         ("ROPE_DIMS", "3"),
         ("ROPE_DIMS", "10"),
         ("EVAL_STRIDE", "17"),
-        ("TRAIN_BATCH_TOKENS", "65"),
-        ("TTT_CHUNK_TOKENS", "33"),
+        ("EVAL_SECONDS", "-1"),
+        ("TRAIN_SEQ_LEN", "15"),
         ("VOCAB_SIZE", "65537"),
         ("MLP_LEVELS", "256"),
         ("MUON_MOMENTUM", "1"),
@@ -88,20 +170,58 @@ def test_environment_wins_over_preset():
         ("RUN_ID", "a/b"),
         ("TTT_PROTOCOL", "best_of_10"),
         ("EVAL_BATCH_SEQS", "0"),
+        ("CHECKPOINT_EVERY", "-2"),
         ("DEVICE", "tpu"),
     ],
 )
 def test_a_wrong_value_is_named(name, value):
-    with pytest.raises(UserError, match=name):
+    with pytest.raises(UserError, match=rf"^{name}\b.*\.$") as caught:
         tiny_settings(**{name: value})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"NUM_LAYERS": "0"}, "NUM_LAYERS must be a number (int) from 1 to 256, not '0'."),
+        ({"MATRIX_LR": "x"}, "MATRIX_LR must be a number (float) from 0 to inf, not 'x'."),
+        ({"CODEC": "zip"}, "CODEC must be one of huffman, trellis, not 'zip'."),
+        ({"SMEAR_GATE": ""}, "SMEAR_GATE must be one of 0, false, 1, true, not ''."),
+        ({"TRAIN_BATCH_TOKENS": "65"}, "TRAIN_SEQ_LEN must divide TRAIN_BATCH_TOKENS=65."),
+        ({"TTT_CHUNK_TOKENS": "33"}, "TRAIN_SEQ_LEN must divide TTT_CHUNK_TOKENS=33."),
+        ({"CALIBRATION_TOKENS": "8"}, "TRAIN_SEQ_LEN must divide CALIBRATION_TOKENS=8."),
+    ],
+)
+def test_sentences(change, sentence):
+    with pytest.raises(UserError) as caught:
+        tiny_settings(**change)
+    assert str(caught.value) == sentence
 
 
 def test_every_field_states_its_meaning_and_source():
-    lines = (ROOT / "train_gpt.py").read_text().splitlines()
-    for field in dataclasses.fields(Settings):
-        line = next(line for line in lines if line.startswith(f"    {field.name}: "))
-        comment = line.split("  # ")[1]
-        assert comment.rsplit("; ", 1)[1] in ("532", "549", "base", "ours", "challenge"), line
+    for name, member in FIELDS.items():
+        assert member.metadata["text"], name
+        assert member.metadata["source"] in ("532", "549", "base", "ours", "challenge"), name
+        assert member.type in (str, int, float, bool), name
+        assert parse_value(name, str(member.default)) == member.default, name
+
+
+def test_no_name_stands_in_two_groups():
+    groups = [group.type for group in dataclasses.fields(Settings)]
+    assert len(FIELDS) == sum(len(dataclasses.fields(group)) for group in groups)
+    assert {name for preset in PRESETS.values() for name in preset} <= FIELDS.keys()
+
+
+@given(st.sampled_from(["pcll", "frontier", "pcloadloveletter_v6", "demo"]), st.data())
+def test_what_is_printed_is_read_back(preset, data):
+    """The text of each value, as the log has it, is that value again."""
+    values = PRESETS[preset] | {"preset": preset}
+    values["seed"] = data.draw(st.integers(0, 2**63 - 1))
+    values["matrix_lr"] = data.draw(st.floats(0, 1e9))
+    values["smear_gate"] = data.draw(st.booleans())
+    s = grouped(values)
+    printed = {name.upper(): str(value) for name, value in flat(*vars(s).values()).items()}
+    assert load_settings(printed) == s
 
 
 @pytest.mark.parametrize(

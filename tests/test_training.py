@@ -1,4 +1,4 @@
-"""Training: checkpoints go on exactly, the cap holds, signals and damage end a run with a sentence."""
+"""Training: each part of a step by its formula, checkpoints, the cap, and every way to end."""
 
 import errno
 import itertools
@@ -10,25 +10,44 @@ import signal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import tiny_settings, write_shard
 
 import train_gpt
 from train_gpt import (
     GPT,
-    MATRICES,
     Log,
     Ranks,
+    StopRequest,
     TokenStream,
     Trainer,
     UserError,
+    checkpoint_interval,
     find_checkpoint,
-    heed_signals,
     rounded_to_int6,
     train,
     write_atomically,
 )
 
 CPU = torch.device("cpu")
+MATRICES = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down", "bigram.proj")
+CHANGES = dict(
+    DATA_PATH=".",
+    ITERATIONS=8,
+    WARMDOWN_ITERS=6,
+    LATE_QAT_MIN_ELEMENTS=64,
+    LATE_QAT_THRESHOLD=0.5,
+    MAX_WALLCLOCK_SECONDS=0,
+)
+
+
+@pytest.fixture(autouse=True)
+def signals():
+    """Puts back what answers Ctrl-C and SIGTERM."""
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    signal.signal(signal.SIGINT, before[0])
+    signal.signal(signal.SIGTERM, before[1])
 
 
 @pytest.fixture
@@ -41,17 +60,9 @@ def home(tmp_path, monkeypatch):
 
 def make_trainer(world: int = 1, **changes) -> Trainer:
     """The trainer of the last of `world` ranks."""
-    s = tiny_settings(
-        DATA_PATH=".",
-        ITERATIONS="8",
-        WARMDOWN_ITERS="6",
-        LATE_QAT_MIN_ELEMENTS="64",
-        LATE_QAT_THRESHOLD="0.5",
-        MAX_WALLCLOCK_SECONDS="0",
-        **changes,
-    )
-    torch.manual_seed(s.seed)
-    return Trainer(GPT(s), s, Ranks(world - 1, world, CPU))
+    s = tiny_settings(**CHANGES | changes)
+    torch.manual_seed(s.training.seed)
+    return Trainer(GPT(s.model), s, Ranks(world - 1, world, CPU))
 
 
 def go(trainer: Trainer, steps: int) -> list[float]:
@@ -65,6 +76,86 @@ def go(trainer: Trainer, steps: int) -> list[float]:
 
 def same_weights(a: torch.nn.Module, b: torch.nn.Module) -> bool:
     return all(torch.equal(x, b.state_dict()[name]) for name, x in a.state_dict().items())
+
+
+def copies(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+# ---- What a step does
+
+
+@pytest.mark.parametrize("micro", [1, 3, 4])
+def test_the_gradient_is_that_of_the_mean_loss_of_the_whole_step(home, micro):
+    trainer = make_trainer(MICRO_BATCH_SEQS=micro, GRAD_CLIP_NORM=0)
+    tokens = torch.from_numpy(np.fromfile(home / "fineweb_train_0.bin", "<u2", offset=1024)[:65])
+    inputs, targets = tokens[:-1].long().view(4, 16), tokens[1:].long().view(4, 16)
+    loss = F.cross_entropy(trainer.model(inputs).flatten(0, 1), targets.flatten())
+    expected = torch.autograd.grad(loss, list(trainer.model.parameters()))
+    go(trainer, 1)
+    assert trainer.loss() == pytest.approx(loss.item(), abs=1e-6)
+    for p, wanted in zip(trainer.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(p.grad, wanted, atol=1e-7, rtol=1e-4)
+
+
+@pytest.mark.parametrize("limit", [None, 0.01, 1e9, 0])
+def test_the_gradient_is_clipped_to_a_global_norm(home, limit):
+    """0.3 if nothing is said; direction and proportions stay."""
+    plain = make_trainer(GRAD_CLIP_NORM=0)
+    clipped = make_trainer(**{} if limit is None else {"GRAD_CLIP_NORM": limit})
+    for trainer in (plain, clipped):
+        with torch.no_grad():
+            trainer.model.tok_emb.mul_(30)  # so that the norm is above 0.3
+        go(trainer, 1)
+    whole, part = (
+        torch.cat([p.grad.flatten() for p in trainer.model.parameters()])
+        for trainer in (plain, clipped)
+    )
+    norm = whole.norm().item()
+    assert norm > 0.5
+    expected = {None: 0.3, 0.01: 0.01, 1e9: norm, 0: norm}[limit]
+    assert part.norm().item() == pytest.approx(expected, rel=1e-4)
+    torch.testing.assert_close(part / part.norm(), whole / norm, atol=1e-6, rtol=1e-4)
+    assert clipped.loss() == plain.loss()
+
+
+def test_momentum_and_rates_of_each_step(home):
+    """Momentum 0.92 to 0.99 over 4 steps, rates down over the last 6 of 8."""
+    trainer = make_trainer(MUON_MOMENTUM_WARMUP_STEPS=4)
+    momenta, rates = [], []
+    for _ in range(8):
+        trainer.set_schedule()
+        muon, adamw = trainer.optimizers
+        momenta.append(muon.param_groups[0]["momentum"])
+        rates.append([group["lr"] for o in (muon, adamw) for group in o.param_groups])
+        trainer.update()
+    warm = [0.92, 0.9375, 0.955, 0.9725, 0.99, 0.99, 0.99, 0.99]
+    assert momenta == pytest.approx(warm, abs=1e-9)
+    scales = [1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
+    expected = [[0.03 * scale, 0.04 * scale, 0.02 * scale] for scale in scales]
+    np.testing.assert_allclose(rates, expected, atol=1e-9)
+
+
+@pytest.mark.parametrize("decay", [None, 0.5, 0])
+def test_the_average_is_an_exponential_one_from_the_first_step_on(home, decay):
+    """0.97 if nothing is said, as the preset here is the demo; 0 means the last weights."""
+    trainer = make_trainer(**{} if decay is None else {"EMA_DECAY": decay})
+    d = 0.97 if decay is None else decay
+    expected = {}
+    for step in range(5):
+        go(trainer, 1)
+        for name, w in copies(trainer.model).items():
+            expected[name] = w if step == 0 else d * expected[name] + (1 - d) * w
+    moved = 0.0
+    for name, p in trainer.average.module.named_parameters():
+        torch.testing.assert_close(p.detach(), expected[name], atol=1e-6, rtol=1e-5)
+        moved = max(moved, (p - trainer.model.get_parameter(name)).abs().max().item())
+    assert (moved > 0.01) == (d > 0)
+
+
+def test_the_average_of_the_system():
+    for preset in ("pcll", "pcloadloveletter_v6"):
+        assert train_gpt.load_settings({"PRESET": preset}).training.ema_decay == 0.997
 
 
 # ---- Checkpoints
@@ -84,7 +175,20 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(home, optimizer):
 def test_the_warm_up_leaves_no_trace(home):
     plain, warmed = make_trainer(), make_trainer(WARMUP_STEPS="3")
     warmed.warm_up()
+    assert same_weights(warmed.model, plain.model) and same_weights(warmed.average, plain.average)
+    assert (warmed.step, warmed.seconds) == (0, 0)
+    assert not any(optimizer.state for optimizer in warmed.optimizers)
     assert go(warmed, 3) == go(plain, 3)
+    assert same_weights(warmed.model, plain.model) and same_weights(warmed.average, plain.average)
+
+
+def test_the_warm_up_makes_its_steps(home, monkeypatch):
+    trainer, steps = make_trainer(WARMUP_STEPS=3), []
+    update = trainer.update
+    monkeypatch.setattr(trainer, "update", lambda: (steps.append(trainer.step), update()))
+    trainer.warm_up()
+    assert steps == [0, 1, 2]
+    assert train_gpt.load_settings({}).training.warmup_steps == 20
 
 
 def test_the_newest_two_are_kept_and_found(home):
@@ -99,27 +203,27 @@ def test_the_newest_two_are_kept_and_found(home):
         "00000005.pt",
         "00000006.pt",
     ]
-    assert str(find_checkpoint(tiny_settings(RESUME="latest"))) == "checkpoints/b/00000006.pt"
-    assert (
-        str(find_checkpoint(tiny_settings(RESUME="latest", RUN_ID="a")))
-        == "checkpoints/a/00000003.pt"
+    latest, of_a = (
+        tiny_settings(RESUME="latest").run,
+        tiny_settings(RESUME="latest", RUN_ID="a").run,
     )
-    for settings in (
+    assert str(find_checkpoint(latest)) == "checkpoints/b/00000006.pt"
+    assert str(find_checkpoint(of_a)) == "checkpoints/a/00000003.pt"
+    for changes in (
         dict(RESUME="latest", RUN_ID="c"),
         dict(RESUME="checkpoints/a"),
         dict(RESUME="nowhere.pt"),
     ):
-        with pytest.raises(
-            UserError, match=f"RESUME={settings['RESUME']}: there is no such checkpoint"
-        ):
-            find_checkpoint(tiny_settings(**settings))
+        sentence = f"RESUME={changes['RESUME']}: there is no such checkpoint"
+        with pytest.raises(UserError, match=sentence):
+            find_checkpoint(tiny_settings(**changes).run)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("NUM_LAYERS", "2"),
-        ("SMEAR_GATE", "0"),
+        ("SMEAR_GATE", "False"),
         ("MATRIX_LR", "0.5"),
         ("SEED", "1"),
         ("ITERATIONS", "9"),
@@ -127,21 +231,9 @@ def test_the_newest_two_are_kept_and_found(home):
 )
 def test_another_configuration_is_refused_by_name(home, name, value):
     path = make_trainer().save(home)
-    s = tiny_settings(
-        **dict(
-            DATA_PATH=".",
-            ITERATIONS="8",
-            WARMDOWN_ITERS="6",
-            LATE_QAT_MIN_ELEMENTS="64",
-            LATE_QAT_THRESHOLD="0.5",
-            MAX_WALLCLOCK_SECONDS="0",
-        )
-        | {name: value}
-    )
-    with pytest.raises(
-        UserError, match=rf"^{name}={re.escape(str(getattr(s, name.lower())))}, but RESUME="
-    ):
-        Trainer(GPT(s), s, Ranks(0, 1, CPU)).load(path)
+    other = make_trainer(**{name: value})
+    with pytest.raises(UserError, match=rf"^{name}={value}, but RESUME=\S+ has \S+\.$"):
+        other.load(path)
 
 
 def test_settings_that_alter_no_training_may_differ(home):
@@ -194,28 +286,76 @@ def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
     assert torch.equal(w.grad, torch.arange(300.0).expand(4, 300))
 
 
-def test_only_large_matrices_are_quantised_and_only_late(home):
+def test_int6_levels_as_numbers():
+    """A row's greatest is 31; the gradient is that of the rounded weights."""
+    w = torch.tensor([[31.0, 10.4, -3.6, 0.2], [-0.62, 0.3, 0.31, 0.0]], requires_grad=True)
+    with rounded_to_int6([w]):
+        rounded = torch.tensor([[31.0, 10, -4, 0], [-31 * 0.02, 15 * 0.02, 16 * 0.02, 0]])
+        torch.testing.assert_close(w.detach(), rounded, atol=1e-6, rtol=0)
+        w.square().sum().backward()
+    torch.testing.assert_close(w.grad, 2 * rounded)
+
+
+def quantised(trainer: Trainer) -> set[str]:
+    """Names of the parameters that are rounded in the next step."""
+    trainer.set_schedule()
+    chosen = {id(p) for p in trainer.quantised}
+    return {name for name, p in trainer.model.named_parameters() if id(p) in chosen}
+
+
+IN_BLOCKS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")
+
+
+@pytest.mark.parametrize("preset", ["pcll", "pcloadloveletter_v6"])
+def test_what_the_system_quantises_and_when(home, preset):
+    """Matrices of over 65,536 elements in the last 300 of 20,000 steps; no embedding, no hash."""
+    environment = {"PRESET": preset, "DATA_PATH": ".", "MAX_WALLCLOCK_SECONDS": "0"}
+    s = train_gpt.load_settings(environment)
+    device = torch.device("meta")
+    with device:
+        model = GPT(s.model)
+    trainer = Trainer(model, s, Ranks(0, 1, device))
+    for step in (0, 17_000, 19_700):
+        trainer.step = step
+        assert quantised(trainer) == set(), step
+    all_of_them = {f"blocks.{i}.{kind}" for i in range(11) for kind in IN_BLOCKS}
+    for step in (19_701, 19_999):
+        trainer.step = step
+        assert quantised(trainer) == all_of_them, step
+
+
+def test_only_matrices_with_more_elements_are_quantised(home):
+    """q, out 32 x 32; k, v 16 x 32; up 48 x 32; down 32 x 48."""
+    trainer = make_trainer(LATE_QAT_MIN_ELEMENTS=1024, NUM_LAYERS=2)
+    trainer.step = 7
+    assert quantised(trainer) == {
+        f"blocks.{i}.mlp.{kind}" for i in (0, 1) for kind in ("up", "down")
+    }
+    trainer = make_trainer(LATE_QAT_MIN_ELEMENTS=1023, NUM_LAYERS=2)
+    trainer.step = 7
+    assert len(quantised(trainer)) == 8
+    trainer = make_trainer(LATE_QAT_THRESHOLD=0, NUM_LAYERS=2)
+    trainer.step = 7
+    assert quantised(trainer) == set()
+
+
+def test_a_late_step_computes_with_rounded_weights(home):
+    """Its loss is that of the rounded model, and the exact weights are what it updates."""
     trainer = make_trainer()
-    early, late = (
-        [],
-        {
-            name
-            for name, p in trainer.model.named_parameters()
-            if name.startswith("blocks")
-            and p.ndim == 2
-            and p.numel() > 64
-            and name.endswith(MATRICES)
-        },
-    )
+    go(trainer, 6)
+    exact = copies(trainer.model)
     trainer.set_schedule()
-    assert trainer.quantised == early
-    trainer.step = 6
-    trainer.set_schedule()
-    assert {
-        name
-        for name, p in trainer.model.named_parameters()
-        if any(p is q for q in trainer.quantised)
-    } == late
+    assert trainer.quantised
+    with rounded_to_int6(trainer.quantised):
+        tokens = trainer.stream.read(6 * 64, 65).astype(np.int64)
+        inputs, targets = (torch.from_numpy(x).view(4, 16) for x in (tokens[:-1], tokens[1:]))
+        expected = trainer.model(inputs, targets).mean().item()
+        rounded = copies(trainer.model)
+    trainer.update()
+    assert trainer.loss() == pytest.approx(expected, abs=1e-6)
+    name = "blocks.1.mlp.up"
+    assert not torch.equal(rounded[name], exact[name])
+    assert (trainer.model.get_parameter(name) - exact[name]).abs().max() < 0.05
 
 
 # ---- What goes wrong
@@ -287,26 +427,70 @@ def test_every_end_is_one_sentence(monkeypatch, capsys, error, sentence):
         raise error
 
     monkeypatch.setattr(train_gpt, "run", run)
-    monkeypatch.setattr(train_gpt, "join_ranks", lambda s: None)
+    monkeypatch.setattr(train_gpt, "join_ranks", lambda run: None)
     assert train_gpt.main() == 2
     printed = capsys.readouterr().err
     assert sentence in printed and printed.count("\n") == 1
 
 
-def test_a_second_signal_stops_at_once(monkeypatch):
-    clock = itertools.count(100.0, 0.6)
-    monkeypatch.setattr(train_gpt.time, "monotonic", lambda: next(clock))
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    try:
-        times = heed_signals()
+# ---- Ctrl-C and SIGTERM
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The time that is read, in a list of one."""
+    now = [100.0]
+    monkeypatch.setattr(train_gpt.time, "monotonic", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(clock, number):
+    stop = StopRequest()
+    assert not stop.requested
+    signal.raise_signal(number)
+    assert stop.requested and stop.first == 100
+    clock[0] = 100.9
+    signal.raise_signal(signal.SIGTERM)  # torchrun passing it on
+    assert stop.requested and stop.first == 100
+    clock[0] = 101.1
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(number)
+
+
+def test_after_training_a_signal_stops_at_once(clock):
+    stop = StopRequest()
+    stop.at_once = True
+    with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGTERM)  # 0.6 seconds later: torchrun passing it on
-        assert len(times) == 2
-        with pytest.raises(KeyboardInterrupt):
+
+
+def test_a_signal_ends_training_after_its_step_with_a_checkpoint(home, monkeypatch):
+    trainer = make_trainer(CHECKPOINT_EVERY=0)
+    update = trainer.update
+
+    def interrupted():
+        if trainer.step == 3:
             signal.raise_signal(signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGINT, before[0])
-        signal.signal(signal.SIGTERM, before[1])
+        update()
+
+    monkeypatch.setattr(trainer, "update", interrupted)
+    log = Log("x", trainer.ranks, append=False)
+    with pytest.raises(UserError) as caught:
+        train(trainer, log, home / "checkpoints", None)
+    path = home / "checkpoints/00000004.pt"
+    assert str(caught.value) == f"Stopped at step 4; to go on: RESUME={path}, all else the same."
+    assert torch.load(path, weights_only=True)["step"] == 4
+
+
+def test_all_ranks_stop_if_the_first_one_was_asked_to(home, monkeypatch):
+    """Rank 1 has had no signal; it saves nothing."""
+    trainer = make_trainer(world=2)
+    monkeypatch.setattr(train_gpt.dist, "all_reduce", lambda tensor: None)
+    monkeypatch.setattr(Ranks, "from_first", lambda self, *values: [1.0, 1.0])
+    with pytest.raises(UserError, match="Stopped at step 1; to go on"):
+        train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
+    assert not (home / "checkpoints").exists() and not (home / "logs").exists()
 
 
 # ---- Clock, speed, communication
@@ -320,7 +504,7 @@ class Clock:
         monkeypatch.setattr(train_gpt.time, "monotonic", lambda: self.now)
 
         def update():
-            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"] / trainer.s.matrix_lr)
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"] / 0.03)
             trainer.step += 1
             trainer.report = torch.ones(2 + len(list(trainer.model.parameters())))
             self.now += next(durations)
@@ -330,11 +514,8 @@ class Clock:
 
 @pytest.mark.parametrize("durations", [[0.5], [0.3, 0.7], [0.2] * 20 + [0.4] * 200])
 def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, durations):
-    s = dict(
-        DATA_PATH=".", ITERATIONS="10000", WARMDOWN_ITERS="40", MAX_WALLCLOCK_SECONDS="53"
-    )  # 3 to calibrate
-    s = tiny_settings(**s)
-    trainer = Trainer(GPT(s), s, Ranks(0, 1, CPU))
+    """50 of 53 seconds, as 3 are kept for calibration."""
+    trainer = make_trainer(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53)
     clock = Clock(monkeypatch, trainer, itertools.cycle(durations))
     train(trainer, Log("x", trainer.ranks, append=False), home, None)
     assert 50 <= trainer.seconds <= 50 + max(durations)
@@ -348,13 +529,44 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
     [("-1", "600", 0), ("-1", "601", 5), ("0", "601", 0), ("100", "300", 3)],
 )
 def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
-    s = tiny_settings(
-        DATA_PATH=".", ITERATIONS="31", MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every
-    )
-    trainer = Trainer(GPT(s), s, Ranks(0, 1, CPU))
+    trainer = make_trainer(ITERATIONS=31, MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every)
     Clock(monkeypatch, trainer, itertools.repeat(9.9))
     train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
     assert (home / "logs/x.txt").read_text().count("checkpoint: ") == saves
+
+
+def test_seconds_between_checkpoints():
+    for cap, seconds in (("600", 0), ("599", 0), ("601", 60), ("0", 60)):
+        assert checkpoint_interval(tiny_settings(MAX_WALLCLOCK_SECONDS=cap)) == seconds
+    assert checkpoint_interval(tiny_settings(CHECKPOINT_EVERY="7.5")) == 7.5
+
+
+def test_validation_is_no_training_time(home, monkeypatch):
+    trainer = make_trainer(ITERATIONS=7, VAL_LOSS_EVERY=3, MAX_WALLCLOCK_SECONDS=1000)
+    clock, asked = Clock(monkeypatch, trainer, itertools.repeat(2.0)), []
+
+    def validate(name: str) -> str:
+        asked.append((name, trainer.step))
+        clock.now += 100
+        return "val_bpb:2.5"
+
+    train(trainer, Log("x", trainer.ranks, append=False), home, validate)
+    assert asked == [("validation", 3), ("validation", 6)]
+    assert trainer.seconds == 14
+    lines = (home / "logs/x.txt").read_text().splitlines()
+    assert "step:3/7 val_bpb:2.5 train_time:6000ms" in lines
+    assert "step:6/7 val_bpb:2.5 train_time:12000ms" in lines
+
+
+def test_which_steps_have_a_line(home, monkeypatch):
+    trainer = make_trainer(ITERATIONS=33, TRAIN_LOG_EVERY=10)
+    Clock(monkeypatch, trainer, itertools.repeat(0.25))
+    train(trainer, Log("x", trainer.ranks, append=False), home, None)
+    text = (home / "logs/x.txt").read_text()
+    steps = [int(step) for step in re.findall(r"^step:(\d+)/33 train_loss:", text, re.M)]
+    assert steps == [1, 2, 3, 4, 5, 10, 20, 30, 33]
+    line = "step:20/33 train_loss:1.0000 train_time:5000ms step_avg:250.00ms tok_s:256"
+    assert line in text.splitlines()
 
 
 def test_speed_is_stated_with_the_share_of_the_peak(home, monkeypatch):
@@ -363,16 +575,16 @@ def test_speed_is_stated_with_the_share_of_the_peak(home, monkeypatch):
     assert trainer.speed() == f"tok_s:{100 * 64 / 5:.0f}"
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     trainer.finished = True
-    s, weights = trainer.s, dict(trainer.model.named_parameters())
+    weights = dict(trainer.model.named_parameters())
     matrices = [name for name in weights if name.endswith(MATRICES)] + ["tok_emb"]
-    flops = sum(6 * weights[name].numel() for name in matrices) + 6 * s.num_layers * 16 * 32
+    flops = sum(6 * weights[name].numel() for name in matrices) + 6 * 3 * 16 * 32
     trainer.seconds = 1e-9
     mfu = float(trainer.speed().partition("mfu:")[2])
     assert mfu == pytest.approx(6400e9 * flops / (2 * 989e12), abs=1e-3)
 
 
 def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch):
-    """A float32 gradient of each parameter, the loss, and the orthogonalised matrices: nothing else."""
+    """A float32 gradient of each parameter, the loss, and the orthogonalised matrices."""
     sent = []
     monkeypatch.setattr(
         train_gpt.dist, "all_reduce", lambda tensor: sent.append(tensor.numel() * tensor.itemsize)

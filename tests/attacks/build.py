@@ -1,11 +1,13 @@
-"""Makes PCLL containers by hand: a slow reference encoder, written from the specification and from nothing else.
+"""Makes PCLL containers by hand: a slow reference encoder, written from the specification and from
+nothing else.
 
     container = build(config, tensors, model)     # encodes the streams
     container.tensors[0].step = float("nan")      # any field may then be set to anything
     container.file()                              # bytes of the file, its zstd frame signed anew
 
-Everything is plain Python integers and lists, one element at a time, so that it can be checked by reading. The values
-that a container stands for come from `values`, which walks through the trellis state by state.
+Everything is plain Python integers and lists, one element at a time, so that it can be checked by
+reading. The values that a container stands for come from `values`, which walks through the trellis
+state by state.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ PARITY_CHECKS = {
 }  # octal
 
 
-# ---------------------------------------------------------------- tensors and what they look like as side data
+# ---------------------------------------------------------------- tensors and their side data
 
 
 @dataclass
@@ -52,24 +54,12 @@ class Codebook:
     shape: tuple[int, ...]
     levels: list[int]  # of each element
     centroids: list[float]
-    lengths: list[list[int]] | None = (
-        None  # of each level's code, for each class; optimal ones when None
-    )
-    classes: list[int] | None = None  # of each column, 0 or 1; zeros when None
-    padding: list[int] = field(default_factory=list)  # bits after the classes
-    codec: int = 2
-
-    def __post_init__(self) -> None:
-        self.classes = self.classes or [0] * math.prod(self.shape[1:])
+    lengths: list[int] | None = None  # of each level's code; optimal ones when None
+    codec: int = 4
 
     def side(self) -> bytes:
         planes = Floats((), self.centroids, codec=1).side()
-        bits = "".join(map(str, self.classes + self.padding))
-        packed = bytes(int(bits[i : i + 8].ljust(8, "0"), 2) for i in range(0, len(bits), 8))
-        return bytes([len(self.centroids)]) + planes + packed + b"".join(map(bytes, self.lengths))
-
-    def element_class(self, element: int) -> int:
-        return self.classes[element % len(self.classes)]
+        return bytes([len(self.centroids)]) + planes + bytes(self.lengths)
 
 
 @dataclass
@@ -202,9 +192,9 @@ def build(
     names = sorted(tensors)
     ordered = [tensors[name] for name in names]
     for tensor in ordered:
-        if tensor.codec == 2 and tensor.lengths is None:
-            give_codes(tensor)
-    coded = [tensor for tensor in ordered if tensor.codec == 2]
+        if tensor.codec == 4 and tensor.lengths is None:
+            tensor.lengths = code_lengths(Counter(tensor.levels), len(tensor.centroids))
+    coded = [tensor for tensor in ordered if tensor.codec == 4]
     trellises = [tensor for tensor in ordered if tensor.codec == 3]
     model = encode_trellis(trellises, model or Model()) if trellises else None
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
@@ -235,20 +225,9 @@ def steps(tensors: list, lanes: int) -> Iterator[list[tuple[Codebook | Trellis, 
 # ---------------------------------------------------------------- Huffman
 
 
-def give_codes(tensor: Codebook) -> None:
-    """Optimal lengths for each class; classes of equal lengths become one, and all are numbered in their order."""
-    counts = {number: Counter() for number in tensor.classes}
-    for element, level in enumerate(tensor.levels):
-        counts[tensor.element_class(element)][level] += 1
-    lengths = {
-        number: code_lengths(count, len(tensor.centroids)) for number, count in counts.items()
-    }
-    tensor.lengths = sorted({tuple(row): row for row in lengths.values()}.values())
-    tensor.classes = [tensor.lengths.index(lengths[number]) for number in tensor.classes]
-
-
 def code_lengths(counts: Counter, levels: int) -> list[int]:
-    """Optimal lengths; levels that never occur count as one, and counts are flattened until no code exceeds 16 bits."""
+    """Optimal lengths; levels that never occur count as one, and counts are flattened until no code
+    exceeds 16 bits."""
     heap = [(max(counts[level], 1), level, [level]) for level in range(levels)]
     lengths = [0] * levels
     heapq.heapify(heap)
@@ -273,13 +252,11 @@ def canonical_codes(lengths: list[int]) -> list[str]:
 
 
 def encode_huffman(tensors: list[Codebook]) -> Huffman:
-    codes = {
-        id(tensor): [canonical_codes(lengths) for lengths in tensor.lengths] for tensor in tensors
-    }
+    codes = {id(tensor): canonical_codes(tensor.lengths) for tensor in tensors}
     lanes = [""] * lane_count(sum(math.prod(tensor.shape) for tensor in tensors))
     for step in steps(tensors, len(lanes)):
         for lane, (tensor, element) in enumerate(step):
-            lanes[lane] += codes[id(tensor)][tensor.element_class(element)][tensor.levels[element]]
+            lanes[lane] += codes[id(tensor)][tensor.levels[element]]
     bits = "".join(lanes)
     words = [int(bits[start : start + 16].ljust(16, "0"), 2) for start in range(0, len(bits), 16)]
     return Huffman([len(lane) for lane in lanes], words)
@@ -317,7 +294,8 @@ def encode_trellis(tensors: list[Trellis], model: Model) -> Model:
 
 
 def frequencies(counts: Counter, symbols: int) -> list[int]:
-    """Shares of 2^14, at least 1 for what occurs; the most frequent symbol takes up the rounding."""
+    """Shares of 2^14, at least 1 for what occurs; the most frequent symbol takes up the
+    rounding."""
     total = counts.total()
     if not total:
         return [0] * symbols
@@ -338,7 +316,7 @@ def values(tensor: Floats | Codebook | Trellis, log2_states: int) -> np.ndarray:
         return np.array(tensor.weights, np.float32).reshape(tensor.shape)
     if tensor.codec == 1:
         return np.array(tensor.weights, np.float16).astype(np.float32).reshape(tensor.shape)
-    if tensor.codec == 2:
+    if tensor.codec == 4:
         return (
             np.array(tensor.centroids, np.float16)
             .astype(np.float32)[tensor.levels]

@@ -1,14 +1,16 @@
 """Trains the system with each of its parts off in turn, and prints what each part is worth.
 
-    python tests/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...] [--variant NAME=VALUE,... ...]
-                           [--steps-only] [--jobs J] [--csv FILE]
+    python tests/bench/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...]
+                                 [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J]
+                                 [--csv FILE]
 
-Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is compared with the
-full system twice: after the same number of steps, and (unless --steps-only) after the same number of seconds. For the
-second, the steps and the warm-down are multiplied by how much faster a step is without the part, which is measured
-beforehand in paired runs on one thread, so that nothing else that the machine does counts. The score is bits per byte
-of the exported artifact, one window after the other, without adaptation. A positive difference says that the part
-helps. --variant compares other settings in the same way, where a negative difference says that they help.
+Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is
+compared with the full system twice: after the same number of steps, and (unless --steps-only) after
+the same number of seconds. For the second, the steps and the warm-down are multiplied by how much
+faster a step is without the part, which is measured beforehand in paired runs on one thread, so
+that nothing else that the machine does counts. The score is bits per byte of the exported artifact,
+one window after the other, without adaptation. A positive difference says that the part helps.
+--variant compares other settings in the same way, where a negative difference says that they help.
 """
 
 import argparse
@@ -22,10 +24,11 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 import train_gpt  # noqa: E402
 
@@ -50,22 +53,29 @@ PARTS = {
 }
 
 
+def value(settings: dict[str, str], name: str) -> int | float | str:
+    """What a setting is under these environment variables."""
+    groups = vars(train_gpt.load_settings(settings)).values()
+    return train_gpt.flat(*groups)[name.lower()]
+
+
 def environment(base: dict[str, str], part: str) -> dict[str, str]:
     changes = dict(PARTS[part])
     if changes.get("ROPE_DIMS") == "head":
-        s = train_gpt.load_settings(base)
-        changes["ROPE_DIMS"] = str(s.model_dim // s.num_heads)
+        m = train_gpt.load_settings(base).model
+        changes["ROPE_DIMS"] = str(m.model_dim // m.num_heads)
     return base | changes
 
 
 def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> float:
-    """How many steps with the other settings fit into the time of one: the median over paired steps, one thread."""
+    """How many steps with the other settings fit into the time of one: the median over paired
+    steps, on one thread."""
     torch.set_num_threads(1)
     trainers = []
     for settings in (base, other):
         s = train_gpt.load_settings(settings)
         ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
-        trainers.append(train_gpt.Trainer(train_gpt.GPT(s), s, ranks))
+        trainers.append(train_gpt.Trainer(train_gpt.GPT(s.model), s, ranks))
         trainers[-1].set_schedule()
     ratios = []
     for _ in range(rounds):
@@ -78,11 +88,15 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
     return statistics.median(ratios[1:])
 
 
-def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
-    """bpb before and after export, and the bytes of the artifact, of a run in the folder."""
-    fixed = dict(
-        TTT_PROTOCOL="off", EVAL_STRIDE=str(train_gpt.load_settings(settings).train_seq_len)
-    )
+class Outcome(NamedTuple):
+    before: float  # bpb before export
+    after: float  # and after
+    bytes: int  # of the artifact
+
+
+def run(settings: dict[str, str], folder: str) -> Outcome:
+    """What a run in the folder gives."""
+    fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(value(settings, "TRAIN_SEQ_LEN")))
     inherited = {
         name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
     }
@@ -99,25 +113,24 @@ def run(settings: dict[str, str], folder: str) -> tuple[float, float, int]:
         float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
         for when in ("before", "after")
     )
-    return before, after, int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+    size = int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+    return Outcome(before, after, size)
 
 
-def run_alone(settings: dict[str, str]) -> tuple[float, float, int]:
+def run_alone(settings: dict[str, str]) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         return run(settings, folder)
 
 
 def base_settings(items: list[str]) -> dict[str, str]:
-    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other folders. The
-    demo's data are made if they are to be used and not there."""
+    """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other
+    folders. The demo's data are made if they are to be used and not there."""
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
     s = train_gpt.load_settings(base)
-    if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):
-        train_gpt.make_demo_data(s)
-    return base | {
-        name: str(Path(getattr(s, name.lower())).resolve())
-        for name in ("DATA_PATH", "TOKENIZER_PATH")
-    }
+    if "DATA_PATH" not in base and not any(Path(s.run.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+    paths = {name: Path(value(base, name)) for name in ("DATA_PATH", "TOKENIZER_PATH")}
+    return base | {name: str(path.resolve()) for name, path in paths.items()}
 
 
 def show(rows: list[dict], path: Path | None) -> None:
@@ -154,7 +167,7 @@ def main() -> None:
         (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
     )
     base = base_settings(args.settings)
-    s, sames = train_gpt.load_settings(base), ["steps"] if args.steps_only else ["steps", "seconds"]
+    sames = ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
     ratio = {
         part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts
@@ -163,7 +176,7 @@ def main() -> None:
     def steps(part: str, same: str) -> dict[str, str]:
         factor = ratio[part] if same == "seconds" else 1.0
         return {
-            name: str(round(factor * getattr(s, name.lower())))
+            name: str(round(factor * value(base, name)))
             for name in ("ITERATIONS", "WARMDOWN_ITERS")
         }
 
@@ -179,7 +192,7 @@ def main() -> None:
         for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
             results[job] = result
             print(
-                f"{len(results)} of {len(jobs)}: {job}, {result[1]} bpb",
+                f"{len(results)} of {len(jobs)}: {job}, {result.after} bpb",
                 file=sys.stderr,
                 flush=True,
             )
@@ -188,17 +201,17 @@ def main() -> None:
         row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
         for same in sames:
             scores = [
-                results.get((part, same, seed), results[part, "steps", seed])[1]
+                results.get((part, same, seed), results[part, "steps", seed]).after
                 for seed in args.seeds
             ]
             differences = [
-                score - results[FULL, "steps", seed][1]
+                score - results[FULL, "steps", seed].after
                 for score, seed in zip(scores, args.seeds, strict=True)
             ]
             row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
             row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
         row["bytes"] = round(
-            statistics.mean(results[part, "steps", seed][2] for seed in args.seeds)
+            statistics.mean(results[part, "steps", seed].bytes for seed in args.seeds)
         )
         rows.append(row)
     show(rows, args.csv)

@@ -1,13 +1,14 @@
-"""Compares networks of different shapes after the same seconds of training and in the same number of bytes.
+"""Compares networks of different shapes after the same seconds of training, in the same bytes.
 
-    python tests/bench_shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ... [--seeds 1337 42]
-                                 [--jobs J] [--csv FILE]
+    python tests/bench/shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ...
+                                 [--seeds 1337 42] [--jobs J] [--csv FILE]
 
-This is the question under a size cap: fewer bits for more weights, or more for fewer? The first shape trains for
-ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into the same time, with a warm-down in
-proportion; the cost of a step is measured beforehand in paired steps on one thread, so that nothing else that the
-machine does counts. Each network is then exported once for each number of bytes, by FIT=fill, from its checkpoint. The
-scores are bits per byte of the artifacts, one window after the other, without adaptation, one for each seed.
+This is the question under a size cap: fewer bits for more weights, or more for fewer? The first
+shape trains for ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into
+the same time, with a warm-down in proportion; the cost of a step is measured beforehand in paired
+steps on one thread, so that nothing else that the machine does counts. Each network is then
+exported once for each number of bytes, by FIT=fill, from its checkpoint. The scores are bits per
+byte of the artifacts, one window after the other, without adaptation, one for each seed.
 """
 
 import argparse
@@ -16,14 +17,15 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from ablate import ROOT, base_settings, run, show, speed_up
+from ablate import ROOT, base_settings, run, show, speed_up, value
 
 sys.path.insert(0, str(ROOT))
 import train_gpt  # noqa: E402
 
 
 def count_weights(settings: dict[str, str]) -> int:
-    return sum(p.numel() for p in train_gpt.GPT(train_gpt.load_settings(settings)).parameters())
+    model = train_gpt.GPT(train_gpt.load_settings(settings).model)
+    return sum(p.numel() for p in model.parameters())
 
 
 def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
@@ -33,8 +35,8 @@ def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
     with tempfile.TemporaryDirectory() as folder:
         scores = []
         for size in sizes:
-            exact, after, _ = run(settings | dict(SIZE_CAP_BYTES=str(code + size)), folder)
-            scores = [*(scores or [exact]), after]
+            outcome = run(settings | dict(SIZE_CAP_BYTES=str(code + size)), folder)
+            scores = [*(scores or [outcome.before]), outcome.after]
             settings = settings | dict(RESUME="latest")
     return scores
 
@@ -62,9 +64,7 @@ def main() -> None:
     }
     for text, shape in shapes.items():
         for name in ("ITERATIONS", "WARMDOWN_ITERS"):
-            shape[name] = str(
-                round(ratio[text] * getattr(train_gpt.load_settings(first), name.lower()))
-            )
+            shape[name] = str(round(ratio[text] * value(first, name)))
     jobs = [(text, seed) for seed in args.seeds for text in shapes]
     with ThreadPoolExecutor(args.jobs) as pool:
         outcomes = pool.map(
@@ -76,12 +76,9 @@ def main() -> None:
             print(f"{len(results)} of {len(jobs)}: {job}, {outcome}", file=sys.stderr, flush=True)
     rows = []
     for text, shape in shapes.items():
-        weights, columns = (
-            count_weights(shape),
-            zip(*(results[text, seed] for seed in args.seeds), strict=True),
-        )
+        columns = zip(*(results[text, seed] for seed in args.seeds), strict=True)
         names = ["before export", *(f"{size} bytes" for size in args.bytes)]
-        row = {"shape": text, "weights": weights, "steps": shape["ITERATIONS"]}
+        row = {"shape": text, "weights": count_weights(shape), "steps": shape["ITERATIONS"]}
         row |= {
             name: " ".join(f"{bpb:.4f}" for bpb in column)
             for name, column in zip(names, columns, strict=True)

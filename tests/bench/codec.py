@@ -1,21 +1,27 @@
 """Compares codecs for weights: bytes, error, speed, and how far they are from what is possible.
 
-    python tests/bench_codec.py                     on made-up weights, like Muon's: Gaussian, with log-normal scales of
-                                                    rows and of columns (--layers and --width set their size)
-    python tests/bench_codec.py WEIGHTS.npz         on an .npz of float arrays
-    python tests/bench_codec.py artifact.pcll       on the weights of an artifact that holds its matrices as floats
+    python tests/bench/codec.py                 on made-up weights, like Muon's: Gaussian, with
+                                                log-normal scales of rows and of columns (--layers
+                                                and --width set their size)
+    python tests/bench/codec.py WEIGHTS.npz     on an .npz of float arrays
+    python tests/bench/codec.py artifact.pcll   on the weights of an artifact that holds its
+                                                matrices as floats
 
-Only matrices of more than 65,536 elements are coded, embeddings left aside. Every tensor has a class, by its name, and
-the class its number of k-means levels: 48 for the MLP, 80 for q, k and v, 64 for others. Columns:
+Only matrices of more than 65,536 elements are coded, embeddings left aside. A tensor's name gives
+its number of k-means levels: 48 for the MLP, 80 for q, k and v, 64 for others. Columns:
 
     bits/weight    8 x file size / weights
     rel. error     root of (squared error / squared weights), over all tensors
-    vs author      file size against the author's at equal error in every tensor: where the errors differ, half a
-                   log2 of their ratio per weight is added (6.02 dB a bit); far from equality (int6) take it as a guide
-    encode, decode seconds on this machine; of int codes and ours all, of the author's loop over bits extrapolated
-    over entropy   the coded stream against the entropy of its own symbols; of ours: given their classes or contexts
-    over bound     bits against the rate-distortion bound of Gaussian weights with the tensor's row and column scales
-                   (reverse water-filling) at the error that the method reaches in each tensor
+    vs author      file size against the author's at equal error in every tensor: where the errors
+                   differ, half a log2 of their ratio per weight is added (6.02 dB a bit); far from
+                   equality (int6) take it as a guide
+    encode, decode seconds on this machine; of int codes and ours all, of the author's loop over
+                   bits extrapolated
+    over entropy   the coded stream against the entropy of its own symbols; of the trellis's given
+                   their contexts
+    over bound     bits against the rate-distortion bound of Gaussian weights with the tensor's row
+                   and column scales (reverse water-filling) at the error that the method reaches in
+                   each tensor
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ from pathlib import Path
 import numpy as np
 import zstandard
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import decode_artifact
 import train_gpt
@@ -75,8 +81,8 @@ class Matrix:
 
     @cached_property
     def variances(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Row scale x column scale of each element in ascending order, (n,), and (n + 1,) sums of those before it and
-        of the log2 of those from it on."""
+        """Row scale x column scale of each element in ascending order, (n,), and (n + 1,) sums of
+        those before it and of the log2 of those from it on."""
         power = np.square(self.w, dtype=np.float64) + 1e-30
         columns = np.ones(self.w.shape[1])
         for _ in range(4):
@@ -90,7 +96,8 @@ class Matrix:
         )
 
     def bound(self, mse: float) -> float:
-        """Bits for all elements at a mean squared error: those of less variance than the water level cost nothing."""
+        """Bits for all elements at a mean squared error: those of less variance than the water
+        level cost nothing."""
         ordered, sums, logs = self.variances
         above = len(ordered) - np.arange(len(ordered))
         drowned = int(np.searchsorted(sums[:-1] + ordered * above, mse * len(ordered)))
@@ -123,7 +130,7 @@ def timed(function: Callable, *arguments) -> tuple:
     return result, time.perf_counter() - start
 
 
-# ---------------------------------------------------------------- integers per row, and a general compressor
+# ---------------------------------------------------------------- integers and a compressor
 
 COMPRESSORS = {
     "zstd-22": (
@@ -137,7 +144,8 @@ if brotli:
 
 
 def integers_per_row(w: np.ndarray, largest: float) -> tuple[np.ndarray, np.ndarray]:
-    """int8 (rows, columns) and float16 scales (rows, 1), the greatest magnitude of a row being coded as `largest`."""
+    """int8 (rows, columns) and float16 scales (rows, 1), the greatest magnitude of a row being
+    coded as `largest`."""
     scales = (np.abs(w).max(axis=1, keepdims=True) / largest).astype(np.float16)
     return np.rint(w / np.maximum(scales.astype(np.float32), 1e-7)).clip(-127, 127).astype(
         np.int8
@@ -189,7 +197,8 @@ def int_results(matrices: list[Matrix], label: str, largest: dict[str, float]) -
 
 
 def author_kmeans(w: np.ndarray, levels: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 centroids and index of each element: 20 iterations from evenly spaced centroids; empty ones stay."""
+    """float32 centroids and index of each element: 20 iterations from evenly spaced centroids;
+    empty ones stay."""
     flat = w.ravel()
     centroids = np.linspace(flat.min(), flat.max(), levels, dtype=np.float32)
     for _ in range(20):
@@ -217,7 +226,8 @@ def author_codes(counts: np.ndarray) -> dict[str, str]:
 
 
 def pack_codes(indices: np.ndarray, codes: dict[str, str]) -> tuple[bytes, int]:
-    """The codes one after another, most significant bit first, zeros up to the next byte; and the number of bits."""
+    """The codes one after another, most significant bit first, zeros up to the next byte; and the
+    number of bits."""
     longest = max(map(len, codes.values()))
     bits = np.zeros((max(map(int, codes)) + 1, longest), np.uint8)
     lengths = np.zeros(len(bits), np.int64)
@@ -239,7 +249,6 @@ def author_encode(matrices: list[Matrix]) -> tuple[bytes, Quantised, float, floa
         codes = author_codes(np.bincount(indices))
         data, n_bits = pack_codes(indices, codes)
         book, table = centroids.astype("<f2"), json.dumps(codes, separators=(",", ":")).encode()
-        total = len(data) + book.nbytes + len(table)
         entries[m.name] = {
             "method": "codebook_huffman",
             "offset": offset,
@@ -251,10 +260,10 @@ def author_encode(matrices: list[Matrix]) -> tuple[bytes, Quantised, float, floa
             "shape": list(m.w.shape),
             "dtype": "float32",
             "numel": m.w.size,
-            "total_len": total,
+            "total_len": len(data) + book.nbytes + len(table),
         }
         parts += [data, book.tobytes(), table]
-        offset += total
+        offset += entries[m.name]["total_len"]
         code_bits += n_bits
         symbol_bits += entropy(indices)
         decoded[m.name] = book.astype(np.float32)[indices].reshape(m.w.shape)
@@ -306,7 +315,8 @@ def author_result(matrices: list[Matrix]) -> Result:
 def stream_bits(
     file: bytes, tensors: list[decode_artifact.Tensor], decoded: Quantised
 ) -> tuple[int, float]:
-    """Bits of an artifact's one stream (words and what the lanes begin with), and the entropy of its symbols."""
+    """Bits of an artifact's one stream (words and what the lanes begin with), and the entropy of
+    its symbols."""
     cursor = decode_artifact.Cursor(decode_artifact.inflate(file))
     decode_artifact.read_config(cursor)
     decode_artifact.read_table(cursor, len(file))
@@ -354,7 +364,8 @@ def our_result(
 
 
 def made_up(layers: int, width: int) -> dict[str, np.ndarray]:
-    """Shapes of the system's network; scales of rows and columns spread by 0.15 in natural logarithm."""
+    """Shapes of the system's network; scales of rows and columns spread by 0.15 in natural
+    logarithm."""
     rng = np.random.default_rng(0)
     hidden = 1500 * width // 512
     shapes = {
@@ -400,9 +411,12 @@ def line_of(result: Result, author: Result, matrices: list[Matrix]) -> str:
     )
     bound = sum(m.bound(result.errors[m.name]) for m in matrices)
     return (
-        f"{result.method:32}{result.size:>12,}{8 * result.size / weights:>13.4f}{(error / power) ** 0.5:>12.5f}"
-        f"{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}{result.encode:>9.1f}{result.decode:>9.2f}"
-        f"{result.stream_bits / result.entropy_bits - 1:>+14.2%}{8 * result.size / bound - 1:>+12.2%}"
+        f"{result.method:32}{result.size:>12,}{8 * result.size / weights:>13.4f}"
+        f"{(error / power) ** 0.5:>12.5f}"
+        f"{(8 * result.size + excess) / (8 * author.size) - 1:>+11.2%}"
+        f"{result.encode:>9.1f}{result.decode:>9.2f}"
+        f"{result.stream_bits / result.entropy_bits - 1:>+14.2%}"
+        f"{8 * result.size / bound - 1:>+12.2%}"
     )
 
 
@@ -430,8 +444,8 @@ def main() -> int:
     source = options.weights or "made-up weights (Gaussian, log-normal scales of rows and columns)"
     print(f"{source}: {len(matrices)} matrices, {sum(m.w.size for m in matrices):,} weights\n")
     print(
-        f"{'method':32}{'bytes':>12}{'bits/weight':>13}{'rel. error':>12}{'vs author':>11}{'encode':>9}{'decode':>9}"
-        f"{'over entropy':>14}{'over bound':>12}"
+        f"{'method':32}{'bytes':>12}{'bits/weight':>13}{'rel. error':>12}{'vs author':>11}"
+        f"{'encode':>9}{'decode':>9}{'over entropy':>14}{'over bound':>12}"
     )
 
     print(line_of(author, author, matrices), flush=True)
@@ -447,7 +461,8 @@ def main() -> int:
     for states in (8, 32, 256):
 
         def code(m: Matrix, states: int = states) -> train_gpt.Coded:
-            even, target = (np.ones(len(m.w)), np.eye(m.w[0].size)), author.errors[m.name]
+            even = train_gpt.Moments(np.ones(len(m.w)), np.eye(m.w[0].size))
+            target = author.errors[m.name]
             first = train_gpt.code_trellis(m.w, even, target**0.5, states)
             decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": first}, states))[1]["w"]
             error = np.square(decoded - m.w, dtype=np.float64).mean()

@@ -1,0 +1,243 @@
+"""Times our evaluation against a direct re-implementation of the loops that entries use.
+
+    python tests/bench/eval.py [--tokens N] [--repeats R] [--data DIR]
+
+Both score the same tokens with the same weights on the same device, in turn; the table shows
+medians and the median of the paired ratios. The entries' loop sends all positions of every window
+through the output head and then walks over the windows in Python. What adapts is the network that
+is scored, compiled on a GPU, as in train_gpt.py; all is compiled before the clock runs. Settings
+are train_gpt.py's environment variables (default here: a network of 6 layers and width 256 in
+bfloat16, with windows of 512 tokens and stride 32). Without --data the tokens are random: scores
+mean nothing then, times do.
+"""
+
+import argparse
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+import train_gpt  # noqa: E402
+
+SHAPE = dict(
+    NUM_LAYERS="6",
+    MODEL_DIM="256",
+    NUM_HEADS="4",
+    NUM_KV_HEADS="2",
+    MLP_HIDDEN="768",
+    TRAIN_SEQ_LEN="512",
+    TRAIN_BATCH_TOKENS="16384",
+    EVAL_BATCH_SEQS="16",
+    TTT_CHUNK_TOKENS="4096",
+)
+FULL_SPLIT = 62_021_632  # tokens of the challenge's validation split
+PEAK = 8 * 989e12  # operations a second of 8 H100, dense bfloat16
+
+
+@torch.inference_mode()
+def score_like_entries(
+    model: train_gpt.GPT, tokens: Tensor, first: int, last: int, s: train_gpt.Settings
+) -> float:
+    """Summed nats of positions first..last-1: windows that end after every EVAL_STRIDE tokens."""
+    length = s.model.train_seq_len
+    stride = s.evaluation.eval_stride
+    ends = [end for end in range(min(length, last), last + stride, stride) if end - stride < last]
+    windows = [
+        (max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first
+    ]
+    nats = 0.0
+    rows = s.evaluation.eval_batch_seqs
+    for at in range(0, len(windows), rows):
+        batch = windows[at : at + rows]
+        inputs = [F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch]
+        targets = [F.pad(tokens[a + 1 : b + 1], (0, length - (b - a))) for a, b in batch]
+        logits = model(torch.stack(inputs)).flatten(0, 1)
+        losses = F.cross_entropy(logits, torch.stack(targets).flatten(), reduction="none")
+        losses = losses.view(len(batch), length)
+        for i, (a, b) in enumerate(batch):
+            begin = first if at + i == 0 else windows[at + i - 1][1]
+            nats += losses[i, max(begin, a) - a : b - a].double().sum().item()
+    return nats
+
+
+def evaluate_like_entries(
+    model: train_gpt.GPT,
+    tokens: Tensor,
+    s: train_gpt.Settings,
+    learner: train_gpt.Learner | None = None,
+) -> float:
+    """Mean nats per token; with a learner, chunk by chunk as entry 549 does it."""
+    total = 0.0
+    count = len(tokens) - 1
+    size = s.evaluation.ttt_chunk_tokens if learner else count
+    for low in range(0, count, size):
+        high = min(low + size, count)
+        total += score_like_entries(model, tokens, low, high, s)
+        if learner and high < count:
+            learner.learn(tokens[low : high + 1], low // size / math.ceil(count / size))
+    return total / count
+
+
+def evaluator(
+    tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
+) -> train_gpt.Evaluator:
+    """One that prints nothing, and counts a byte a token, which no time depends on."""
+    quiet = SimpleNamespace(progress_is_due=lambda: False)
+    return train_gpt.Evaluator(tokens, np.ones(len(tokens) - 1, dtype=np.int64), s, ranks, quiet)
+
+
+@dataclass(frozen=True)
+class Operations:
+    """Floating-point operations for the challenge's split: 2 for each weight of a matrix and token,
+    2 T D a layer for causal attention; learning costs 3 times a forward pass."""
+
+    theirs: float  # to score it by the sliding window, as entries do
+    ours: float  # the same, as we do
+    learning: float  # to adapt to it by score_first
+
+
+def count_operations(s: train_gpt.Settings) -> Operations:
+    m = s.model
+    shapes = {
+        name: p.numel()
+        for name, p in train_gpt.GPT(m).named_parameters()
+        if train_gpt.role_of(name).trained_as == "matrix"
+    }
+    # In the last block only the scored positions need queries, MLP and head.
+    last = 0
+    for name, size in shapes.items():
+        if name.startswith(f"blocks.{m.num_layers - 1}.") and not name.endswith((".k", ".v")):
+            last += size
+    attention = m.train_seq_len * m.model_dim
+    head = m.vocab_size * m.model_dim
+    everywhere = 2 * (sum(shapes.values()) - last + (m.num_layers - 1) * attention)
+    # A position at the end looks back on the whole window, so that it costs twice the mean.
+    scored = 2 * (last + head + 2 * attention)
+    whole = everywhere + 2 * (last + head + attention)
+    stride = s.evaluation.eval_stride
+    windows = FULL_SPLIT / stride
+    return Operations(
+        theirs=windows * m.train_seq_len * whole,
+        ours=windows * (m.train_seq_len * everywhere + stride * scored),
+        learning=FULL_SPLIT * s.evaluation.ttt_epochs * 3 * whole,
+    )
+
+
+def timed(function: Callable) -> tuple[float, float]:
+    """Seconds, and what the function returned."""
+    began = time.perf_counter()
+    result = function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - began, result
+
+
+class Bench:
+    """Both evaluations of one network, and what it learns by."""
+
+    def __init__(self, tokens: np.ndarray, s: train_gpt.Settings):
+        self.s = s
+        self.ranks = train_gpt.join_ranks(s.run)
+        torch.manual_seed(s.training.seed)
+        dtype = getattr(torch, s.training.dtype)
+        self.model = train_gpt.GPT(s.model, dtype).to(self.ranks.device)
+        self.before = {name: w.clone() for name, w in self.model.state_dict().items()}
+        train_gpt.choose_attention(s.model, self.ranks.device, dtype)
+        if train_gpt.is_compiled(s.run, self.ranks.device):
+            train_gpt.compile_model(self.model)
+        self.evaluator = evaluator(tokens, s, self.ranks)
+        self.tokens = self.evaluator.tokens
+
+    def learner(self) -> train_gpt.Learner:
+        """A new one, on the weights from before all learning."""
+        self.model.load_state_dict(self.before)
+        return train_gpt.Learner(self.model, self.s, self.ranks)
+
+    def theirs(self, adapt: bool) -> float:
+        learner = self.learner() if adapt else None
+        return evaluate_like_entries(self.model, self.tokens, self.s, learner)
+
+    def ours(self, adapt: bool) -> float:
+        learner = self.learner() if adapt else None
+        stride = self.s.evaluation.eval_stride
+        return self.evaluator.score(self.model, "", stride, learner).val_loss
+
+    def training_passes(self) -> None:
+        self.learner().learn(self.tokens, 0.5)
+
+
+def compare(name: str, theirs: Callable, ours: Callable, repeats: int, tokens: int) -> float:
+    """Prints a row of the table; our median seconds."""
+    theirs(), ours()  # compile
+    pairs = [(timed(theirs), timed(ours)) for _ in range(repeats)]
+    a, b = (statistics.median(pair[i][0] for pair in pairs) for i in (0, 1))
+    ratio = statistics.median(pair[0][0] / pair[1][0] for pair in pairs)
+    differ = abs(pairs[0][0][1] - pairs[0][1][1])
+    hours = b / tokens * FULL_SPLIT / 3600
+    print(f"{name:24} {a:10.2f} {b:10.2f} {ratio:7.2f} {differ:12.1e} {hours:22.2f} h")
+    return b
+
+
+def show_operations(s: train_gpt.Settings) -> None:
+    here = count_operations(s)
+    full = count_operations(train_gpt.load_settings({}))
+    share = (full.ours + full.learning) / PEAK / 600
+    print(f"operations of the sliding window, entries' over ours: {here.theirs / here.ours:.2f}")
+    print(
+        "PRESET=pcll on the whole split, by operations alone:"
+        f" {full.ours / 1e15:.0f} PFLOP to score, {full.learning / 1e15:.0f} to learn from it;"
+        f" within 600 s on 8 H100 from {share:.1%} of their peak on"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=16385)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--data", help="folder of fineweb_val_*.bin")
+    args = parser.parse_args()
+    s = train_gpt.load_settings(SHAPE | dict(os.environ))
+    if args.data:
+        tokens = train_gpt.TokenStream(args.data, "val", s.model.vocab_size).read(0, args.tokens)
+    else:
+        tokens = np.random.default_rng(0).integers(4, s.model.vocab_size, args.tokens)
+        tokens = tokens.astype(np.uint16)
+    bench = Bench(tokens, s)
+
+    print(
+        f"{args.tokens - 1} tokens, window {s.model.train_seq_len},"
+        f" stride {s.evaluation.eval_stride}, {bench.ranks.device.type}, {s.training.dtype},"
+        f" {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs"
+    )
+    print(
+        f"{'':24} {'entries s':>10} {'ours s':>10} {'ratio':>7} {'nats differ':>12}"
+        f" {'62 M tokens, one device':>24}"
+    )
+    seconds = {}
+    for name, adapt in (("sliding window", False), ("score-first adaptation", True)):
+        theirs = partial(bench.theirs, adapt)
+        ours = partial(bench.ours, adapt)
+        seconds[name] = compare(name, theirs, ours, args.repeats, args.tokens - 1)
+    show_operations(s)
+    passes = statistics.median(timed(bench.training_passes)[0] for _ in range(args.repeats))
+    extra = seconds["score-first adaptation"] - seconds["sliding window"]
+    print(
+        f"adaptation costs {extra:.2f} s beyond scoring;"
+        f" {s.evaluation.ttt_epochs} training passes alone {passes:.2f} s"
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""The scripts for a lent GPU, as far as a CPU can rehearse them: parts, budgets, files, table."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from bench import peer, train, whole
+from conftest import ROOT, write_shard
+
+import train_gpt
+
+NUMBER = re.compile(r"-?\d+(\.\d+)?$")
+
+
+def rehearse(out: Path, *parts: str, **changes: str) -> list[list[str]]:
+    """The rows of the table that the parts leave: part, figure, value."""
+    environment = {"REHEARSE": "1", "OUT": str(out), "PATH": os.environ["PATH"]}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    done = subprocess.run(
+        ["bash", ROOT / "tests/run_on_gpu.sh", *parts],
+        env=environment | {"OMP_NUM_THREADS": "1"} | changes,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    table = (out / "table.txt").read_text()
+    assert done.stdout.endswith(table)
+    title, *rows = table.splitlines()
+    assert title.startswith("All figures, of ")
+    return [[row[:9].strip(), row[10:72].strip(), row[73:]] for row in rows]
+
+
+def figures(rows: list[list[str]], part: str) -> dict[str, str]:
+    return {figure: value for name, figure, value in rows if name == part}
+
+
+def test_parts_leave_files_and_numbers(tmp_path):
+    rows = rehearse(tmp_path, "smoke", "bench")
+    assert all(NUMBER.match(value) for _, _, value in rows), rows
+    smoke = figures(rows, "smoke")
+    bench = figures(rows, "bench")
+    assert sum(figure.endswith("[cpu], s") for figure in smoke) == 3
+    assert float(bench["step, ms"]) > 0 and bench["recompilations after the warm-up"] == "0"
+    assert sum(figure.startswith("kernel ") for figure in bench) == train.COSTLIEST
+    assert {"forward, ms", "backward, ms", "optimizers, ms", "all else, ms"} < bench.keys()
+    assert "seconds" in smoke and "seconds" in bench
+    assert {p.name for p in tmp_path.iterdir()} == {"smoke.txt", "bench.txt", "table.txt"}
+
+
+def test_a_cut_and_a_failed_part_do_not_stop_the_next(tmp_path):
+    parts = ("bench", "peer", "variants", "smoke")
+    rows = rehearse(tmp_path, *parts, BENCH_SECONDS="1", PEER="none.py", VARIANTS_SECONDS="12")
+    assert list(figures(rows, "bench")) == ["seconds, CUT"]
+    assert figures(rows, "peer")["seconds, FAILED"].endswith("tests/pack_for_gpu.sh takes one")
+    assert "as it is, ms" in figures(rows, "variants")
+    assert "seconds" in figures(rows, "smoke")
+    assert all((tmp_path / f"{part}.txt").is_file() for part in parts)
+
+
+def test_no_part_has_more_than_is_left(tmp_path):
+    rows = rehearse(tmp_path, "bench", "smoke", TOTAL_SECONDS="7")
+    assert list(figures(rows, "bench")) == ["seconds, CUT"]
+    assert figures(rows, "smoke") == {"seconds, NOT STARTED": "0: no time was left"}
+
+
+def test_a_wrong_setting_is_a_sentence_in_the_table(tmp_path):
+    rows = rehearse(tmp_path, "bench", NUM_HEADS="none")
+    assert "NUM_HEADS must be" in figures(rows, "bench")["seconds, FAILED"]
+
+
+@pytest.mark.slow
+def test_the_whole_rehearsal(tmp_path):
+    rows = rehearse(tmp_path)
+    assert all(NUMBER.match(value) for _, _, value in rows), rows
+    run = figures(rows, "run")
+    assert run["verify.py, exit status"] == "0"
+    assert run["verify.py, val_bpb_ttt, bpb"] == run["verify.py, claim, bpb"]
+    assert float(run["steps"]) > 5 and float(run["calibration, s"]) > 0
+    assert {"before export, plain, bpb", "after export, sliding window, s"} < run.keys()
+    assert figures(rows, "peer")["steps"] == "4"
+    assert len(list(tmp_path.iterdir())) <= 8  # files that may come back
+
+
+def test_what_is_missing_is_a_sentence(tmp_path):
+    for words, sentence in (
+        ([], "Usage: bash tests/pack_for_gpu.sh DATA_FOLDER [PEER_SCRIPT]\n"),
+        (["none"], "none is not a folder.\n"),
+        ([tmp_path, "none.py"], "none.py is not a file.\n"),
+    ):
+        command = ["bash", ROOT / "tests/pack_for_gpu.sh", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 1 and done.stderr == sentence
+
+
+def test_parts_are_known():
+    done = subprocess.run(
+        ["bash", ROOT / "tests/run_on_gpu.sh", "bnech"],
+        env=os.environ | {"OUT": "unused"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stderr.startswith("bnech is not one of smoke, bench")
+
+
+# ---- The measuring -------------------------------------------------------------------------------
+
+
+def test_recompilations_are_counted():
+    before = train.compiled_graphs()
+    doubled = torch.compile(lambda x: 2 * x, backend="eager")
+    for size in (3, 3, 4):
+        doubled(torch.ones(size))
+    assert train.compiled_graphs() == before + 2
+
+
+@pytest.mark.parametrize(
+    "kernel, family",
+    [
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7", "cuDNN"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64>>", "FlashAttention 2"),
+        ("void cutlass::device_kernel<flash::FlashAttnBwdSm90<...>>", "FlashAttention 3"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80", "the memory-efficient kernel"),
+        ("aten::_scaled_dot_product_flash_attention_for_cpu", "the CPU's flash kernel"),
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NNT", ""),
+    ],
+)
+def test_attention_is_told_by_its_kernel(kernel, family):
+    assert train.attention_by(kernel) == family
+
+
+def test_a_variant_that_fails_says_why(capsys, tmp_path):
+    wrong = train.Variant("no such switch", inductor={"no.such.switch": True})
+    train.bench_variant(wrong, {"PRESET": "demo", "DEVICE": "cpu"}, tmp_path, 1)
+    figure, value = capsys.readouterr().out.splitlines()[0].split("\t")
+    assert figure == "no such switch, ms" and value.startswith("failed, ")
+
+
+def test_switches_of_the_variants_exist():
+    for variant in train.VARIANTS:
+        with train.in_force(variant):
+            pass
+
+
+def test_validation_is_cut(tmp_path):
+    data = tmp_path / "data"
+    cut = tmp_path / "cut"
+    data.mkdir()
+    write_shard(data / "fineweb_val_000000.bin", range(1, 50))
+    write_shard(data / "fineweb_train_000000.bin", range(1, 9))
+    whole.cut_validation(data, cut, 7)
+    tokens = [train_gpt.TokenStream(str(cut), split, 64) for split in ("val", "train")]
+    assert [stream.total for stream in tokens] == [7, 8]
+    assert tokens[0].read(0, 7).tolist() == list(range(1, 8))
+
+
+def test_a_peers_attention_is_replaced():
+    source = (
+        "from __future__ import annotations\nimport torch\n"
+        "from flash_attn_interface import flash_attn_func as attend\n"
+        "world_size = 1\ngrad_accum_steps = 8 // world_size\n"
+    )
+    names = {}
+    exec(compile(peer.adapted(source), "peer", "exec"), names)
+    assert names["grad_accum_steps"] == 1
+    q = torch.randn(2, 5, 4, 8)
+    kv = torch.randn(2, 5, 2, 8)
+    y = names["attend"](q, kv, kv, causal=True)
+    assert y.shape == q.shape
+    # The first position sees itself alone; two query heads share a head of keys and values.
+    torch.testing.assert_close(y[:, 0], kv[:, 0].repeat_interleave(2, dim=1))

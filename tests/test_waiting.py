@@ -1,0 +1,204 @@
+"""A training step never makes the host wait for the device: nothing is copied between the two.
+
+Without a GPU the model lies on the meta device, which computes shapes alone, and two modes look at
+every operation of a step.
+"""
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_settings, write_shard
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+import train_gpt
+from train_gpt import GPT, Batch, Ranks, Trainer
+
+DEVICE = torch.device("meta")
+
+
+class Waits(AssertionError):
+    """The operation would make the host wait for a device."""
+
+
+def tensors_of(values) -> list[torch.Tensor]:
+    return [x for x in tree_leaves(values) if isinstance(x, torch.Tensor)]
+
+
+def devices(values) -> set[str]:
+    """Types of the devices of these tensors."""
+    return {x.device.type for x in tensors_of(values)}
+
+
+class RefuseCopies(TorchDispatchMode):
+    """No operation that reads on one device and writes on the other, or gives a tensor's value."""
+
+    VALUES = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        given, name = tensors_of((args, kwargs)), function.overloadpacket.__name__
+        if name in self.VALUES and DEVICE.type in devices(given):
+            raise Waits(f"{name} gives the host a value of the device")
+        arrays = [x for x in given if x.dim() or x.device == DEVICE]  # a single number goes along
+        if len(devices(arrays)) > 1:
+            raise Waits(f"{name} takes tensors of the host and of the device")
+
+        result = function(*args, **kwargs or {})
+        if name in ("_to_copy", "copy_") and len(devices((given, result))) > 1:
+            raise Waits(f"{name} copies between the host and the device")
+        return result
+
+
+class RefuseLists(TorchFunctionMode):
+    """No tensor of the device out of Python's numbers, and no list, host's tensor or mask as index.
+
+    What these do is not seen as operations.
+    """
+
+    MAKERS = (torch.Tensor.new_tensor, torch.tensor, torch.as_tensor, torch.asarray)
+    INDEXERS = (torch.Tensor.__getitem__, torch.Tensor.__setitem__)
+    VALUES = (
+        torch.Tensor.item,
+        torch.Tensor.tolist,
+        torch.Tensor.cpu,
+        torch.Tensor.numpy,
+        torch.Tensor.nonzero,
+        torch.nonzero,
+        torch.Tensor.__bool__,
+        torch.Tensor.__float__,
+        torch.Tensor.__int__,
+    )
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if function in self.VALUES and devices(args) == {DEVICE.type}:
+            raise Waits(f"{function.__name__} gives the host a value of the device")
+        if function in self.INDEXERS and devices(args[0]) == {DEVICE.type}:
+            self.check_index(args[1])
+        result = function(*args, **kwargs)
+        if function in self.MAKERS and DEVICE.type in devices(result):
+            raise Waits(f"{function.__name__} copies numbers to the device")
+        return result
+
+    def check_index(self, index) -> None:
+        parts = index if isinstance(index, tuple) else (index,)
+        if any(isinstance(part, list | np.ndarray) for part in parts):
+            raise Waits("an index out of numbers of Python is copied to the device")
+        for part in parts:
+            if isinstance(part, torch.Tensor) and part.device != DEVICE:
+                raise Waits("an index of the host is copied to the device")
+            if isinstance(part, torch.Tensor) and part.dtype == torch.bool:
+                raise Waits("the host waits for the number of a mask's true elements")
+
+
+@pytest.fixture
+def make_trainer(tmp_path, monkeypatch):
+    """Makes trainers on the meta device; their batches come there before the watch begins."""
+    write_shard(tmp_path / "fineweb_train_0.bin", np.random.default_rng(0).integers(1, 64, 4000))
+    batches = train_gpt.train_batches
+
+    def make(**changes) -> Trainer:
+        late = dict(LATE_QAT_MIN_ELEMENTS=64, LATE_QAT_THRESHOLD=0.5)
+        steps = dict(ITERATIONS=8, WARMDOWN_ITERS=6, MICRO_BATCH_SEQS=3)
+        s = tiny_settings(DATA_PATH=tmp_path, **late, **steps, **changes)
+        with DEVICE:
+            model = GPT(s.model)
+        trainer = Trainer(model, s, Ranks(0, 1, DEVICE))
+        two = list(batches(trainer.stream, 0, s, trainer.ranks))
+        there = [Batch(*(x.to(DEVICE) for x in batch)) for batch in two]
+        monkeypatch.setattr(train_gpt, "train_batches", lambda *args: there)
+        return trainer
+
+    return make
+
+
+@pytest.mark.parametrize("step", [0, 1, 7])
+def test_a_step_does_not_wait(make_trainer, step):
+    """The first one, one with an average, and one with late quantisation."""
+    trainer = make_trainer()
+    trainer.step = step
+    trainer.set_schedule()
+    assert bool(trainer.quantised) == (step == 7)
+    with RefuseCopies(), RefuseLists():
+        trainer.update()
+    assert trainer.step == step + 1
+
+
+@pytest.mark.parametrize("changes", [{}, {"MATRIX_OPTIMIZER": "adamw"}, {"GRAD_CLIP_NORM": 0}])
+def test_steps_after_a_warm_up_do_not_wait(make_trainer, changes):
+    trainer = make_trainer(WARMUP_STEPS=2, **changes)
+    trainer.warm_up()
+    with RefuseCopies(), RefuseLists():
+        for _ in range(3):
+            trainer.set_schedule()
+            trainer.update()
+
+
+WAITING = {
+    "a tensor out of a list": lambda x: x.new_tensor([1.0]),
+    "an index out of a list": lambda x: x[[0, 2]],
+    "a list among indices": lambda x: x[..., [0, 2]],
+    "assignment to a list": lambda x: x.__setitem__([0, 2], 1.0),
+    "torch.tensor": lambda x: torch.tensor([1.0, 2.0], device=DEVICE),
+    "torch.as_tensor": lambda x: torch.as_tensor([1.0, 2.0], device=DEVICE),
+    "to the device": lambda x: torch.ones(3).to(DEVICE),
+    "a number to the device": lambda x: torch.tensor(1).to(DEVICE),
+    "copy_": lambda x: x.copy_(torch.ones(3)),
+    "two devices": lambda x: x + torch.ones(3),
+    "an index of the host": lambda x: x[torch.tensor([0, 2])],
+    "index_select of the host": lambda x: x.index_select(0, torch.tensor([0, 2])),
+    "a mask": lambda x: x[x > 0],
+    "item": lambda x: x.sum().item(),
+    "tolist": lambda x: x.tolist(),
+    "cpu": lambda x: x.cpu(),
+    "float": lambda x: float(x.sum()),
+    "if": lambda x: 1 if x.sum() > 0 else 0,
+    "nonzero": lambda x: x.nonzero(),
+}
+
+
+@pytest.mark.parametrize("case", WAITING)
+def test_the_watch_sees(case):
+    x = torch.ones(3, device=DEVICE)
+    with pytest.raises(Waits), RefuseCopies(), RefuseLists():
+        WAITING[case](x)
+
+
+FREE = {
+    "new_full": lambda x: x.new_full((1,), 5),
+    "a number of the host": lambda x: x * torch.tensor(2.0),
+    "slices": lambda x: x[None, 1:, None] + x[-1],
+    "an index of the device": lambda x: x[torch.arange(2, device=DEVICE)],
+    "where": lambda x: torch.where(x.isfinite().all(), x, x + 1),
+    "the host's own": lambda x: torch.tensor([1.0, 2.0])[[0, 1]].sum().item(),
+}
+
+
+@pytest.mark.parametrize("case", FREE)
+def test_the_watch_lets_pass(case):
+    with RefuseCopies(), RefuseLists():
+        FREE[case](torch.ones(3, device=DEVICE))
+
+
+def test_the_two_that_a_step_once_had(make_trainer, monkeypatch):
+    """A report that begins with new_tensor([step]), and a stack's own matrices by a list."""
+    trainer = make_trainer()
+    trainer.set_schedule()
+    take_down = trainer.take_down
+
+    def with_new_tensor(norms):
+        norms.new_tensor([trainer.step])
+        take_down(norms)
+
+    def with_a_list(update, steps=5):
+        return update[[0]]
+
+    for owner, name, change in (
+        (trainer, "take_down", with_new_tensor),
+        (train_gpt, "newton_schulz", with_a_list),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, change)
+            with pytest.raises(Waits), RefuseCopies(), RefuseLists():
+                trainer.update()
