@@ -1,6 +1,5 @@
 """What an error in a weight costs, and how the bits are allocated and errors fed back by it."""
 
-import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -79,7 +78,7 @@ def test_moments_add_up_over_tokens(monkeypatch):
 
     monkeypatch.setattr(train_gpt, "linear", watched)
     with MomentRecorder(model) as moments:
-        train_gpt.next_token_loss(model, tokens, tokens).backward()
+        model(tokens, tokens).mean().backward()
     for name, p in model.named_parameters():
         if name.endswith(MATRICES):
             torch.testing.assert_close(
@@ -94,7 +93,7 @@ def test_the_moments_foretell_what_noise_costs(name):
     s = tiny_settings(CALIBRATION_TOKENS=16 * 400)
     model, name = random_model(s), f"blocks.{name}"
     torch.manual_seed(1)
-    tokens = torch.randint(3, s.vocab_size, (400, 16))
+    tokens = torch.randint(3, s.model.vocab_size, (400, 16))
     with torch.no_grad():
         logits = model(tokens)
         targets = torch.distributions.Categorical(logits=logits).sample()
@@ -230,7 +229,7 @@ def calibrated(tmp_path, one_rank):
     write_shard(tmp_path / "fineweb_val_0.bin", np.full(4096, 5))
     s = tiny_settings(DATA_PATH=tmp_path, CALIBRATION_TOKENS=64)
     model = random_model(s)
-    stream = train_gpt.TokenStream(str(tmp_path), "train", s.vocab_size)
+    stream = train_gpt.TokenStream(str(tmp_path), "train", s.model.vocab_size)
     read = stream.read
     places = []
     stream.read = lambda start, count: places.append((start, count)) or read(start, count)
@@ -295,9 +294,9 @@ def test_calibration_leaves_the_model_alone(tmp_path, one_rank):
     write_shard(tmp_path / "fineweb_train_0.bin", np.random.default_rng(0).integers(4, 64, 4096))
     s = tiny_settings(DATA_PATH=tmp_path, CALIBRATION_TOKENS=64)
     torch.manual_seed(0)
-    model = train_gpt.GPT(s, torch.bfloat16)
+    model = train_gpt.GPT(s.model, torch.bfloat16)
     before = {name: w.clone() for name, w in model.state_dict().items()}
-    stream = train_gpt.TokenStream(str(tmp_path), "train", s.vocab_size)
+    stream = train_gpt.TokenStream(str(tmp_path), "train", s.model.vocab_size)
     moments = train_gpt.calibrate(model, stream, s, one_rank)
     assert model.dtype == torch.bfloat16
     for name, p in model.named_parameters():
@@ -319,27 +318,21 @@ def test_weights_that_no_gradient_reaches_are_still_written(tmp_path):
 
 @pytest.mark.parametrize("preset", train_gpt.PRESETS)
 def test_presets_export_what_the_verifier_reads(preset, tmp_path):
-    s = dataclasses.replace(
-        train_gpt.load_settings({"PRESET": preset}),
-        num_layers=3,
-        mlp_hidden=96,
-        rope_dims=8,
-        bigram_buckets=64,
-        train_seq_len=32,
-    )
-    s = dataclasses.replace(s, model_dim=16 * s.num_heads)
+    small = dict(NUM_LAYERS="3", MLP_HIDDEN="96", ROPE_DIMS="8", BIGRAM_BUCKETS="64")
+    lengths = dict(TRAIN_SEQ_LEN="32", EVAL_STRIDE="32", FIT="shrink")
+    heads = train_gpt.load_settings({"PRESET": preset}).model.num_heads
+    width = dict(MODEL_DIM=str(16 * heads))
+    s = train_gpt.load_settings({"PRESET": preset} | small | lengths | width)
     weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}
     moments = {
         name: Moments(np.full(len(w), 1e3), np.eye(w[0].size))
         for name, w in weights.items()
         if w.ndim > 1
     }
-    config = {name: getattr(s, name) for name in train_gpt.ALL[train_gpt.ALL.index("vocab_size") :]}
-    artifact = export(
-        weights, moments, config, dataclasses.replace(s, fit="shrink"), 1000, lambda line: None
-    )
+    config = train_gpt.flat(s.model, s.training, s.export, s.evaluation)
+    artifact = export(weights, moments, config, s.export, 1000, lambda line: None)
     (tmp_path / "a.pcll").write_bytes(artifact)
     read, theirs = decode_artifact.read_pcll(tmp_path / "a.pcll")
-    assert read == config and math.prod(theirs["tok_emb"].shape) == 1024 * s.model_dim
+    assert read == config and theirs["tok_emb"].shape == (1024, 16 * heads)
     for name, w in decode_pcll(artifact)[1].items():
         assert (theirs[name] == w).all() and np.square(w - weights[name]).mean() < 0.01

@@ -95,7 +95,7 @@ def nearest_of(w: np.ndarray, values: np.ndarray) -> np.ndarray:
 def test_round_trip_and_both_decoders(tmp_path_factory, tensors, codec, states, coarseness):
     # more may be too constant for a file that a reader takes
     assume(sum(w.size for w in tensors) <= 1 << 16)
-    s = tiny_settings(CODEC=codec, TRELLIS_STATES=states)
+    s = tiny_settings(CODEC=codec, TRELLIS_STATES=states).export
     coded = {}
     for i, w in enumerate(tensors):
         name = f"blocks.{i}.mlp.up"
@@ -172,7 +172,7 @@ def test_the_frame_is_what_zstd_22_makes_of_the_content():
     ],
 )
 def test_numbers_of_levels(name, levels):
-    s = train_gpt.load_settings({"CODEC": "huffman", "EMBED_CODEC": "huffman"})
+    s = train_gpt.load_settings({"CODEC": "huffman", "EMBED_CODEC": "huffman"}).export
     w = np.linspace(-1, 1, 4096, dtype=np.float32).reshape(64, 64)  # uses every level
     for coarseness, dither, expected in (
         (1.0, 0.0, levels),
@@ -191,7 +191,7 @@ def test_numbers_of_levels(name, levels):
     [("float16", FLOAT16), ("float32", FLOAT32), ("huffman", HUFFMAN), ("trellis", TRELLIS)],
 )
 def test_codec_of_each_tensor(codec, embed, number):
-    s = tiny_settings(CODEC=codec, EMBED_CODEC=embed)
+    s = tiny_settings(CODEC=codec, EMBED_CODEC=embed).export
     w = gaussian(32, 32)
     moments = dict.fromkeys(("tok_emb", "bigram.table", "blocks.0.attn.q"), even(w, 0.01))
 
@@ -415,7 +415,7 @@ class Exporter:
     def __call__(self, **changes) -> int:
         """Bytes of the artifact with 1,000 bytes of code."""
         self.tries = []
-        s = tiny_settings(CODEC=self.codec, **changes)
+        s = tiny_settings(CODEC=self.codec, **changes).export
         artifact = train_gpt.export(self.weights, self.moments, {}, s, 1000, self.log)
         return len(artifact) + 1000
 

@@ -279,20 +279,16 @@ def adapted_nats(tokens, s, seed=0) -> tuple[np.ndarray, float]:
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_padding_changes_no_adapted_score(optimizer):
-    """The last batch of a chunk has one of three sequences, the last chunk 10 tokens."""
-    tokens = random_tokens(139)
-    scores = []
-    for compiled in (0, 1):
-        s = tiny_settings(
-            COMPILE=compiled,
-            EVAL_BATCH_SEQS=7,
-            TTT_CHUNK_TOKENS=64,
-            TTT_BATCH_SEQS=3,
-            TTT_OPTIMIZER=optimizer,
-            TTT_LR=0.01,
-        )
-        scores.append(adapted_nats(tokens, s)[0])
-    np.testing.assert_allclose(*scores, atol=1e-5)
+    """The second batch of a chunk has two of three sequences, the last chunk 10 tokens."""
+    sizes = dict(EVAL_BATCH_SEQS=7, TTT_CHUNK_TOKENS=80, TTT_BATCH_SEQS=3)
+    rate = dict(TTT_OPTIMIZER=optimizer, TTT_LR=0.01, TTT_GRAD_CLIP=1e9)
+    tokens = random_tokens(2 * 80 + 11)
+    plain, padded = (
+        adapted_nats(tokens, tiny_settings(COMPILE=compiled, **sizes, **rate))[0]
+        for compiled in (0, 1)
+    )
+    np.testing.assert_allclose(padded, plain, atol=1e-5)
+    assert np.abs(plain - adapted_nats(tokens, tiny_settings(TTT_LR=0))[0]).max() > 0.01
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])

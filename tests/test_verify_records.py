@@ -1,6 +1,6 @@
-"""verify.py on record folders made here in the shapes that real entries use: each verdict and its number."""
+"""records/check.py on record folders made here in the shapes that real entries use: each verdict
+and its number."""
 
-import argparse
 import base64
 import json
 import lzma
@@ -13,9 +13,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import verify
-from verify import CONSISTENT, FAILED, NOT_CHECKABLE, PROVEN, SUSPICION
+from records import check as records_check
+from records import logs as records_logs
+from records.check import CONSISTENT, FAILED, NOT_CHECKABLE, PROVEN, SUSPICION, Finding
 
-BYTES_PER_TOKEN = verify.SPLIT_BYTES / 62_021_632
+BYTES_PER_TOKEN = records_check.SPLIT_BYTES / 62_021_632
 SCRIPT = '''"""A script whose own text looks like a log.
 
 final_int8_zlib_roundtrip_exact val_loss:0.50000000 val_bpb:0.30000000
@@ -52,12 +54,27 @@ def nats(bpb: float) -> float:
     return bpb * math.log(2) * BYTES_PER_TOKEN
 
 
-def log_text(seed=1337, bpb=1.12, script=SCRIPT, rule=True, model=15_800_000, code=None, tokens=62_021_632,
-             stop=600_055, loss=None, eval_ms=76_000, world=8, settings="", after_stop="", last="") -> str:  # fmt: skip
+def log_text(  # noqa: PLR0913 - each is what some test changes
+    seed=1337,
+    bpb=1.12,
+    script=SCRIPT,
+    rule=True,
+    model=15_800_000,
+    code=None,
+    tokens=62_021_632,
+    stop=600_055,
+    loss=None,
+    eval_ms=76_000,
+    world=8,
+    settings="",
+    after_stop="",
+    last="",
+) -> str:
     """A log as the challenge's script writes it."""
     code = len(script.encode()) if code is None else code
     loss = nats(bpb) if loss is None else loss
     scale = loss / bpb
+    last_step = f"val_bpb:{bpb + 0.02:.4f} train_time:{stop}ms step_avg:83.00ms"
     return f"""{script}{"=" * 100 if rule else ""}
 Running Python 3.11.9
 |   0  NVIDIA H100 80GB HBM3          On  |   00000000:18:00.0 Off |                    0 |
@@ -69,7 +86,7 @@ train_batch_tokens:786432 train_seq_len:2048 matrix_lr:0.025 max_wallclock_secon
 {settings}seed:{seed}
 step:0/20000 val_loss:{4.1 * scale:.4f} val_bpb:4.1000 train_time:0ms step_avg:0.02ms
 step:1000/20000 train_loss:2.1000 train_time:83000ms step_avg:83.00ms
-step:7000/20000 val_loss:{(bpb + 0.02) * scale:.4f} val_bpb:{bpb + 0.02:.4f} train_time:{stop}ms step_avg:83.00ms
+step:7000/20000 val_loss:{(bpb + 0.02) * scale:.4f} {last_step}
 stopping_early: wallclock_cap train_time:{stop}ms step:7000/20000
 {after_stop}Serialized model: 106027446 bytes
 Code size: {code} bytes
@@ -94,7 +111,8 @@ def make(
     readme="# Entry: val_bpb 1.1217\n",
     **files,
 ) -> Path:
-    """A record folder, as it should be but for what the arguments change; files: name__suffix = content."""
+    """A record folder, as it should be but for what the arguments change; files: name__suffix =
+    content."""
     folder = folder / "track_10min_16mb" / "2026-03-23_Entry"
     folder.mkdir(parents=True, exist_ok=True)
     if logs is None:
@@ -118,9 +136,9 @@ def make(
     return folder
 
 
-def check(folder: Path, against: str | None = None) -> dict[str, verify.Finding]:
+def check(folder: Path, against: str | None = None) -> dict[str, Finding]:
     """Findings by the name of their check; a pattern by what it is."""
-    found = verify.check_folder(folder, argparse.Namespace(against=against))
+    found = records_check.check_folder(folder, against)
     return {f.detail if f.check == "pattern" else f.check: f for f in found}
 
 
@@ -140,7 +158,7 @@ def test_a_good_folder(tmp_path):
     )
     assert "train_seed42.log:" in score.detail and "final_int6_sliding_window_exact" in score.line
     assert found["size"].number == 15_800_000 + len(SCRIPT)
-    assert found["training time"].number == 600.055 and found["evaluation time"].number == 76
+    assert found["training time"].number == 600.055 and found["evaluation time"].number == 82
     assert found["split"].number == pytest.approx(151_080_000, abs=5_000)
     assert found["seeds"].number == 3 and found["hardware"].number == 8
     assert found["script"].verdict == PROVEN and found["script"].number == 3
@@ -149,17 +167,33 @@ def test_a_good_folder(tmp_path):
 # ---------------------------------------------------------------- files and submission.json
 
 
-@pytest.mark.parametrize("changes, lacking", [
-    (dict(readme=None), "README.md"), (dict(logs={}), "a train log"), (dict(script=None), "a script"),
-    (dict(script=""), "a script"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, lacking",
+    [
+        (dict(readme=None), "README.md"),
+        (dict(logs={}), "a train log"),
+        (dict(script=None), "a script"),
+        (dict(script=""), "a script"),
+    ],
+)
 def test_missing_files(tmp_path, changes, lacking):
     finding = check(make(tmp_path, **changes))["files"]
     assert finding.verdict == FAILED and lacking in finding.detail
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "nul", '{"val_bpb": 1.1217}}', "[" * 10_000 + "]" * 10_000,
-                                  '{"a":' * 10_000, "1" * 6_000])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[1]",
+        "nul",
+        '{"val_bpb": 1.1217}}',
+        "[" * 10_000 + "]" * 10_000,
+        '{"a":' * 10_000,
+        "1" * 6_000,
+    ],
+)
 def test_submission_that_cannot_be_used(tmp_path, text):
     assert check(make(tmp_path, submission=text))["submission.json"].verdict == FAILED
 
@@ -172,10 +206,19 @@ def test_submission_missing_or_under_another_name(tmp_path):
     assert check(make(tmp_path, submission=False))["val_bpb"].verdict == CONSISTENT
 
 
-@pytest.mark.parametrize("claim", [
-    1.1217, "1.1217", "1.1217 (3 seeds)", [1.1211, 1.1223, 1.1217], {"1337": 1.1211, "42": 1.1223, "2025": 1.1217},
-    {"seed_42": 1.2, "mean": 1.1217, "std": 0.0005}, 1.12, 1.122,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "claim",
+    [
+        1.1217,
+        "1.1217",
+        "1.1217 (3 seeds)",
+        [1.1211, 1.1223, 1.1217],
+        {"1337": 1.1211, "42": 1.1223, "2025": 1.1217},
+        {"seed_42": 1.2, "mean": 1.1217, "std": 0.0005},
+        1.12,
+        1.122,
+    ],
+)
 def test_types_of_val_bpb(tmp_path, claim):
     text = "\ufeff" + json.dumps({"val_bpb": claim})  # with a byte order mark
     assert check(make(tmp_path, submission=text))["val_bpb"].verdict == CONSISTENT
@@ -191,13 +234,16 @@ def test_val_bpb_that_is_no_number(tmp_path, claim):
 # ---------------------------------------------------------------- val_bpb
 
 
-@pytest.mark.parametrize("claim, verdict", [
-    (1.1223, CONSISTENT),  # one of the logs
-    (1.1317, CONSISTENT),  # the mean of another final line, of the plain evaluation
-    (1.1423, SUSPICION),  # a validation during training
-    (1.125, SUSPICION),  # nothing, but not below the logs
-    (1.0487, FAILED),  # below every line
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "claim, verdict",
+    [
+        (1.1223, CONSISTENT),  # one of the logs
+        (1.1317, CONSISTENT),  # the mean of another final line, of the plain evaluation
+        (1.1423, SUSPICION),  # a validation during training
+        (1.125, SUSPICION),  # nothing, but not below the logs
+        (1.0487, FAILED),  # below every line
+    ],
+)
 def test_val_bpb_against_the_logs(tmp_path, claim, verdict):
     finding = check(make(tmp_path, submission={"val_bpb": claim, "seeds": list(SCORES)}))["val_bpb"]
     assert finding.verdict == verdict and finding.number == pytest.approx(claim, abs=1e-4)
@@ -234,13 +280,13 @@ def test_the_closest_explanation_is_taken(tmp_path):
 
 
 def test_only_the_last_final_line_counts_in_other_formats(tmp_path):
-    last = "legal_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:408049ms\n  quantized bpb = 1.11003333\n"
+    last = "legal_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:408049ms\n"
+    last += "  quantized bpb = 1.11003333\n"
     found = check(
         make(tmp_path, logs={"train.txt": log_text(last=last)}, submission={"val_bpb": 1.11})
     )
-    assert found["val_bpb"].verdict == CONSISTENT and found[
-        "evaluation time"
-    ].number == pytest.approx(408.049)
+    assert found["val_bpb"].verdict == CONSISTENT
+    assert found["evaluation time"].number == pytest.approx(6 + 76 + 408.049)
 
 
 @pytest.mark.parametrize("claim, verdict", [(1.1217, CONSISTENT), (1.1223, SUSPICION)])
@@ -254,9 +300,10 @@ def test_readme(tmp_path, claim, verdict):
 
 @pytest.mark.parametrize("rule", [True, False])
 def test_source_text_is_set_aside(tmp_path, rule):
-    """Numbers in the source's docstring and comments are no results; without the rule of '=' log lines end it."""
+    """Numbers in the source's docstring and comments are no results; without the rule of '=' log
+    lines end it."""
     folder = make(tmp_path, logs={"train.log": log_text(rule=rule)}, submission={"val_bpb": 1.12})
-    log = verify.read_log(folder / "train.log", "train.log")
+    log = records_logs.read_log(folder / "train.log", "train.log")
     assert "\n".join(log.sources[0]).strip() == SCRIPT.strip()
     assert [line.bpb for line in log.lines] == [1.13, 1.13, 1.12, 1.12]
     assert (
@@ -283,13 +330,26 @@ def test_utf16_and_windows_line_ends(tmp_path):
 # ---------------------------------------------------------------- bytes
 
 
-@pytest.mark.parametrize("model, code, verdict, number", [
-    (15_990_000, None, CONSISTENT, 15_990_000 + len(SCRIPT)),
-    (15_990_000, 80_000, SUSPICION, 16_070_000),  # over as logged, but the folder's code would fit
-    (15_999_400, None, SUSPICION, 15_999_400 + len(SCRIPT)),  # over, but not with the code compressed
-    (15_999_900, None, FAILED, 15_999_900 + len(SCRIPT)),  # over however the code is compressed
-    (16_500_000, None, FAILED, 16_500_000 + len(SCRIPT)),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "model, code, verdict, number",
+    [
+        (15_990_000, None, CONSISTENT, 15_990_000 + len(SCRIPT)),
+        (
+            15_990_000,
+            80_000,
+            SUSPICION,
+            16_070_000,
+        ),  # over as logged, but the folder's code would fit
+        (
+            15_999_400,
+            None,
+            SUSPICION,
+            15_999_400 + len(SCRIPT),
+        ),  # over, but not with the code compressed
+        (15_999_900, None, FAILED, 15_999_900 + len(SCRIPT)),  # over however the code is compressed
+        (16_500_000, None, FAILED, 16_500_000 + len(SCRIPT)),
+    ],
+)
 def test_size(tmp_path, model, code, verdict, number):
     logs = {"train_seed1.log": log_text(1), "train_seed2.log": log_text(2, model=model, code=code)}
     finding = check(make(tmp_path, logs=logs, submission={"val_bpb": 1.12}))["size"]
@@ -314,10 +374,18 @@ def test_logs_without_sizes(tmp_path):
     assert check(make(tmp_path, logs=logs))["size"].verdict == NOT_CHECKABLE
 
 
-@pytest.mark.parametrize("claim, verdict", [
-    (15_800_000 + len(SCRIPT), CONSISTENT), ("15,800,000", CONSISTENT), (15_999_999, CONSISTENT),
-    (15_100_000, SUSPICION), (16_000_001, SUSPICION), (16_001_000, FAILED), (None, NOT_CHECKABLE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "claim, verdict",
+    [
+        (15_800_000 + len(SCRIPT), CONSISTENT),
+        ("15,800,000", CONSISTENT),
+        (15_999_999, CONSISTENT),
+        (15_100_000, SUSPICION),
+        (16_000_001, SUSPICION),
+        (16_001_000, FAILED),
+        (None, NOT_CHECKABLE),
+    ],
+)
 def test_claimed_bytes(tmp_path, claim, verdict):
     assert (
         check(make(tmp_path, submission={"val_bpb": 1.1217, "bytes_total": claim}))[
@@ -328,13 +396,14 @@ def test_claimed_bytes(tmp_path, claim, verdict):
 
 
 def test_artifact_in_the_folder(tmp_path):
-    """Its size against the logs here; its content is checked as an artifact, and its claim is submission.json's."""
+    """Its size against the logs here; its content is checked as an artifact, and its claim is
+    submission.json's."""
     folder = make(tmp_path, artifact__pcll="x" * 100)
     assert check(folder)["artifact bytes"].verdict == FAILED
     (folder / "train_seed42.log").write_text(log_text(42, SCORES[42], model=100))
     assert check(folder)["artifact bytes"].verdict == PROVEN
-    assert verify.submitted_scores(folder) == [1.1217]
-    assert verify.submitted_scores(tmp_path) == []
+    assert records_check.submitted_scores(folder) == [1.1217]
+    assert records_check.submitted_scores(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -347,13 +416,13 @@ def test_an_artifact_answers_for_the_headline_unless_that_is_its_seeds_mean(
         "val_bpb": headline,
         "seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.2}},
     }
-    assert verify.submitted_scores(make(tmp_path, submission=submission)) == claims
+    assert records_check.submitted_scores(make(tmp_path, submission=submission)) == claims
 
 
 # ---------------------------------------------------------------- times and hardware
 
 
-def one(tmp_path: Path, track="track_10min_16mb", **changes) -> dict[str, verify.Finding]:
+def one(tmp_path: Path, track="track_10min_16mb", **changes) -> dict[str, Finding]:
     return check(
         make(
             tmp_path,
@@ -363,36 +432,128 @@ def one(tmp_path: Path, track="track_10min_16mb", **changes) -> dict[str, verify
     )
 
 
-@pytest.mark.parametrize("changes, verdict", [
-    (dict(stop=599_900), CONSISTENT), (dict(stop=600_900), CONSISTENT), (dict(stop=615_000), FAILED),
-    (dict(stop=615_000, world=1), SUSPICION),
-    (dict(stop=4_000_000, track="non-record-unlimited-compute-16mb"), NOT_CHECKABLE),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, verdict",
+    [
+        (dict(stop=599_900), CONSISTENT),
+        (dict(stop=600_900), CONSISTENT),
+        (dict(stop=615_000), FAILED),
+        (dict(stop=615_000, world=1), SUSPICION),
+        (dict(stop=4_000_000, track="non-record-unlimited-compute-16mb"), NOT_CHECKABLE),
+    ],
+)
 def test_training_time(tmp_path, changes, verdict):
     finding = one(tmp_path, **changes)["training time"]
     assert finding.verdict == verdict and finding.number == changes["stop"] / 1000
 
 
 def test_training_time_in_minutes(tmp_path):
-    log = "world_size: 8\n4500/20000 train_loss: 2.1 train_time: 19.8m tok/s: 297163\nfinal val_loss:1.9 val_bpb:1.12\n"
+    log = "world_size: 8\n4500/20000 train_loss: 2.1 train_time: 19.8m tok/s: 297163\n"
+    log += "final val_loss:1.9 val_bpb:1.12\n"
     finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.12}))[
         "training time"
     ]
     assert finding.verdict == FAILED and finding.number == pytest.approx(1188)
 
 
-@pytest.mark.parametrize("eval_ms, verdict", [(599_000, CONSISTENT), (687_404, FAILED)])
+@pytest.mark.parametrize(
+    "eval_ms, verdict", [(593_000, CONSISTENT), (599_000, FAILED), (687_404, FAILED)]
+)
 def test_evaluation_time(tmp_path, eval_ms, verdict):
+    """The plain pass over the quantised model takes 6 s, and the log says so twice."""
     finding = one(tmp_path, eval_ms=eval_ms)["evaluation time"]
-    assert finding.verdict == verdict and finding.number == eval_ms / 1000
+    assert finding.verdict == verdict and finding.number == pytest.approx(eval_ms / 1000 + 6)
 
 
-@pytest.mark.parametrize("stop, line, verdict, number", [
-    (588_000, "GPTQ:collected 67 Hessians in 11.3s", CONSISTENT, 11.3),
-    (600_055, "GPTQ:collected 67 Hessians in 11.3s", SUSPICION, 11.3),
-    (600_055, "gptq:calibrating with 256 batches...", SUSPICION, None),
-    (600_055, "gptq:generated 64 calibration sequences in 196.5s", CONSISTENT, 196.5),
-])  # fmt: skip
+def evaluation(tmp_path: Path, *lines: str, **changes) -> Finding:
+    """The finding on a log that ends in these lines, after passes of 6 s and of 76 s."""
+    return one(tmp_path, last="\n".join(lines) + "\n", **changes)["evaluation time"]
+
+
+def test_passes_that_are_too_long_together(tmp_path):
+    sliding = "final_sliding val_loss:1.8793 val_bpb:1.1118 eval_time:300000ms"
+    adapted = "final_ttt_exact val_loss:1.88 val_bpb:1.1100 eval_time:299600ms"
+    found = evaluation(tmp_path, sliding, adapted)
+    assert found.verdict == FAILED and found.number == pytest.approx(681.6)
+    assert "6.0 + 76.0 + 300.0 + 299.6 = 681.6 s" in found.detail
+    assert found.line.endswith(sliding), "the longest one is quoted"
+    assert evaluation(tmp_path / "b", sliding).verdict == CONSISTENT
+    assert evaluation(tmp_path / "c", adapted).verdict == CONSISTENT
+    assert evaluation(tmp_path / "d", sliding, adapted, world=1).verdict == SUSPICION
+    other = evaluation(tmp_path / "e", sliding, adapted, track="non_record_16mb")
+    assert other.verdict == NOT_CHECKABLE and other.number == pytest.approx(681.6)
+
+
+def test_a_pass_that_is_printed_twice_counts_once(tmp_path):
+    once = "final_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:400000ms"
+    again = "final_ttt_exact val_loss:1.88000000 val_bpb:1.11003333 eval_time:400000ms"
+    found = evaluation(tmp_path, once, again)
+    assert found.verdict == CONSISTENT and found.number == pytest.approx(482)
+    outside = again.replace("400000", "400400")  # the same, with what is around it
+    assert evaluation(tmp_path / "c", once, outside).number == pytest.approx(482.4)
+    assert evaluation(tmp_path / "d", outside, once).number == pytest.approx(482.4)
+    other = again.replace("1.1100", "1.1098")  # another pass, which took as long
+    assert evaluation(tmp_path / "b", once, other).number == pytest.approx(882)
+
+
+def test_validations_during_training_are_no_evaluation(tmp_path):
+    """Nor are the last one, at the stop, and the progress of a pass."""
+    validation = "step:{}/20000 val_loss:2.0 val_bpb:1.2 train_time:9ms eval_time:590000ms\n"
+    text = log_text(settings="".join(validation.format(step) for step in (1000, 2000)))
+    text = text.replace("stopping_early", validation.format(7000) + "stopping_early")
+    text += "ttt_chunk [10/1893] val_bpb:1.1300 eval_time:590000ms\n"
+    folder = make(tmp_path, logs={"train.log": text}, submission={"val_bpb": 1.12})
+    found = check(folder)["evaluation time"]
+    assert found.verdict == CONSISTENT and found.number == pytest.approx(590)
+    text = text.replace("ttt_chunk [10/1893] val_bpb:1.1300 eval_time:590000ms\n", "")
+    folder = make(tmp_path / "b", logs={"train.log": text}, submission={"val_bpb": 1.12})
+    found = check(folder)["evaluation time"]
+    assert found.verdict == CONSISTENT and found.number == pytest.approx(82)
+
+
+def test_a_total_of_the_evaluation_is_used_alone(tmp_path):
+    found = evaluation(tmp_path, "eval_total_time:123456ms")
+    assert found.verdict == CONSISTENT and found.number == pytest.approx(123.456)
+    assert "eval_total_time" in found.detail and found.line.endswith("eval_total_time:123456ms")
+    found = evaluation(tmp_path / "b", "eval_total_time:604300ms")
+    assert found.verdict == FAILED and found.number == pytest.approx(604.3)
+    found = evaluation(tmp_path / "c", "eval_total_time:600000ms", eval_ms=599_000)
+    assert found.verdict == CONSISTENT, "it, and not the sum of 605 s"
+
+
+def test_a_total_that_is_less_than_one_pass_is_not_believed(tmp_path):
+    found = evaluation(tmp_path, "eval_total_time:50000ms")
+    assert found.verdict == SUSPICION and found.number == pytest.approx(82)
+    assert "6.0 + 76.0 = 82.0 s; its eval_total_time says 50.0 s" in found.detail
+    assert evaluation(tmp_path / "b", "eval_total_time:1ms", eval_ms=650_000).verdict == FAILED
+
+
+def test_a_diagnostic_may_take_longer(tmp_path):
+    """A pass of another score over the limit, one that its label sets apart, one of no score."""
+    other = "final_mixed val_loss:1.9512 val_bpb:1.1600 eval_time:650000ms"
+    last = "final_exact val_loss:1.8838 val_bpb:1.1200"
+    assert evaluation(tmp_path, other, last).verdict == NOT_CHECKABLE
+    label = "diagnostic quantized val_loss:1.9512 val_bpb:1.1600 eval_time:599000ms"
+    assert evaluation(tmp_path / "b", label).verdict == CONSISTENT
+    unnamed = evaluation(tmp_path / "c", "eval_time:650000ms")
+    assert unnamed.verdict == NOT_CHECKABLE and unnamed.number == 650
+
+
+def test_a_slow_pass_fails_whatever_its_last_decimal(tmp_path):
+    log = log_text(bpb=1.0897, eval_ms=687_404)
+    found = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0897}))
+    assert found["evaluation time"].verdict == FAILED
+
+
+@pytest.mark.parametrize(
+    "stop, line, verdict, number",
+    [
+        (588_000, "GPTQ:collected 67 Hessians in 11.3s", CONSISTENT, 11.3),
+        (600_055, "GPTQ:collected 67 Hessians in 11.3s", SUSPICION, 11.3),
+        (600_055, "gptq:calibrating with 256 batches...", SUSPICION, None),
+        (600_055, "gptq:generated 64 calibration sequences in 196.5s", CONSISTENT, 196.5),
+    ],
+)
 def test_calibration_after_the_stop(tmp_path, stop, line, verdict, number):
     finding = one(tmp_path, stop=stop, after_stop=line + "\n")["calibration"]
     assert (finding.verdict, finding.number) == (verdict, number) and line in finding.line
@@ -428,7 +589,8 @@ def test_a_slow_first_step_gives_no_more_time(tmp_path):
 
 
 def test_lines_of_resumed_and_of_measured_runs(tmp_path):
-    """Checkpoints, a resumption, the speed of a step and a calibration time change no finding of a good folder."""
+    """Checkpoints, a resumption, the speed of a step and a calibration time change no finding of a
+    good folder."""
     begin = "resumed from checkpoint.pt at step 120\ncheckpoint: step 120 saved\n"
     logs = {}
     for seed, bpb in SCORES.items():
@@ -460,15 +622,30 @@ def test_hardware(tmp_path):
 # ---------------------------------------------------------------- byte identity
 
 
-@pytest.mark.parametrize("changes, verdict, held", [
-    ({}, CONSISTENT, 151_080_000),
-    (dict(loss=nats(1.12) * 1.17), FAILED, 176_763_600),  # leading spaces counted twice, in every line
-    (dict(tokens=1_048_576), FAILED, 2_554_235),  # a part of the split
-    (dict(tokens=63_779_840, loss=nats(1.12) * 1.0026), SUSPICION, 155_766_593),  # another split
-    (dict(tokens=0), CONSISTENT, 151_080_000),  # no count, the usual bytes a token
-    (dict(tokens=0, loss=nats(1.12) * 1.06), SUSPICION, 160_144_800),
-    (dict(last="final_mixed_exact val_loss:1.89123456 val_bpb:0.99000000\n"), SUSPICION, 170_936_000),  # of a mixture
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, verdict, held",
+    [
+        ({}, CONSISTENT, 151_080_000),
+        (
+            dict(loss=nats(1.12) * 1.17),
+            FAILED,
+            176_763_600,
+        ),  # leading spaces counted twice, in every line
+        (dict(tokens=1_048_576), FAILED, 2_554_235),  # a part of the split
+        (
+            dict(tokens=63_779_840, loss=nats(1.12) * 1.0026),
+            SUSPICION,
+            155_766_593,
+        ),  # another split
+        (dict(tokens=0), CONSISTENT, 151_080_000),  # no count, the usual bytes a token
+        (dict(tokens=0, loss=nats(1.12) * 1.06), SUSPICION, 160_144_800),
+        (
+            dict(last="final_mixed_exact val_loss:1.89123456 val_bpb:0.99000000\n"),
+            SUSPICION,
+            170_936_000,
+        ),  # of a mixture
+    ],
+)
 def test_split(tmp_path, changes, verdict, held):
     log = log_text(**changes).replace(" tokens:0\n", "\n")
     bpb = 0.99 if "last" in changes else 1.12
@@ -489,7 +666,8 @@ def test_a_part_of_the_split_is_stated_of_what_claims_no_record(tmp_path):
 
 
 def test_split_of_another_tokenizer(tmp_path):
-    log = "vocab_size: 8192\nval_tokens: 47851520\nquantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
+    log = "vocab_size: 8192\nval_tokens: 47851520\n"
+    log += "quantized_ttt val_loss:2.32239991 val_bpb:1.06124613\n"
     finding = check(make(tmp_path, logs={"train.log": log}, submission={"val_bpb": 1.0612}))[
         "split"
     ]
@@ -500,7 +678,7 @@ def test_split_of_another_tokenizer(tmp_path):
 
 
 def test_seeds(tmp_path):
-    def seeds(name: str, logs: dict, **submission) -> verify.Finding:
+    def seeds(name: str, logs: dict, **submission) -> Finding:
         return check(make(tmp_path / name, logs=logs, submission={"val_bpb": 1.12} | submission))[
             "seeds"
         ]
@@ -553,11 +731,16 @@ def test_embedded_script(tmp_path):
 # ---------------------------------------------------------------- significance
 
 
-@pytest.mark.parametrize("against, verdict, number", [
-    ("1.1304,1.1296,1.1300", CONSISTENT, 0.01401), ("1.1300", CONSISTENT, 0.01401),
-    ("1.1250", FAILED, 0.00557),  # enough, but not surely
-    ("1.1220", FAILED, 0.00051), ("1.1100", FAILED, -0.01976),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "against, verdict, number",
+    [
+        ("1.1304,1.1296,1.1300", CONSISTENT, 0.01401),
+        ("1.1300", CONSISTENT, 0.01401),
+        ("1.1250", FAILED, 0.00557),  # enough, but not surely
+        ("1.1220", FAILED, 0.00051),
+        ("1.1100", FAILED, -0.01976),
+    ],
+)
 def test_significance(tmp_path, against, verdict, number):
     finding = check(make(tmp_path), against)["significance"]
     assert finding.verdict == verdict and finding.number == pytest.approx(number, abs=2e-5)
@@ -568,7 +751,7 @@ def test_significance_of_one_run_and_of_bad_scores(tmp_path):
     assert check(folder, "1.13,1.14")["significance"].verdict == NOT_CHECKABLE
     assert check(folder, "1.121")["significance"].verdict == FAILED
     for bad in ("1.13,x", "1.13,", "1e300,1.1", "nan", "-1"):
-        with pytest.raises(verify.UnusableInput, match="--against takes"):
+        with pytest.raises(records_check.UnusableInput, match="--against takes"):
             check(folder, bad)
 
 
@@ -586,15 +769,20 @@ def test_p_values_against_scipy(a, b, margin):
         expected = stats.ttest_1samp(b, shifted[0], alternative="less").pvalue
     else:
         expected = stats.ttest_ind(shifted, b, equal_var=False, alternative="greater").pvalue
-    assert verify.welch(a, b, margin) == pytest.approx(expected, rel=1e-8, abs=1e-14)
+    assert records_check.welch(a, b, margin) == pytest.approx(expected, rel=1e-8, abs=1e-14)
 
 
-@pytest.mark.parametrize("t, freedom, expected", [  # tails of Student's t, in closed form for 1 and 2 degrees
-    (math.sqrt(3), 1, 1 / 6), (1e-3, 1, 0.5 - math.atan(1e-3) / math.pi), (10.0, 2, 0.5 - 5 / math.sqrt(102)),
-    (0.0, 7.5, 0.5),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "t, freedom, expected",
+    [  # tails of Student's t, in closed form for 1 and 2 degrees
+        (math.sqrt(3), 1, 1 / 6),
+        (1e-3, 1, 0.5 - math.atan(1e-3) / math.pi),
+        (10.0, 2, 0.5 - 5 / math.sqrt(102)),
+        (0.0, 7.5, 0.5),
+    ],
+)
 def test_student_tail(t, freedom, expected):
-    assert verify.student_tail(t, freedom) == pytest.approx(expected, rel=1e-11)
+    assert records_check.student_tail(t, freedom) == pytest.approx(expected, rel=1e-11)
 
 
 # ---------------------------------------------------------------- patterns
@@ -615,15 +803,30 @@ def train_on(model, chunk, optimizer, val_tokens):
 """
 ILLEGAL = {
     "trains on validation tokens without scoring them first": (
-        "def ttt_adapt(model, val_tokens, optimizer):\n    for x in val_tokens:\n        model(x).backward()\n"
-        "        optimizer.step()", 1),
-    "picks by the validation score": ("def f():\n    if ema_val_bpb < best_bpb:\n        best_bpb = ema_val_bpb", 1),
-    "scores in the last of several epochs": ("def f():\n    if epoch == args.ttt_epochs - 1:\n        score()", 1),
+        "def ttt_adapt(model, val_tokens, optimizer):\n    for x in val_tokens:\n"
+        "        model(x).backward()\n"
+        "        optimizer.step()",
+        1,
+    ),
+    "picks by the validation score": (
+        "def f():\n    if ema_val_bpb < best_bpb:\n        best_bpb = ema_val_bpb",
+        1,
+    ),
+    "scores in the last of several epochs": (
+        "def f():\n    if epoch == args.ttt_epochs - 1:\n        score()",
+        1,
+    ),
     "scores tokens in a second pass": ("def f():\n    return ngram_rescore(tokens)", 1),
-    "hash keyed on the target": ("def f():\n    key = (ctx_hash ^\n        tgt_np * primes[0]) & mask", 1),
-    "validation tokens in calibration": ("def f():\n    h = collect_hessians(model,\n        val_tokens, 256)", 1),
+    "hash keyed on the target": (
+        "def f():\n    key = (ctx_hash ^\n        tgt_np * primes[0]) & mask",
+        1,
+    ),
+    "validation tokens in calibration": (
+        "def f():\n    h = collect_hessians(model,\n        val_tokens, 256)",
+        1,
+    ),
     "downloads": ("def f():\n    hf_hub_download('x', 'y')", 1),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", ILLEGAL)
@@ -646,23 +849,34 @@ def test_patterns_of_code(tmp_path, what, packed):
     assert {name for name, f in found.items() if f.check == "pattern"} == {what}
 
 
-@pytest.mark.parametrize("line, what", [
-    ("ttt_epoch:5/30 avg_loss:1.8966", "epochs over the tokens that are scored"),
-    ("prequant_ttt:epoch 1/10 loss:2.8775 time:17.4s", "epochs over the tokens that are scored"),
-    ("ngram_two_pass: Pass 2 done val_bpb=0.098971", "a second pass over scored tokens"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "line, what",
+    [
+        ("ttt_epoch:5/30 avg_loss:1.8966", "epochs over the tokens that are scored"),
+        (
+            "prequant_ttt:epoch 1/10 loss:2.8775 time:17.4s",
+            "epochs over the tokens that are scored",
+        ),
+        ("ngram_two_pass: Pass 2 done val_bpb=0.098971", "a second pass over scored tokens"),
+    ],
+)
 def test_patterns_of_logs(tmp_path, line, what):
     found = one(tmp_path, last=line + "\n")
     assert found[what].verdict == SUSPICION and line in found[what].line
 
 
-@pytest.mark.parametrize("text", [
-    SCORE_FIRST, "# if val_bpb < best_bpb: rescore(tokens)\n",
-    "def f():\n    if err < best_err:\n        best_err = err\n",
-    "def f():\n    for x in val_tokens:\n        byte_count += 1\n        nll(x).backward()\n        sgd.step()\n",
-    "def f(prev, tokens):\n    key = 36313 * tokens ^ 27191 * prev\n",
-    "def f():\n    collect_hessians(model, train_loader)\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        SCORE_FIRST,
+        "# if val_bpb < best_bpb: rescore(tokens)\n",
+        "def f():\n    if err < best_err:\n        best_err = err\n",
+        "def f():\n    for x in val_tokens:\n        byte_count += 1\n        nll(x).backward()\n"
+        "        sgd.step()\n",
+        "def f(prev, tokens):\n    key = 36313 * tokens ^ 27191 * prev\n",
+        "def f():\n    collect_hessians(model, train_loader)\n",
+    ],
+)
 def test_no_pattern(tmp_path, text):
     found = check(
         make(tmp_path, script=SCRIPT + "\n\n" + text, logs={"train.log": log_text(script="")})
@@ -693,7 +907,8 @@ def test_our_own_legal_path_and_our_labelled_illegal_one(tmp_path):
     )
     assert not [f for f in found.values() if f.check == "pattern" and f.verdict == SUSPICION]
     assert found["val_bpb"].verdict == CONSISTENT and found["script"].verdict == PROVEN
-    label = "NOT LEGAL (trained on the tokens it scores) train_then_score val_loss:1.77060000 val_bpb:1.04870000\n"
+    label = "NOT LEGAL (trained on the tokens it scores) train_then_score "
+    label += "val_loss:1.77060000 val_bpb:1.04870000\n"
     logs = {"train.log": OURS.format(protocol="train_then_score", last=label)}
     assert (
         check(make(tmp_path / "b", logs=logs, submission={"val_bpb": 1.16}))["val_bpb"].verdict
@@ -703,18 +918,35 @@ def test_our_own_legal_path_and_our_labelled_illegal_one(tmp_path):
     assert finding.verdict == FAILED and "NOT LEGAL" in finding.detail and finding.number == 1.0487
 
 
-# ---------------------------------------------------------------- any content, bounded time, the command line
+# ---------------------------------------------------------------- any content, the command line
 
 TREE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=8,
-)  # fmt: skip
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=8,
+)
 NAMES = ["val_bpb", "seeds", "seed", "seed_results", "bytes_total", "track", "val_bpb_seeds"]
 LINES = [
-    "val_loss:1.9 val_bpb:1.12", "final_exact val_loss:0.0 val_bpb:0.0", "val_bpb:0.0", "NOT LEGAL val_bpb:1.0",
-    "seed:", "import os", "def f(", "=" * 20, "9" * 30, "\x00", "\r", "tokens:0", "vocab_size:1024", "train_time:0ms",
-    "step:1/2 train_loss:1", "Artifact: , bytes", "ttt epoch 1/2", "stopping_early", "hessian in 1s",
-]  # fmt: skip
+    "val_loss:1.9 val_bpb:1.12",
+    "final_exact val_loss:0.0 val_bpb:0.0",
+    "val_bpb:0.0",
+    "NOT LEGAL val_bpb:1.0",
+    "seed:",
+    "import os",
+    "def f(",
+    "=" * 20,
+    "9" * 30,
+    "\x00",
+    "\r",
+    "tokens:0",
+    "vocab_size:1024",
+    "train_time:0ms",
+    "step:1/2 train_loss:1",
+    "Artifact: , bytes",
+    "ttt epoch 1/2",
+    "stopping_early",
+    "hessian in 1s",
+]
 
 
 def report(folder: Path) -> int:
@@ -724,8 +956,10 @@ def report(folder: Path) -> int:
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(name=st.sampled_from(["submission.json", "train.log", "train_gpt.py", "README.md", "new.txt"]),
-       content=st.binary() | st.lists(st.sampled_from(LINES)).map(lambda x: "\n".join(x).encode()))  # fmt: skip
+@given(
+    name=st.sampled_from(["submission.json", "train.log", "train_gpt.py", "README.md", "new.txt"]),
+    content=st.binary() | st.lists(st.sampled_from(LINES)).map(lambda x: "\n".join(x).encode()),
+)
 def test_any_bytes_end_in_a_report(tmp_path, capsys, name, content):
     folder = make(tmp_path, logs={"train.log": log_text()}, submission={"val_bpb": 1.12})
     (folder / name).write_bytes(content)
