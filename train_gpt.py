@@ -37,7 +37,9 @@ import json
 import math
 import os
 import re
+import shlex
 import signal
+import statistics
 import struct
 import sys
 import time
@@ -155,15 +157,20 @@ class Model:
     train_seq_len: int = setting(
         2048, "tokens per sequence, also the window of the evaluation", "532", low=1, high=65_536
     )
-    rope_dims: int = setting(16, "leading dimensions of each head that rotate", "532", low=1)
+    rope_dims: int = setting(
+        16, "leading dimensions of each head that rotate", "532", low=1, high=65_536
+    )
     rope_base: float = setting(50000.0, "base of the rotary wavelengths", "532", low=1, high=1e9)
-    qk_gain_init: float = setting(1.5, "initial gain of each query head", "532")
+    qk_gain_init: float = setting(1.5, "initial gain of each query head", "532", high=1e6)
     logit_softcap: float = setting(30.0, "c in c * tanh(logit / c)", "base", low=1e-3, high=1e6)
-    xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532")
+    xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532", high=256)
     bigram_buckets: int = setting(2048, "rows of the bigram hash table, 0: none", "532", high=2**24)
     bigram_dim: int = setting(128, "width of the bigram hash table", "532", low=1, high=2**24)
     bigram_init_std: float = setting(
-        0.02, "of the table; 0 as in 532 never learns, as the projection, too, starts at 0", "ours"
+        0.02,
+        "of the table; 0 as in 532 never learns, as the projection, too, starts at 0",
+        "ours",
+        high=1e6,
     )
     ln_scale: bool = setting(True, "normed inputs of layer i are scaled by 1/sqrt(i+1)", "532")
     smear_gate: bool = setting(True, "each position mixes in the one before", "532")
@@ -442,7 +449,7 @@ def check_names(environment: dict[str, str]) -> None:
     known = {name.upper() for name in FIELDS}
     allowed = environment.get("ALLOW_UNKNOWN", "").split(",")
     for name in sorted(environment.keys() - known - set(allowed)):
-        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.85)
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
         if close:
             raise UserError(
                 f"{name} is no setting: did you mean {close[0]}? ALLOW_UNKNOWN={name} lets it pass."
@@ -578,6 +585,8 @@ def join_ranks(run: Run) -> Ranks:
     if any(given) and not all(text.isdecimal() for text in given):
         raise UserError("RANK, LOCAL_RANK and WORLD_SIZE go together: torchrun sets all of them.")
     rank, local_rank, world = (int(text) for text in given) if any(given) else (0, 0, 1)
+    if rank >= world:
+        raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}.")
 
     gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
     if local_rank >= gpus and (gpus or run.device == "cuda"):
@@ -590,7 +599,10 @@ def join_ranks(run: Run) -> Ranks:
     if gpus:
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        except ValueError as error:  # MASTER_ADDR or MASTER_PORT is not set
+            raise UserError(f"torchrun sets what is missing here: {error}.") from None
     return Ranks(rank, world, device)
 
 
@@ -603,6 +615,7 @@ class Log:
     PROGRESS_SECONDS = 5.0  # between lines of progress
 
     def __init__(self, run_id: str, ranks: Ranks, resumed: bool):
+        self.run_id = run_id
         self.active = ranks.rank == 0
         self.last_progress = 0.0
         if self.active:
@@ -618,9 +631,9 @@ class Log:
     def write(self, file: TextIO, line: str) -> None:
         try:
             print(line, file=file, flush=True)
-        except OSError as error:
-            broken = "stdout" if file is sys.stdout else file.name
-            print(f"{broken}: {error.strerror}; the run goes on without it.", file=sys.stderr)
+        except (OSError, ValueError) as error:  # ValueError: it is closed, or lacks a letter
+            with contextlib.suppress(OSError, ValueError):  # stderr may be the same pipe
+                print(f"{file.name}: {error}; the run goes on without it.", file=sys.stderr)
             if file is sys.stdout:
                 sys.stdout = open(os.devnull, "w")
             else:
@@ -642,27 +655,23 @@ class Log:
 def open_log(path: Path, resumed: bool) -> TextIO:
     """A new log, or that of the run that is resumed; UserError if it is another run's."""
     path.parent.mkdir(exist_ok=True)
+    mode = "a" if resumed else "x"
     try:
-        file = open(path, "a" if resumed else "x", encoding="utf-8", buffering=1)
+        file = open(path, mode, encoding="utf-8", errors="backslashreplace", buffering=1)
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileExistsError:
+        way_on = ""
+        if any(Path("checkpoints", path.stem).glob(CHECKPOINT_NAMES)):
+            way_on = " RESUME=latest goes on with that run;"
         raise UserError(
-            f"RUN_ID={path.stem}: {path} is there already. RESUME=latest goes on with that run; "
-            "another RUN_ID begins a new one."
+            f"RUN_ID={path.stem}: {path} is there already;{way_on} another RUN_ID begins a new one."
         ) from None
     except BlockingIOError:
         raise UserError(f"RUN_ID={path.stem}: a run that writes to {path} is under way.") from None
     return file
 
 
-def name_run(run: Run, checkpoint: Path | None, ranks: Ranks) -> str:
-    """RUN_ID, or the name of the run that is resumed, or date, time and process of rank 0."""
-    now, process = ranks.from_first(time.time(), os.getpid())
-    if run.run_id:
-        return run.run_id
-    if checkpoint:
-        return checkpoint.parent.name
-    return f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now))}_{process:.0f}"
+CHECKPOINT_NAMES = "[0-9]" * 8 + ".pt"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -679,16 +688,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def check_writable(name: str, path: Path) -> None:
-    """Raises UserError unless a file can be written there, or be replaced."""
+def check_writable(path: Path, name: str) -> None:
+    """Raises UserError, which calls it so, unless a file can be written there, or be replaced."""
     try:
-        if path.is_dir():  # also where the name is empty
-            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        if path.exists() and not path.is_file():  # also where the name is empty
+            raise OSError(errno.EISDIR, "it is a folder or a device")
         probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
         write_atomically(probe, b"")
         probe.unlink()
     except OSError as error:
-        raise UserError(f"{name}={path} cannot be written: {error.strerror}.") from None
+        raise UserError(f"{name}{path} cannot be written: {explain(error)}") from None
 
 
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
@@ -2259,7 +2268,8 @@ class Ledger:
         """Of the positions entered so far, which took so many seconds."""
         nats = float(self.nats[: self.scored].double().sum())
         size = int(self.bytes_before[self.scored])
-        return Score(nats / self.scored, nats / math.log(2) / size, self.scored, size, seconds)
+        bpb = nats / math.log(2) / max(size, 1)
+        return Score(nats / self.scored, bpb, self.scored, size, seconds)
 
 
 def sliding_windows(count: int, length: int, stride: int) -> np.ndarray:
@@ -2477,9 +2487,11 @@ def rounded_to_int6(matrices: list[Tensor]) -> Iterator[None]:
     for w in matrices:
         scale = w.data.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
         w.data.div_(scale).round_().mul_(scale)
-    yield
-    for w, before in zip(matrices, exact, strict=True):
-        w.data.copy_(before)
+    try:
+        yield
+    finally:
+        for w, before in zip(matrices, exact, strict=True):
+            w.data.copy_(before)
 
 
 class Trainer:
@@ -2505,7 +2517,7 @@ class Trainer:
         self.average = AveragedModel(self.model)
         self.step = 0
         self.seconds = 0.0
-        self.first_seconds = 0.0  # of the first step, which may still have had to prime something
+        self.durations: list[float] = []  # of the last steps, in seconds
         self.saved: Path | None = None  # the last checkpoint
         self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
         # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
@@ -2588,7 +2600,7 @@ class Trainer:
             way_back = f" RESUME={self.saved} goes back to a checkpoint." if self.saved else ""
             raise UserError(
                 f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not "
-                f"finite, first {bad[:1]}. Lower the learning rates.{way_back}"
+                f"finite, first {bad[:1]}. {SLOWER}{way_back}"
             )
         return loss
 
@@ -2610,12 +2622,20 @@ class Trainer:
         return min(1.0, max(by_steps, by_time))
 
     def steps_left(self) -> float:
-        """Until the last step or, by the mean step but the first, until the cap."""
+        """Until the last step or, at the pace of the middle one of the last steps, until the cap.
+
+        The very first steps may still have had to prime something.
+        """
         left = self.s.training.iterations - self.step
-        if self.s.training_seconds and self.step > 1:
-            pace = (self.seconds - self.first_seconds) / (self.step - 1)
+        if self.s.training_seconds and len(self.durations) > 4:
+            pace = statistics.median(self.durations)
             left = min(left, (self.s.training_seconds - self.seconds) / max(pace, 1e-9))
         return left
+
+    def take_time(self, seconds: float) -> None:
+        """Notes that the training has taken so long, now that a step is done."""
+        self.durations = [*self.durations[-49:], seconds - self.seconds]
+        self.seconds = seconds
 
     def speed(self) -> str:
         """Tokens a second so far, and the model-flops utilisation of H100s and H200s."""
@@ -2640,11 +2660,13 @@ class Trainer:
     def save(self, folder: Path) -> Path:
         """Writes STEP.pt, unless something is not finite, and keeps the newest two of them."""
         self.loss()
+        if not is_finite(self.average):
+            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
         state = dict(
             settings=flat(*vars(self.s).values()),
             step=self.step,
             seconds=self.seconds,
-            first_seconds=self.first_seconds,
+            durations=self.durations,
             model=self.model.state_dict(),
             average=self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
@@ -2655,8 +2677,8 @@ class Trainer:
         path = folder / f"{self.step:08d}.pt"
         write_atomically(path, buffer.getbuffer())
 
-        own = [old for old in folder.glob("*.pt") if re.fullmatch(r"\d{8}\.pt", old.name)]
-        for old in sorted(own, key=os.path.getmtime)[:-2]:
+        others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
+        for old in sorted(others, key=os.path.getmtime)[:-1]:
             old.unlink()
         self.saved = path
         return path
@@ -2669,31 +2691,40 @@ class Trainer:
         damaged = UserError(f"RESUME={path} is not a whole checkpoint of this script.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = dict(state["settings"])
+            theirs = {name: str(value) for name, value in state["settings"].items()}
         except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
             raise damaged from None
         for name, value in flat(self.s.model, self.s.training).items():
-            if name not in LENGTH_SETTINGS and theirs.get(name) != value:
+            if name not in LENGTH_SETTINGS and theirs.get(name) != str(value):
                 raise UserError(
                     f"{name.upper()}={value}, but RESUME={path} has {theirs.get(name)}."
                 )
 
         try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(copy.deepcopy(saved))
+                set_rates([optimizer], 1.0)
+                optimizer.step()  # fails if the state is of other parameters
+                optimizer.load_state_dict(saved)
             self.model.load_state_dict(state["model"])
             self.average.load_state_dict(state["average"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
             torch.set_rng_state(state["random"])
             self.step = int(state["step"])
             self.seconds = float(state["seconds"])
-            self.first_seconds = float(state["first_seconds"])
-        except (KeyError, ValueError, TypeError, AttributeError, RuntimeError):
+            self.durations = [float(seconds) for seconds in state["durations"]]
+            whole = is_finite(self.model) and is_finite(self.average)
+        except Exception:
             raise damaged from None
-        if self.step < 0 or not 0 <= self.first_seconds <= self.seconds < math.inf:
+        if not whole or self.step < 0 or not 0 <= self.seconds < math.inf:
             raise damaged
         self.saved = path
 
 
+def is_finite(model: nn.Module) -> bool:
+    return all(p.isfinite().all() for p in model.parameters())
+
+
+SLOWER = "Lower the learning rates."
 # How long a run is may change when it is resumed.
 LENGTH_SETTINGS = (
     "iterations",
@@ -2722,7 +2753,7 @@ def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
     paths = [Path(run.resume)]
     if run.resume == "latest":
-        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/*.pt"))
+        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}"))
     if not paths or not paths[0].is_file():
         raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
     return max(paths, key=os.path.getmtime)
@@ -2740,7 +2771,6 @@ class StopRequest:
     def __init__(self):
         self.requested = False
         self.at_once = False
-        self.way_on = ""  # what to say when it stops at once
         self.first = 0.0  # when it was requested
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.receive)
@@ -2748,7 +2778,7 @@ class StopRequest:
     def receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
         if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
-            raise KeyboardInterrupt(f"Stopped.{self.way_on}")
+            raise KeyboardInterrupt
         if not self.requested:
             self.first = now
         self.requested = True
@@ -2777,11 +2807,10 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
 
     while not trainer.ended():
         trainer.set_schedule()
-        trainer.update()
+        with saving_what_is_done(trainer, log, folder):
+            trainer.update()
         seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
-        trainer.seconds = seconds
-        if trainer.step == 1:
-            trainer.first_seconds = seconds
+        trainer.take_time(seconds)
         if log.progress_is_due():
             log.progress("training", trainer.part_done(), pace.seconds_left())
         if trainer.step == 5 or trainer.ended():
@@ -2808,7 +2837,6 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     log(f"train_tokens:{tokens} of {trainer.stream.total} in the shards: {epochs:.3f} epochs")
     if trainer.saved is None or trainer.saved.stem != f"{trainer.step:08d}":
         save_checkpoint(trainer, log, folder)
-    stop.way_on = way_on(trainer)
     stop.at_once = True
 
 
@@ -2846,6 +2874,20 @@ def save_checkpoint(trainer: Trainer, log: Log, folder: Path) -> None:
             log(f"checkpoint: {trainer.save(folder)}", console=False)
         except OSError as error:
             log(f"warning: no checkpoint at step {trainer.step}: {explain(error)}")
+
+
+@contextlib.contextmanager
+def saving_what_is_done(trainer: Trainer, log: Log, folder: Path) -> Iterator[None]:
+    """A step that fails before it changes the weights, by bad data or for lack of memory, loses no
+    other step."""
+    done = trainer.step
+    try:
+        yield
+    except Exception as error:
+        if 0 < done == trainer.step:
+            save_checkpoint(trainer, log, folder)
+        error.add_note(way_on(trainer))
+        raise
 
 
 def way_on(trainer: Trainer) -> str:
@@ -3009,8 +3051,10 @@ def score_artifact(
         scores[SLIDING] = evaluator.score(model, SLIDING, e.eval_stride)
         log(f"{FINAL_LINES[SLIDING]} {scores[SLIDING]}")
     if e.ttt_protocol == "train_then_score":
-        scores[NOT_LEGAL] = evaluator.train_then_score(model)
-        log(f"{NOT_LEGAL} train_then_score {scores[NOT_LEGAL]}")
+        adapted = evaluator.train_then_score(model)
+        if math.isfinite(adapted.val_bpb):
+            scores[NOT_LEGAL] = adapted
+            log(f"{NOT_LEGAL} train_then_score {adapted}")
     log(f"eval_total_time:{1000 * (time.monotonic() - began):.0f}ms")
     return headline
 
@@ -3034,11 +3078,10 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> N
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    adapted = "--ttt " if headline == ADAPTED else ""
-    log(
-        f"Check it: python verify.py {s.run.artifact_path} --data {s.run.data_path} "
-        f"--tokenizer {s.run.tokenizer_path} {adapted}--claim {scores[headline].val_bpb:.6f}"
-    )
+    adapted = ["--ttt"] if headline == ADAPTED else []
+    words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
+    words += [*adapted, "--claim", f"{scores[headline].val_bpb:.6f}"]
+    log(f"Check it: python verify.py {shlex.join(words)}")
 
 
 def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
@@ -3051,11 +3094,25 @@ def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
     return ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
 
 
+def start_log(run: Run, checkpoint: Path | None, ranks: Ranks) -> Log:
+    """The log RUN_ID, or of the run that is resumed, or by date, time and process of rank 0.
+
+    UserError if it or another file of the run could not be written.
+    """
+    now, process = ranks.from_first(time.time(), os.getpid())
+    resumed = Path(os.path.abspath(checkpoint)).parent.name if checkpoint else ""
+    new = f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now))}_{process:.0f}"
+    run_id = run.run_id or resumed or new
+    if ranks.rank == 0:
+        check_writable(Path(run.artifact_path), "ARTIFACT_PATH=")
+        check_writable(Path("checkpoints") / run_id / "0.pt", "")
+    return Log(run_id, ranks, run_id == resumed)
+
+
 def run(s: Settings, ranks: Ranks) -> None:
     """Trains, exports and scores; UserError for what the person who started it can mend."""
     source = Path(__file__).read_bytes()
     checkpoint = find_checkpoint(s.run) if s.run.resume else None
-    check_writable("ARTIFACT_PATH", Path(s.run.artifact_path))
     counter = open_data(s, ranks)
     validation = read_validation(counter, s)
 
@@ -3065,9 +3122,7 @@ def run(s: Settings, ranks: Ranks) -> None:
     if checkpoint:
         trainer.load(checkpoint)  # now, to see whether it can be; the warm-up undoes it
 
-    run_id = name_run(s.run, checkpoint, ranks)
-    resumed = checkpoint is not None and checkpoint.parent.name == run_id
-    log = Log(run_id, ranks, resumed)
+    log = start_log(s.run, checkpoint, ranks)
     log_start(log, source.decode(), s, ranks, model)
     if is_compiled(s.run, ranks.device):
         compile_model(model)
@@ -3080,29 +3135,44 @@ def run(s: Settings, ranks: Ranks) -> None:
     def plain_score(name: str) -> Score:
         return evaluator.score(model, name, s.model.train_seq_len)
 
-    train(trainer, log, Path("checkpoints") / run_id, plain_score)
-    model.load_state_dict(trainer.average.module.state_dict())
-    scores = {BEFORE: plain_score(BEFORE)}
-    if not math.isfinite(scores[BEFORE].val_bpb):
-        raise UserError("The trained weights are not finite: lower the learning rates.")
-    own = Path("logs") / f"{run_id}.pcll"
-    artifact = write_artifact(trainer, counter.sha256, len(source), own, log)
-    del trainer  # frees the memory of its optimizers
-
-    headline = score_artifact(model, artifact, evaluator, scores, log)
-    log_end(log, scores, headline, s)
+    train(trainer, log, Path("checkpoints") / log.run_id, plain_score)
+    saved = trainer.saved
+    try:
+        finish(trainer, evaluator, counter.sha256, len(source), log)
+    except BaseException as error:  # also a Ctrl-C
+        error.add_note(f" RESUME={saved} repeats all but the training." if saved else "")
+        raise
     if ranks.world > 1:
         dist.barrier()
         dist.destroy_process_group()
-    if s.evaluation.ttt_protocol == "score_first" and headline != ADAPTED:
+
+
+def finish(
+    trainer: Trainer, evaluator: Evaluator, tokenizer_sha256: str, code_bytes: int, log: Log
+) -> None:
+    """Exports the averaged weights and scores the artifact; a checkpoint is enough to repeat it."""
+    s = trainer.s
+    model = trainer.model
+    model.load_state_dict(trainer.average.module.state_dict())
+    scores = {BEFORE: evaluator.score(model, BEFORE, s.model.train_seq_len)}
+    if not math.isfinite(scores[BEFORE].val_bpb):
+        raise UserError(f"The trained weights have no finite score. {SLOWER}")
+    own = Path("logs") / f"{log.run_id}.pcll"
+    artifact = write_artifact(trainer, tokenizer_sha256, code_bytes, own, log)
+    vars(trainer).clear()  # frees the memory of its optimizers
+
+    headline = score_artifact(model, artifact, evaluator, scores, log)
+    log_end(log, scores, headline, s)
+    adapted = {"score_first": ADAPTED, "train_then_score": NOT_LEGAL}
+    if adapted.get(s.evaluation.ttt_protocol, headline) not in scores:
         raise UserError("The adaptation diverged, so that it has no score: lower TTT_LR.")
 
 
 def explain(error: BaseException) -> str:
     """One sentence for the person who started the run; raises an error that is ours to mend."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
-            "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or "
+            "The memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or "
             "TTT_BATCH_SEQS."
         )
     if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -3127,10 +3197,10 @@ def usage() -> str:
 
 def main() -> int:
     arguments = sys.argv[1:]
-    if arguments in (["--help"], ["-h"]):
-        print(usage())
-        return 0
     try:
+        if {"--help", "-h"}.intersection(arguments):
+            print(usage(), flush=True)
+            return 0
         if arguments:
             raise UserError(
                 f"{arguments[0]} is no argument: settings are environment variables, as in "
@@ -3139,7 +3209,7 @@ def main() -> int:
         settings = load_settings(dict(os.environ))
         run(settings, join_ranks(settings.run))
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
-        print(explain(error), file=sys.stderr)
+        print(explain(error), *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
         return 2
     return 0
 

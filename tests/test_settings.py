@@ -75,6 +75,7 @@ SYSTEM = {  # of entry 532 as its author reports it, and of our preset, by group
         ttt_grad_clip=1,
     ),
 }
+SOURCES = ("532", "549", "1394", "base", "ours", "challenge")
 OWN = {  # where the two differ: ours, entry 532
     "bos_reset": (True, False),
     "bigram_init_std": (0.02, 0),
@@ -183,8 +184,8 @@ def test_a_wrong_value_is_named(name, value):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"NUM_LAYERS": "0"}, "NUM_LAYERS must be a number (int) from 1 to 256, not '0'."),
-        ({"MATRIX_LR": "x"}, "MATRIX_LR must be a number (float) from 0 to inf, not 'x'."),
+        ({"NUM_LAYERS": "0"}, "NUM_LAYERS must be a whole number from 1 to 256, not '0'."),
+        ({"MATRIX_LR": "x"}, "MATRIX_LR must be a number from 0 on, not 'x'."),
         ({"CODEC": "zip"}, "CODEC must be one of huffman, trellis, not 'zip'."),
         ({"SMEAR_GATE": ""}, "SMEAR_GATE must be one of 0, false, 1, true, not ''."),
         ({"TRAIN_BATCH_TOKENS": "65"}, "TRAIN_SEQ_LEN must divide TRAIN_BATCH_TOKENS=65."),
@@ -201,7 +202,7 @@ def test_sentences(change, sentence):
 def test_every_field_states_its_meaning_and_source():
     for name, member in FIELDS.items():
         assert member.metadata["text"], name
-        assert member.metadata["source"] in ("532", "549", "base", "ours", "challenge"), name
+        assert member.metadata["source"] in SOURCES, name
         assert member.type in (str, int, float, bool), name
         assert parse_value(name, str(member.default)) == member.default, name
 

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -174,7 +175,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(home, optimizer):
 
 def test_the_warm_up_leaves_no_trace(home):
     plain, warmed = make_trainer(), make_trainer(WARMUP_STEPS="3")
-    warmed.warm_up()
+    warmed.warm_up(Log("x", warmed.ranks, resumed=False))
     assert same_weights(warmed.model, plain.model) and same_weights(warmed.average, plain.average)
     assert (warmed.step, warmed.seconds) == (0, 0)
     assert not any(optimizer.state for optimizer in warmed.optimizers)
@@ -186,7 +187,7 @@ def test_the_warm_up_makes_its_steps(home, monkeypatch):
     trainer, steps = make_trainer(WARMUP_STEPS=3), []
     update = trainer.update
     monkeypatch.setattr(trainer, "update", lambda: (steps.append(trainer.step), update()))
-    trainer.warm_up()
+    trainer.warm_up(Log("x", trainer.ranks, resumed=False))
     assert steps == [0, 1, 2]
     assert train_gpt.load_settings({}).training.warmup_steps == 20
 
@@ -226,7 +227,6 @@ def test_the_newest_two_are_kept_and_found(home):
         ("SMEAR_GATE", "False"),
         ("MATRIX_LR", "0.5"),
         ("SEED", "1"),
-        ("ITERATIONS", "9"),
     ],
 )
 def test_another_configuration_is_refused_by_name(home, name, value):
@@ -428,6 +428,7 @@ def test_every_end_is_one_sentence(monkeypatch, capsys, error, sentence):
 
     monkeypatch.setattr(train_gpt, "run", run)
     monkeypatch.setattr(train_gpt, "join_ranks", lambda run: None)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
     assert train_gpt.main() == 2
     printed = capsys.readouterr().err
     assert sentence in printed and printed.count("\n") == 1
@@ -475,11 +476,11 @@ def test_a_signal_ends_training_after_its_step_with_a_checkpoint(home, monkeypat
         update()
 
     monkeypatch.setattr(trainer, "update", interrupted)
-    log = Log("x", trainer.ranks, append=False)
+    log = Log("x", trainer.ranks, resumed=False)
     with pytest.raises(UserError) as caught:
         train(trainer, log, home / "checkpoints", None)
     path = home / "checkpoints/00000004.pt"
-    assert str(caught.value) == f"Stopped at step 4; to go on: RESUME={path}, all else the same."
+    assert str(caught.value) == f"Stopped at step 4. To go on: RESUME={path}, all else the same."
     assert torch.load(path, weights_only=True)["step"] == 4
 
 
@@ -488,8 +489,8 @@ def test_all_ranks_stop_if_the_first_one_was_asked_to(home, monkeypatch):
     trainer = make_trainer(world=2)
     monkeypatch.setattr(train_gpt.dist, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(Ranks, "from_first", lambda self, *values: [1.0, 1.0])
-    with pytest.raises(UserError, match="Stopped at step 1; to go on"):
-        train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
+    with pytest.raises(UserError, match=r"^Stopped at step 1\.$"):
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
     assert not (home / "checkpoints").exists() and not (home / "logs").exists()
 
 
@@ -517,7 +518,7 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
     """50 of 53 seconds, as 3 are kept for calibration."""
     trainer = make_trainer(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53)
     clock = Clock(monkeypatch, trainer, itertools.cycle(durations))
-    train(trainer, Log("x", trainer.ranks, append=False), home, None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, None)
     assert 50 <= trainer.seconds <= 50 + max(durations)
     assert clock.rates[0] == 1 and clock.rates[-1] <= 1.5 / 40
     assert all(a >= b - 0.06 for a, b in itertools.pairwise(clock.rates))
@@ -526,12 +527,12 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("every", "cap", "saves"),
-    [("-1", "600", 0), ("-1", "601", 5), ("0", "601", 0), ("100", "300", 3)],
+    [("-1", "600", 1), ("-1", "601", 5), ("0", "601", 1), ("100", "300", 3)],
 )
 def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
     trainer = make_trainer(ITERATIONS=31, MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every)
     Clock(monkeypatch, trainer, itertools.repeat(9.9))
-    train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
     assert (home / "logs/x.txt").read_text().count("checkpoint: ") == saves
 
 
@@ -550,7 +551,7 @@ def test_validation_is_no_training_time(home, monkeypatch):
         clock.now += 100
         return "val_bpb:2.5"
 
-    train(trainer, Log("x", trainer.ranks, append=False), home, validate)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, validate)
     assert asked == [("validation", 3), ("validation", 6)]
     assert trainer.seconds == 14
     lines = (home / "logs/x.txt").read_text().splitlines()
@@ -561,7 +562,7 @@ def test_validation_is_no_training_time(home, monkeypatch):
 def test_which_steps_have_a_line(home, monkeypatch):
     trainer = make_trainer(ITERATIONS=33, TRAIN_LOG_EVERY=10)
     Clock(monkeypatch, trainer, itertools.repeat(0.25))
-    train(trainer, Log("x", trainer.ranks, append=False), home, None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, None)
     text = (home / "logs/x.txt").read_text()
     steps = [int(step) for step in re.findall(r"^step:(\d+)/33 train_loss:", text, re.M)]
     assert steps == [1, 2, 3, 4, 5, 10, 20, 30, 33]
