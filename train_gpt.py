@@ -441,7 +441,7 @@ def parse_value(name: str, text: str) -> Any:
             return value
     except (ValueError, KeyError):
         pass
-    raise UserError(f"{name.upper()} must be {allowed_values(member)}, not {text!r}.")
+    raise UserError(f"{name.upper()} must be {allowed_values(member)}, not {text[:80]!r}.")
 
 
 def check_names(environment: dict[str, str]) -> None:
@@ -696,8 +696,10 @@ def check_writable(path: Path, name: str) -> None:
         probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
         write_atomically(probe, b"")
         probe.unlink()
+    except FileExistsError as error:
+        raise UserError(f"{name}{path} cannot be written: {error.filename} is no folder.") from None
     except OSError as error:
-        raise UserError(f"{name}{path} cannot be written: {explain(error)}") from None
+        raise UserError(f"{name}{path} cannot be written: {error.strerror}.") from None
 
 
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
@@ -712,7 +714,7 @@ def get_data(vocab_size: int) -> str:
     """What to do where there are no shards or there is no tokenizer."""
     return (
         "in the challenge's repository `python data/cached_challenge_fineweb.py --variant "
-        f"sp{vocab_size}` downloads it; PRESET=demo makes its own data."
+        f"sp{vocab_size}` downloads it; PRESET=demo without any path makes its own."
     )
 
 
@@ -894,20 +896,25 @@ def make_demo_data(run: Run, vocab_size: int) -> None:
     """
     documents = demo_documents()
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(documents),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        split_digits=True,
-        pad_id=0,
-        bos_id=BOS_ID,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-        max_sentence_length=1 << 20,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            pad_id=0,
+            bos_id=BOS_ID,
+            eos_id=2,
+            unk_id=3,
+            minloglevel=2,
+            max_sentence_length=1 << 20,
+        )
+    except RuntimeError:
+        raise UserError(
+            f"VOCAB_SIZE={vocab_size}: the demo's text makes no tokenizer of so many pieces."
+        ) from None
     write_atomically(Path(run.tokenizer_path), model.getvalue())
 
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -1395,7 +1402,10 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 
 Array = np.ndarray
 
-FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4  # codec numbers in the table of tensors
+FLOAT32 = 0  # codec numbers in the table of tensors
+FLOAT16 = 1
+TRELLIS = 3
+HUFFMAN = 4
 HALF_LIMIT = 65504  # the largest float16
 KMEANS_ITERATIONS = 20  # entry 532
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
@@ -2579,8 +2589,8 @@ class Trainer:
         AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
         """
         decay = self.s.training.ema_decay if self.step > 1 else 0.0
-        average, present = self.average.module.parameters(), self.model.parameters()
-        torch._foreach_lerp_(list(average), list(present), 1 - decay)
+        average = list(self.average.module.parameters())
+        torch._foreach_lerp_(average, list(self.model.parameters()), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""
@@ -3086,8 +3096,10 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> N
 
 def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
     """The tokenizer's byte counts; the demo's tokenizer and shards are made if there are none."""
-    own = s.run.preset == "demo" and s.run.data_path == PRESETS["demo"]["data_path"]
-    if own and not any(Path(s.run.data_path).glob("*.bin")):
+    paths = dict(data_path=s.run.data_path, tokenizer_path=s.run.tokenizer_path)
+    own = s.run.preset == "demo" and paths.items() <= PRESETS["demo"].items()
+    made = Path(s.run.tokenizer_path).is_file() and find_shards(s.run.data_path, "train")
+    if own and not made:
         if ranks.rank == 0:
             make_demo_data(s.run, s.model.vocab_size)
         ranks.from_first()  # all wait for it
