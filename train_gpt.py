@@ -274,7 +274,9 @@ class Export:
 class Evaluation:
     """How the artifact is scored."""
 
-    eval_stride: int = setting(32, "tokens by which the sliding window moves", "532", low=1)
+    eval_stride: int = setting(
+        32, "tokens by which the sliding window moves", "532", low=1, high=65_536
+    )
     eval_batch_seqs: int = setting(64, "windows per forward pass of one rank", "532", low=1)
     eval_seconds: float = setting(
         600.0, "after the headline, what would end later is left out; 0: no limit", "challenge"
