@@ -26,21 +26,27 @@ import bisect
 import contextlib
 import copy
 import dataclasses
+import difflib
+import errno
+import fcntl
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
 import re
+import shlex
 import signal
+import statistics
 import struct
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
 
 import numpy as np
 import sentencepiece
@@ -89,7 +95,12 @@ class Run:
         "ours",
         choices=("pcll", "frontier", "pcloadloveletter_v6", "demo"),
     )
-    run_id: str = setting("", "name of the log logs/RUN_ID.txt; empty: date and time", "base")
+    run_id: str = setting(
+        "", "name of the log logs/RUN_ID.txt; empty: date, time and process", "base"
+    )
+    allow_unknown: str = setting(
+        "", "variables, with commas, that may be close to a setting's name", "ours"
+    )
     device: str = setting(
         "auto", "auto: the GPU if there is one", "ours", choices=("auto", "cuda", "cpu")
     )
@@ -115,7 +126,7 @@ class Run:
     val_loss_every: int = setting(0, "steps between plain validations, 0: at the end only", "base")
     checkpoint_every: float = setting(
         -1.0,
-        "seconds between checkpoints; 0: none; -1: 60, none if the cap is 600 or less",
+        "seconds between checkpoints, 0: none but the last; -1: 60, or 0 if the cap is 600 or less",
         "ours",
         low=-1,
     )
@@ -146,15 +157,20 @@ class Model:
     train_seq_len: int = setting(
         2048, "tokens per sequence, also the window of the evaluation", "532", low=1, high=65_536
     )
-    rope_dims: int = setting(16, "leading dimensions of each head that rotate", "532", low=1)
+    rope_dims: int = setting(
+        16, "leading dimensions of each head that rotate", "532", low=1, high=65_536
+    )
     rope_base: float = setting(50000.0, "base of the rotary wavelengths", "532", low=1, high=1e9)
-    qk_gain_init: float = setting(1.5, "initial gain of each query head", "532")
+    qk_gain_init: float = setting(1.5, "initial gain of each query head", "532", high=1e6)
     logit_softcap: float = setting(30.0, "c in c * tanh(logit / c)", "base", low=1e-3, high=1e6)
-    xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532")
+    xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532", high=256)
     bigram_buckets: int = setting(2048, "rows of the bigram hash table, 0: none", "532", high=2**24)
     bigram_dim: int = setting(128, "width of the bigram hash table", "532", low=1, high=2**24)
     bigram_init_std: float = setting(
-        0.02, "of the table; 0 as in 532 never learns, as the projection, too, starts at 0", "ours"
+        0.02,
+        "of the table; 0 as in 532 never learns, as the projection, too, starts at 0",
+        "ours",
+        high=1e6,
     )
     ln_scale: bool = setting(True, "normed inputs of layer i are scaled by 1/sqrt(i+1)", "532")
     smear_gate: bool = setting(True, "each position mixes in the one before", "532")
@@ -183,6 +199,9 @@ class Training:
     warmdown_iters: int = setting(
         3000, "last steps, over which the learning rates fall linearly to 0", "532"
     )
+    warmdown_fraction: float = setting(
+        0.0, "last part of the training in place of WARMDOWN_ITERS, 0: none", "1394", high=1
+    )
     matrix_optimizer: str = setting(
         "normuon", "of the blocks' matrices", "532", choices=("normuon", "adamw")
     )
@@ -193,8 +212,10 @@ class Training:
     muon_momentum_warmup_start: float = setting(0.92, "momentum at step 0", "532", high=0.9999)
     muon_momentum_warmup_steps: int = setting(1500, "steps of the momentum's linear warm-up", "532")
     weight_decay: float = setting(
-        0.04, "of the matrices alone; decoupled, in units of the learning rate", "532"
+        0.04, "of the matrices: decoupled, in units of the learning rate", "532"
     )
+    embed_weight_decay: float = setting(0.0, "of the embeddings", "532")
+    scalar_weight_decay: float = setting(0.0, "of vectors and scalars", "532")
     grad_clip_norm: float = setting(0.3, "global norm of the gradient at most, 0: no limit", "532")
     ema_decay: float = setting(
         0.997,
@@ -253,7 +274,9 @@ class Export:
 class Evaluation:
     """How the artifact is scored."""
 
-    eval_stride: int = setting(32, "tokens by which the sliding window moves", "532", low=1)
+    eval_stride: int = setting(
+        32, "tokens by which the sliding window moves", "532", low=1, high=65_536
+    )
     eval_batch_seqs: int = setting(64, "windows per forward pass of one rank", "532", low=1)
     eval_seconds: float = setting(
         600.0, "after the headline, what would end later is left out; 0: no limit", "challenge"
@@ -383,33 +406,61 @@ def grouped(values: dict[str, Any]) -> Settings:
     return Settings(**groups)
 
 
+def choices_of(member: dataclasses.Field) -> dict[str, Any]:
+    """The texts that a setting may have and their values; none if it is free."""
+    if member.type is bool:
+        return {"0": False, "false": False, "1": True, "true": True}
+    return {str(choice): choice for choice in member.metadata["choices"]}
+
+
+def allowed_values(member: dataclasses.Field) -> str:
+    """What a setting may be, in words."""
+    choices = choices_of(member)
+    if choices:
+        return f"one of {', '.join(choices)}"
+    if member.type is str:
+        return "text"
+    kind = {int: "a whole number", float: "a number"}[member.type]
+    low = member.metadata["low"]
+    high = member.metadata["high"]
+    return f"{kind} from {low} on" if high == math.inf else f"{kind} from {low} to {high}"
+
+
 def parse_value(name: str, text: str) -> Any:
     """The value that an environment variable's text stands for.
 
     UserError names the variable and says what it may be.
     """
-    kind = FIELDS[name].type
-    rule = FIELDS[name].metadata
-    choices = {str(choice): choice for choice in rule["choices"]}
-    if kind is bool:
-        choices = {"0": False, "false": False, "1": True, "true": True}
-
+    member = FIELDS[name]
+    choices = choices_of(member)
     try:
         if choices:
             return choices[text.lower()]
-        value = kind(text)
-        if kind is str or (rule["low"] <= value <= rule["high"] and abs(value) < math.inf):
+        value = member.type(text)
+        if member.type is str:
+            return value
+        if member.metadata["low"] <= value <= member.metadata["high"] and value < math.inf:
             return value
     except (ValueError, KeyError):
         pass
-    wanted = f"a number ({kind.__name__}) from {rule['low']} to {rule['high']}"
-    if choices:
-        wanted = f"one of {', '.join(choices)}"
-    raise UserError(f"{name.upper()} must be {wanted}, not {text!r}.")
+    raise UserError(f"{name.upper()} must be {allowed_values(member)}, not {text[:80]!r}.")
+
+
+def check_names(environment: dict[str, str]) -> None:
+    """Raises UserError for a variable that is none of ours, but close to the name of one."""
+    known = {name.upper() for name in FIELDS}
+    allowed = environment.get("ALLOW_UNKNOWN", "").split(",")
+    for name in sorted(environment.keys() - known - set(allowed)):
+        close = difflib.get_close_matches(name.upper(), known, n=1, cutoff=0.8)
+        if close:
+            raise UserError(
+                f"{name} is no setting: did you mean {close[0]}? ALLOW_UNKNOWN={name} lets it pass."
+            )
 
 
 def load_settings(environment: dict[str, str]) -> Settings:
     """The preset's settings with the environment's on top; UserError names the variable."""
+    check_names(environment)
     names = [name for name in FIELDS if name.upper() in environment]
     given = {name: parse_value(name, environment[name.upper()]) for name in names}
     settings = grouped(PRESETS[given.get("preset", Run.preset)] | given)
@@ -437,7 +488,9 @@ def check_together(s: Settings) -> None:
         "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
         "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
-        "RUN_ID must not have a slash, as it names the log's file": "/" not in s.run.run_id,
+        "RUN_ID must be of letters, digits, '_', '-' and '.', and begin with no '.'": (
+            not s.run.run_id or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", s.run.run_id)
+        ),
     }
     for sentence, holds in rules.items():
         if not holds:
@@ -516,6 +569,13 @@ class Ranks:
             dist.broadcast(shared, src=0)
         return shared.tolist()
 
+    def bytes_from_first(self, data: bytes) -> bytes:
+        """Rank 0's bytes, on every rank."""
+        shared = [data]
+        if self.world > 1:
+            dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
+        return shared[0]
+
     def share(self, count: int) -> range:
         """This rank's part of `count` items; the parts of all ranks differ by one item at most."""
         return range(self.rank * count // self.world, (self.rank + 1) * count // self.world)
@@ -523,9 +583,12 @@ class Ranks:
 
 def join_ranks(run: Run) -> Ranks:
     """Finds this process's place among those that torchrun started, and its device."""
-    rank = int(os.environ.get("RANK", 0))
-    local_rank = int(os.environ.get("LOCAL_RANK", 0))
-    world = int(os.environ.get("WORLD_SIZE", 1))
+    given = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
+    if any(given) and not all(text.isdecimal() for text in given):
+        raise UserError("RANK, LOCAL_RANK and WORLD_SIZE go together: torchrun sets all of them.")
+    rank, local_rank, world = (int(text) for text in given) if any(given) else (0, 0, 1)
+    if rank >= world:
+        raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}.")
 
     gpus = 0 if run.device == "cpu" else torch.cuda.device_count()
     if local_rank >= gpus and (gpus or run.device == "cuda"):
@@ -538,29 +601,45 @@ def join_ranks(run: Run) -> Ranks:
     if gpus:
         torch.cuda.set_device(device)
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+        except ValueError as error:  # MASTER_ADDR or MASTER_PORT is not set
+            raise UserError(f"torchrun sets what is missing here: {error}.") from None
     return Ranks(rank, world, device)
 
 
 class Log:
-    """Lines to the console and to logs/RUN_ID.txt; on ranks above 0 it says nothing."""
+    """Lines to the console and to logs/RUN_ID.txt; on ranks above 0 it says nothing.
+
+    A run outlives both: where one cannot be written any more, the other still is.
+    """
 
     PROGRESS_SECONDS = 5.0  # between lines of progress
 
-    def __init__(self, run_id: str, ranks: Ranks, append: bool):
+    def __init__(self, run_id: str, ranks: Ranks, resumed: bool):
+        self.run_id = run_id
         self.active = ranks.rank == 0
         self.last_progress = 0.0
         if self.active:
-            os.makedirs("logs", exist_ok=True)
-            mode = "a" if append else "w"
-            self.file = open(f"logs/{run_id}.txt", mode, encoding="utf-8", buffering=1)
+            self.file = open_log(Path("logs") / f"{run_id}.txt", resumed)
             self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
         if self.active:
-            print(line, file=self.file)
+            self.write(self.file, line)
         if self.active and console:
-            print(line, flush=True)
+            self.write(sys.stdout, line)
+
+    def write(self, file: TextIO, line: str) -> None:
+        try:
+            print(line, file=file, flush=True)
+        except (OSError, ValueError) as error:  # ValueError: it is closed, or lacks a letter
+            with contextlib.suppress(OSError, ValueError):  # stderr may be the same pipe
+                print(f"{file.name}: {error}; the run goes on without it.", file=sys.stderr)
+            if file is sys.stdout:
+                sys.stdout = open(os.devnull, "w")
+            else:
+                self.file = open(os.devnull, "w")
 
     def progress_is_due(self) -> bool:
         """True at most every PROGRESS_SECONDS, on rank 0 alone."""
@@ -570,10 +649,31 @@ class Log:
             self.last_progress = now
         return due
 
-    def progress(self, what: str, done: float, seconds: float, note: str = "") -> None:
-        """A line on the console: the part done (0..1) and the time left, after so many seconds."""
-        left = seconds / done * (1 - done)
-        print(f"{what}: {100 * done:.0f} %, {note}{left:.0f} s left", flush=True)
+    def progress(self, what: str, done: float, left: float, note: str = "") -> None:
+        """A line on the console: the part done (0..1) and the seconds left."""
+        self.write(sys.stdout, f"{what}: {100 * done:.0f} %, {note}{left:.0f} s left")
+
+
+def open_log(path: Path, resumed: bool) -> TextIO:
+    """A new log, or that of the run that is resumed; UserError if it is another run's."""
+    path.parent.mkdir(exist_ok=True)
+    mode = "a" if resumed else "x"
+    try:
+        file = open(path, mode, encoding="utf-8", errors="backslashreplace", buffering=1)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileExistsError:
+        way_on = ""
+        if any(Path("checkpoints", path.stem).glob(CHECKPOINT_NAMES)):
+            way_on = " RESUME=latest goes on with that run;"
+        raise UserError(
+            f"RUN_ID={path.stem}: {path} is there already;{way_on} another RUN_ID begins a new one."
+        ) from None
+    except BlockingIOError:
+        raise UserError(f"RUN_ID={path.stem}: a run that writes to {path} is under way.") from None
+    return file
+
+
+CHECKPOINT_NAMES = "[0-9]" * 8 + ".pt"
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -590,6 +690,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def check_writable(path: Path, name: str) -> None:
+    """Raises UserError, which calls it so, unless a file can be written there, or be replaced."""
+    try:
+        if path.exists() and not path.is_file():  # also where the name is empty
+            raise OSError(errno.EISDIR, "it is a folder or a device")
+        probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
+        write_atomically(probe, b"")
+        probe.unlink()
+    except FileExistsError as error:
+        raise UserError(f"{name}{path} cannot be written: {error.filename} is no folder.") from None
+    except OSError as error:
+        raise UserError(f"{name}{path} cannot be written: {error.strerror}.") from None
+
+
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
 
 SHARD_MAGIC = 20240520
@@ -598,15 +712,42 @@ SHARD_HEADER_BYTES = 1024  # 256 int32: magic, version, number of tokens, zeros;
 BOS_ID = 1  # every document starts with it
 
 
+def get_data(vocab_size: int) -> str:
+    """What to do where there are no shards or there is no tokenizer."""
+    return (
+        "in the challenge's repository `python data/cached_challenge_fineweb.py --variant "
+        f"sp{vocab_size}` downloads it; PRESET=demo without any path makes its own."
+    )
+
+
+def find_shards(folder: str, split: str) -> list[Path]:
+    """The shards fineweb_SPLIT_NUMBER.bin in order; UserError for one that is left out."""
+    pattern = rf"fineweb_{split}_(\d+)\.bin"
+    shards = {}
+    for path in sorted(Path(folder).glob(f"fineweb_{split}*.bin")):
+        name = re.fullmatch(pattern, path.name)
+        if not name or int(name[1]) in shards:
+            raise UserError(
+                f"{path} looks like a shard but is not named fineweb_{split}_NUMBER.bin, each "
+                "number once: move it elsewhere."
+            )
+        shards[int(name[1])] = path
+
+    numbers = sorted(shards)
+    if numbers and numbers[-1] - numbers[0] >= len(numbers):
+        missing = min(set(range(numbers[0], numbers[-1])) - set(numbers))
+        raise UserError(f"DATA_PATH={folder} lacks the {split} shard number {missing}.")
+    return [shards[number] for number in numbers]
+
+
 class TokenStream:
     """The shards of a split as one endless sequence, read by position: no state to lose."""
 
     def __init__(self, folder: str, split: str, vocab_size: int):
-        self.paths = sorted(Path(folder).glob(f"fineweb_{split}_*.bin"))
+        self.paths = find_shards(folder, split)
         if not self.paths:
             raise UserError(
-                f"DATA_PATH={folder} holds no fineweb_{split}_*.bin; PRESET=demo makes its own "
-                "data."
+                f"DATA_PATH={folder} holds no fineweb_{split}_*.bin: {get_data(vocab_size)}"
             )
 
         self.vocab_size = vocab_size
@@ -692,16 +833,28 @@ class ByteCounter:
     """
 
     def __init__(self, path: str, vocab_size: int):
+        if not Path(path).is_file():
+            raise UserError(f"TOKENIZER_PATH={path} is not there: {get_data(vocab_size)}")
         try:
             self.tokenizer = sentencepiece.SentencePieceProcessor(model_file=path)
         except (OSError, RuntimeError):
             raise UserError(
                 f"TOKENIZER_PATH={path} is not a readable SentencePiece model."
             ) from None
-        if self.tokenizer.vocab_size() != vocab_size:
-            raise UserError(
-                f"VOCAB_SIZE={vocab_size}, but {path} has {self.tokenizer.vocab_size()} pieces."
-            )
+
+        sp = self.tokenizer
+        rules = {
+            f"has {sp.vocab_size()} pieces, but VOCAB_SIZE={vocab_size}": (
+                sp.vocab_size() == vocab_size
+            ),
+            f"begins documents with the id {sp.bos_id()}, not {BOS_ID}": sp.bos_id() == BOS_ID,
+            "has no piece for a space, which then counts three bytes": (
+                not sp.is_unknown(sp.piece_to_id("▁"))
+            ),
+        }
+        for sentence, holds in rules.items():
+            if not holds:
+                raise UserError(f"TOKENIZER_PATH={path} {sentence}.")
 
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         ids = range(vocab_size)
@@ -730,7 +883,8 @@ class ByteCounter:
             size = len(text.encode())
             counted = int(self.count(document).sum())
             whole = BOS_ID in document[:1] and "\ufffd" not in text  # and of valid UTF-8
-            if whole and size != counted:
+            # A tokenizer that adds no space of its own keeps the one that a text begins with.
+            if whole and size - counted not in (0, text.startswith(" ")):
                 raise UserError(
                     f"TOKENIZER_PATH: {text[:40]!r} has {size} bytes, its pieces {counted}."
                 )
@@ -744,20 +898,25 @@ def make_demo_data(run: Run, vocab_size: int) -> None:
     """
     documents = demo_documents()
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(documents),
-        model_writer=model,
-        model_type="bpe",
-        vocab_size=vocab_size,
-        byte_fallback=True,
-        split_digits=True,
-        pad_id=0,
-        bos_id=BOS_ID,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-        max_sentence_length=1 << 20,
-    )
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(documents),
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            split_digits=True,
+            pad_id=0,
+            bos_id=BOS_ID,
+            eos_id=2,
+            unk_id=3,
+            minloglevel=2,
+            max_sentence_length=1 << 20,
+        )
+    except RuntimeError:
+        raise UserError(
+            f"VOCAB_SIZE={vocab_size}: the demo's text makes no tokenizer of so many pieces."
+        ) from None
     write_atomically(Path(run.tokenizer_path), model.getvalue())
 
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -1185,14 +1344,14 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
         params[role_of(name).trained_as].append(p)
 
     groups = [
-        dict(params=params["table"], base_lr=t.embed_lr),
-        dict(params=params["vector"], base_lr=t.scalar_lr),
+        dict(params=params["table"], base_lr=t.embed_lr, weight_decay=t.embed_weight_decay),
+        dict(params=params["vector"], base_lr=t.scalar_lr, weight_decay=t.scalar_weight_decay),
     ]
     if t.matrix_optimizer == "adamw":
-        decay = t.weight_decay
-        groups.append(dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=decay))
+        matrices = dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=t.weight_decay)
+        groups.append(matrices)
     fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=fused)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused)
     if t.matrix_optimizer == "adamw":
         return [adamw]
     muon = NorMuon(params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay)
@@ -1245,7 +1404,7 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 
 Array = np.ndarray
 
-FLOAT32 = 0  # these are the codec numbers in the table of tensors
+FLOAT32 = 0  # codec numbers in the table of tensors
 FLOAT16 = 1
 TRELLIS = 3
 HUFFMAN = 4
@@ -2024,9 +2183,10 @@ def export(
         search.learn(len(artifact))
 
     if best is None:
+        way_out = ", or set FIT=shrink" if s.fit == "off" else ""
         raise UserError(
             f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and "
-            f"{len(artifact)} of artifact: make the model smaller, or set FIT=shrink."
+            f"{len(artifact)} of artifact: make the model smaller{way_out}."
         )
     return best
 
@@ -2050,7 +2210,10 @@ def read_validation(counter: ByteCounter, s: Settings) -> tuple[np.ndarray, np.n
         raise UserError(f"DATA_PATH={s.run.data_path}: the validation split has but one token.")
     tokens = stream.read(0, stream.total)
     counter.check(tokens[: 1 << 20])
-    return tokens, counter.count(tokens)
+    token_bytes = counter.count(tokens)
+    if not token_bytes.any():
+        raise UserError(f"DATA_PATH={s.run.data_path}: the validation split stands for no text.")
+    return tokens, token_bytes
 
 
 @dataclass(frozen=True)
@@ -2106,11 +2269,19 @@ class Ledger:
             )
         return self.tokens[start : stop + 1]
 
+    def prefix(self, count: int) -> str:
+        """What the first `count` positions came to, for those who recompute only so many."""
+        nats = float(self.nats[:count].double().sum())
+        size = int(self.bytes_before[count])
+        bpb = nats / math.log(2) / max(size, 1)
+        return f"scored:{count} nats:{nats:.6f} bytes:{size} val_bpb:{bpb:.8f}"
+
     def score(self, seconds: float) -> Score:
         """Of the positions entered so far, which took so many seconds."""
         nats = float(self.nats[: self.scored].double().sum())
         size = int(self.bytes_before[self.scored])
-        return Score(nats / self.scored, nats / math.log(2) / size, self.scored, size, seconds)
+        bpb = nats / math.log(2) / max(size, 1)
+        return Score(nats / self.scored, bpb, self.scored, size, seconds)
 
 
 def sliding_windows(count: int, length: int, stride: int) -> np.ndarray:
@@ -2157,12 +2328,16 @@ class Evaluator:
         if learner is None:
             size *= 4 * self.ranks.world  # a chunk is then only what a line of progress tells of
 
+        mark = 2048  # positions after which the log states the score so far; then twice as many
         edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
         for index, chunk in enumerate(np.split(windows, edges)):
             low = int(chunk[0, 1])
             high = int(chunk[-1, 2])
             ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
             self.show_progress(name, ledger, time.monotonic() - began)
+            while mark <= ledger.scored:
+                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
+                mark *= 2
             if learner and high < len(ledger.nats):
                 learner.learn(ledger.learnable(low, high), index / (len(edges) + 1))
         return ledger.score(time.monotonic() - began)
@@ -2207,7 +2382,8 @@ class Evaluator:
         if self.log.progress_is_due():
             bpb = ledger.score(seconds).val_bpb
             done = ledger.scored / len(ledger.nats)
-            self.log.progress(name, done, seconds, f"bpb so far {bpb:.4f}, ")
+            left = seconds / done * (1 - done)
+            self.log.progress(name, done, left, f"bpb so far {bpb:.4f}, ")
 
     def estimate(self, model: GPT) -> float:
         """Seconds that the sliding window would take, by one batch of each rank."""
@@ -2298,15 +2474,11 @@ class Learner:
 # ---- Training ------------------------------------------------------------------------------------
 
 
-def rate_scale(step: int, seconds: float, s: Settings) -> float:
-    """Scale of all learning rates: 1, then linearly to 0 over the last steps.
-
-    Under a wall-clock cap the steps that are left follow from the mean step time so far.
-    """
-    left = s.training.iterations - step
-    if s.training_seconds and step > 0:
-        left = min(left, (s.training_seconds - seconds) * step / seconds)
-    return max(0.0, min(1.0, left / max(s.training.warmdown_iters, 1)))
+def rate_scale(steps_left: float, part_done: float, t: Training) -> float:
+    """Scale of all learning rates: 1, then linearly to 0 at the training's end."""
+    if t.warmdown_fraction:
+        return max(0.0, min(1.0, (1 - part_done) / t.warmdown_fraction))
+    return max(0.0, min(1.0, steps_left / max(t.warmdown_iters, 1)))
 
 
 def momentum_at(step: int, t: Training) -> float:
@@ -2327,9 +2499,11 @@ def rounded_to_int6(matrices: list[Tensor]) -> Iterator[None]:
     for w in matrices:
         scale = w.data.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 31
         w.data.div_(scale).round_().mul_(scale)
-    yield
-    for w, before in zip(matrices, exact, strict=True):
-        w.data.copy_(before)
+    try:
+        yield
+    finally:
+        for w, before in zip(matrices, exact, strict=True):
+            w.data.copy_(before)
 
 
 class Trainer:
@@ -2355,6 +2529,8 @@ class Trainer:
         self.average = AveragedModel(self.model)
         self.step = 0
         self.seconds = 0.0
+        self.durations: list[float] = []  # of the last steps, in seconds
+        self.saved: Path | None = None  # the last checkpoint
         self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
         # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
         # it makes the host wait for the GPU.
@@ -2364,7 +2540,7 @@ class Trainer:
     def set_schedule(self) -> None:
         """Rates, momentum and late quantisation-aware training, as step and clock have it."""
         t = self.s.training
-        scale = rate_scale(self.step, self.seconds, self.s)
+        scale = rate_scale(self.steps_left(), self.part_done(), t)
         set_rates(self.optimizers, scale, momentum_at(self.step, t))
 
         self.quantised = []
@@ -2433,10 +2609,10 @@ class Trainer:
         named = zip(self.model.named_parameters(), norms, strict=True)
         bad = [name for (name, _), norm in named if not math.isfinite(norm)]
         if bad or not math.isfinite(loss):
+            way_back = f" RESUME={self.saved} goes back to a checkpoint." if self.saved else ""
             raise UserError(
                 f"At step {step:.0f} the loss is {loss:.4g} and {len(bad)} gradients are not "
-                f"finite, first {bad[:1]}. Lower the learning rates; RESUME=latest goes back to "
-                "the last checkpoint."
+                f"finite, first {bad[:1]}. {SLOWER}{way_back}"
             )
         return loss
 
@@ -2453,9 +2629,25 @@ class Trainer:
 
     def part_done(self) -> float:
         """Of the training, by steps or by time, whichever is further (0..1)."""
-        by_steps = self.step / self.s.training.iterations
+        by_steps = self.step / max(self.s.training.iterations, 1)
         by_time = self.seconds / (self.s.training_seconds or math.inf)
-        return max(by_steps, by_time)
+        return min(1.0, max(by_steps, by_time))
+
+    def steps_left(self) -> float:
+        """Until the last step or, at the pace of the middle one of the last steps, until the cap.
+
+        The very first steps may still have had to prime something.
+        """
+        left = self.s.training.iterations - self.step
+        if self.s.training_seconds and len(self.durations) > 4:
+            pace = statistics.median(self.durations)
+            left = min(left, (self.s.training_seconds - self.seconds) / max(pace, 1e-9))
+        return left
+
+    def take_time(self, seconds: float) -> None:
+        """Notes that the training has taken so long, now that a step is done."""
+        self.durations = [*self.durations[-49:], seconds - self.seconds]
+        self.seconds = seconds
 
     def speed(self) -> str:
         """Tokens a second so far, and the model-flops utilisation of H100s and H200s."""
@@ -2466,22 +2658,27 @@ class Trainer:
             text += f" mfu:{used / (HOPPER_FLOPS * self.ranks.world):.3f}"
         return text
 
-    def warm_up(self) -> None:
+    def warm_up(self, log: Log) -> None:
         """Steps that prime the compiler; what they did is undone."""
         before = {name: w.clone() for name, w in self.model.state_dict().items()}
         set_rates(self.optimizers, 1.0)
-        for _ in range(self.s.training.warmup_steps):
+        for step in range(self.s.training.warmup_steps):
+            if log.progress_is_due():
+                log.write(sys.stdout, f"warmup_step:{step}/{self.s.training.warmup_steps}")
             self.update()
         self.model.load_state_dict(before)
         self.start()
 
     def save(self, folder: Path) -> Path:
-        """Writes STEP.pt, unless something is not finite, and keeps the newest two."""
+        """Writes STEP.pt, unless something is not finite, and keeps the newest two of them."""
         self.loss()
+        if not is_finite(self.average):
+            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
         state = dict(
             settings=flat(*vars(self.s).values()),
             step=self.step,
             seconds=self.seconds,
+            durations=self.durations,
             model=self.model.state_dict(),
             average=self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
@@ -2492,35 +2689,62 @@ class Trainer:
         path = folder / f"{self.step:08d}.pt"
         write_atomically(path, buffer.getbuffer())
 
-        for old in sorted(folder.glob("*.pt"), key=os.path.getmtime)[:-2]:
+        others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
+        for old in sorted(others, key=os.path.getmtime)[:-1]:
             old.unlink()
+        self.saved = path
         return path
 
     def load(self, path: Path) -> None:
         """Goes on where the checkpoint was written.
 
-        UserError if it is damaged or of another configuration.
+        UserError if it is damaged or of another configuration; it may be of a shorter run.
         """
+        damaged = UserError(f"RESUME={path} is not a whole checkpoint of this script.")
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = state["settings"]
+            theirs = {name: str(value) for name, value in state["settings"].items()}
         except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
-            raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
+            raise damaged from None
         for name, value in flat(self.s.model, self.s.training).items():
-            if theirs.get(name) != value:
+            if name not in LENGTH_SETTINGS and theirs.get(name) != str(value):
                 raise UserError(
                     f"{name.upper()}={value}, but RESUME={path} has {theirs.get(name)}."
                 )
 
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
-        torch.set_rng_state(state["random"])
-        self.step = state["step"]
-        self.seconds = state["seconds"]
+        try:
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(copy.deepcopy(saved))
+                set_rates([optimizer], 1.0)
+                optimizer.step()  # fails if the state is of other parameters
+                optimizer.load_state_dict(saved)
+            self.model.load_state_dict(state["model"])
+            self.average.load_state_dict(state["average"])
+            torch.set_rng_state(state["random"])
+            self.step = int(state["step"])
+            self.seconds = float(state["seconds"])
+            self.durations = [float(seconds) for seconds in state["durations"]]
+            whole = is_finite(self.model) and is_finite(self.average)
+        except Exception:
+            raise damaged from None
+        if not whole or self.step < 0 or not 0 <= self.seconds < math.inf:
+            raise damaged
+        self.saved = path
 
 
+def is_finite(model: nn.Module) -> bool:
+    return all(p.isfinite().all() for p in model.parameters())
+
+
+SLOWER = "Lower the learning rates."
+# How long a run is may change when it is resumed.
+LENGTH_SETTINGS = (
+    "iterations",
+    "max_wallclock_seconds",
+    "warmdown_iters",
+    "warmdown_fraction",
+    "warmup_steps",
+)
 HOPPER = ("NVIDIA H100", "NVIDIA H200")
 HOPPER_FLOPS = 989e12  # operations a second, dense bfloat16
 
@@ -2541,7 +2765,7 @@ def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
     paths = [Path(run.resume)]
     if run.resume == "latest":
-        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/*.pt"))
+        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}"))
     if not paths or not paths[0].is_file():
         raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
     return max(paths, key=os.path.getmtime)
@@ -2582,20 +2806,27 @@ def checkpoint_interval(s: Settings) -> float:
 
 
 def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Score]) -> None:
-    """Trains until the last step or the wall-clock cap; UserError if it was asked to stop."""
+    """Trains until the last step or the wall-clock cap; UserError if it was asked to stop.
+
+    The last step is always followed by a checkpoint, so that what comes after can be repeated.
+    """
     run = trainer.s.run
     stop = StopRequest()
     interval = checkpoint_interval(trainer.s)
+    pace = Pace(trainer)
     saved = time.monotonic()
     began = saved - trainer.seconds
 
     while not trainer.ended():
         trainer.set_schedule()
-        trainer.update()
+        with saving_what_is_done(trainer, log, folder):
+            trainer.update()
         seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
-        trainer.seconds = seconds
+        trainer.take_time(seconds)
         if log.progress_is_due():
-            log.progress("training", trainer.part_done(), seconds)
+            log.progress("training", trainer.part_done(), pace.seconds_left())
+        if trainer.step == 5 or trainer.ended():
+            warn_of_short_run(trainer, log)
         if trainer.step <= 5 or trainer.step % run.train_log_every == 0 or trainer.ended():
             average = f"step_avg:{1000 * seconds / trainer.step:.2f}ms"
             loss = f"train_loss:{trainer.loss():.4f}"
@@ -2604,20 +2835,76 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
         if run.val_loss_every and trainer.step % run.val_loss_every == 0:
             log(f"{trainer.step_text()} {validate('validation')} {trainer.time_text()}")
             began = time.monotonic() - seconds  # validation is not training time
-
-        due = interval and (time.monotonic() - saved >= interval or trainer.ended())
-        if trainer.ranks.rank == 0 and (stopping or due):
-            log(f"checkpoint: {trainer.save(folder)}", console=False)
+        if stopping or (interval and time.monotonic() - saved >= interval):
+            save_checkpoint(trainer, log, folder)
             saved = time.monotonic()
+            began = saved - seconds  # nor is writing
         if stopping:
-            raise UserError(
-                f"Stopped at step {trainer.step}; to go on: RESUME={folder}/{trainer.step:08d}.pt, "
-                "all else the same."
-            )
+            raise UserError(f"Stopped at step {trainer.step}.{way_on(trainer)}")
 
-    stop.at_once = True
     if trainer.step < trainer.s.training.iterations:
         log(f"stopping_early: wallclock_cap {trainer.time_text()} {trainer.step_text()}")
+    tokens = trainer.step * trainer.s.training.train_batch_tokens
+    epochs = tokens / trainer.stream.total
+    log(f"train_tokens:{tokens} of {trainer.stream.total} in the shards: {epochs:.3f} epochs")
+    if trainer.saved is None or trainer.saved.stem != f"{trainer.step:08d}":
+        save_checkpoint(trainer, log, folder)
+    stop.at_once = True
+
+
+class Pace:
+    """How fast the training goes on since it was last asked."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.done = trainer.part_done()
+        self.seconds = trainer.seconds
+
+    def seconds_left(self) -> float:
+        done = self.trainer.part_done()
+        rate = (self.trainer.seconds - self.seconds) / max(done - self.done, 1e-9)
+        self.done = done
+        self.seconds = self.trainer.seconds
+        return rate * (1 - done)
+
+
+def warn_of_short_run(trainer: Trainer, log: Log) -> None:
+    """Says so if the learning rates fall during more than half of the training."""
+    t = trainer.s.training
+    total = trainer.step + trainer.steps_left()
+    if total < 2 * t.warmdown_iters and not t.warmdown_fraction:
+        log(
+            f"warning: of about {total:.0f} steps the last WARMDOWN_ITERS={t.warmdown_iters} are "
+            "trained with falling learning rates; with WARMDOWN_FRACTION=0.5 the last half is."
+        )
+
+
+def save_checkpoint(trainer: Trainer, log: Log, folder: Path) -> None:
+    """By rank 0; if it cannot be written, the run goes on without it."""
+    if trainer.ranks.rank == 0:
+        try:
+            log(f"checkpoint: {trainer.save(folder)}", console=False)
+        except OSError as error:
+            log(f"warning: no checkpoint at step {trainer.step}: {explain(error)}")
+
+
+@contextlib.contextmanager
+def saving_what_is_done(trainer: Trainer, log: Log, folder: Path) -> Iterator[None]:
+    """A step that fails before it changes the weights, by bad data or for lack of memory, loses no
+    other step."""
+    done = trainer.step
+    try:
+        yield
+    except Exception as error:
+        if 0 < done == trainer.step:
+            save_checkpoint(trainer, log, folder)
+        error.add_note(way_on(trainer))
+        raise
+
+
+def way_on(trainer: Trainer) -> str:
+    """How to go on from the last checkpoint."""
+    return f" To go on: RESUME={trainer.saved}, all else the same." if trainer.saved else ""
 
 
 # ---- Main ----------------------------------------------------------------------------------------
@@ -2654,10 +2941,30 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
     log(f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel")
 
 
+def warn_of_slow_steps(trainer: Trainer, log: Log) -> None:
+    """Says how long a step will take if that is long, as it is for a full model without a GPU."""
+    if trainer.ranks.device.type == "cuda":
+        return
+    x = torch.ones(512, 512)
+    began = time.perf_counter()
+    for _ in range(10):
+        x = x @ x / 512
+    rate = 10 * 2 * 512**3 / (time.perf_counter() - began)
+
+    tokens = trainer.s.training.train_batch_tokens / trainer.ranks.world
+    seconds = tokens * training_flops(trainer.model, trainer.s.model) / rate
+    if seconds > 30:
+        log(
+            f"warning: without a GPU a step takes about {seconds / 60:.0f} minutes. PRESET=demo is "
+            "made for a CPU; a lower TRAIN_BATCH_TOKENS makes shorter steps."
+        )
+
+
 def warm_up(trainer: Trainer, evaluator: Evaluator, log: Log) -> None:
     """Primes the training and, where it is compiled, the evaluation, before their clocks."""
+    warn_of_slow_steps(trainer, log)
     began = time.monotonic()
-    trainer.warm_up()
+    trainer.warm_up(log)
     if evaluator.pads:
         evaluator.warm_up(trainer.model)
         sequences = trainer.s.model.train_seq_len * trainer.ranks.world
@@ -2670,8 +2977,13 @@ def warm_up(trainer: Trainer, evaluator: Evaluator, log: Log) -> None:
     )
 
 
-def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log: Log) -> bytes:
-    """Calibrates on all ranks; the first one quantises the weights and writes the file."""
+def write_artifact(
+    trainer: Trainer, tokenizer_sha256: str, code_bytes: int, own: Path, log: Log
+) -> bytes:
+    """Calibrates on all ranks; the first one quantises the weights and writes the file.
+
+    Every rank gets the bytes from it: what lies on another node's disk may be another run's.
+    """
     s = trainer.s
     began = time.monotonic()
     moments = {}
@@ -2679,16 +2991,37 @@ def write_artifact(trainer: Trainer, tokenizer_sha256: str, code_bytes: int, log
         moments = calibrate(trainer.model, trainer.stream, s, trainer.ranks)
     log(f"calibration_time:{1000 * (time.monotonic() - began):.0f}ms")
 
-    path = Path(s.run.artifact_path)
+    artifact = b""
     if trainer.ranks.rank == 0:
         config = flat(s.model, s.training, s.export, s.evaluation)
         config["tokenizer_sha256"] = tokenizer_sha256
         state = trainer.model.state_dict()
         weights = {name: w.float().cpu().numpy() for name, w in state.items()}
-        write_atomically(path, export(weights, moments, config, s.export, code_bytes, log))
-    trainer.ranks.from_first()  # all wait for the file
+        artifact = export(weights, moments, config, s.export, code_bytes, log)
+        publish(artifact, Path(s.run.artifact_path), own)
+    artifact = trainer.ranks.bytes_from_first(artifact)
     log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
-    return path.read_bytes()
+    log(f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}")
+
+    total = code_bytes + len(artifact)
+    log(f"Code size: {code_bytes} bytes")
+    log(f"Serialized model pcll: {len(artifact)} bytes")
+    below = s.export.size_cap_bytes - total
+    log(f"Total submission size pcll: {total} bytes, {below} below the cap")
+    return artifact
+
+
+def publish(artifact: bytes, path: Path, own: Path) -> None:
+    """Writes the artifact under the run's own name and to ARTIFACT_PATH.
+
+    What lies there and is not of this run is kept beside it: artifact.1.pcll, artifact.2.pcll, ...
+    """
+    earlier = own.read_bytes() if own.is_file() else artifact
+    write_atomically(own, artifact)
+    if path.is_file() and path.read_bytes() not in (earlier, artifact):
+        names = (path.with_name(f"{path.stem}.{i}{path.suffix}") for i in itertools.count(1))
+        path.rename(next(name for name in names if not name.exists()))
+    write_atomically(path, artifact)
 
 
 def load_artifact(model: GPT, artifact: bytes) -> None:
@@ -2709,26 +3042,31 @@ def score_artifact(
 ) -> str:
     """Adds all scores of the file's weights; returns the name of the one that stands for the run.
 
-    That one is made first. What follows is left out if it would end after EVAL_SECONDS.
+    That one is made first. What follows is left out if it would end after EVAL_SECONDS. An
+    adaptation that diverged has no score.
     """
     e = evaluator.s.evaluation
     began = time.monotonic() - scores[BEFORE].seconds
     load_artifact(model, artifact)
     headline = SLIDING
     if e.ttt_protocol == "score_first":
-        headline = ADAPTED
         learner = Learner(model, evaluator.s, evaluator.ranks)
-        scores[ADAPTED] = evaluator.score(model, ADAPTED, e.eval_stride, learner)
-        log(f"{FINAL_LINES[ADAPTED]} {scores[ADAPTED]}")
+        adapted = evaluator.score(model, ADAPTED, e.eval_stride, learner)
         load_artifact(model, artifact)
+        if math.isfinite(adapted.val_bpb):
+            headline = ADAPTED
+            scores[ADAPTED] = adapted
+            log(f"{FINAL_LINES[ADAPTED]} {adapted}")
 
     scores[AFTER] = evaluator.score(model, AFTER, evaluator.s.model.train_seq_len)
     if headline == SLIDING or has_time(evaluator, model, time.monotonic() - began, log):
         scores[SLIDING] = evaluator.score(model, SLIDING, e.eval_stride)
         log(f"{FINAL_LINES[SLIDING]} {scores[SLIDING]}")
     if e.ttt_protocol == "train_then_score":
-        scores[NOT_LEGAL] = evaluator.train_then_score(model)
-        log(f"{NOT_LEGAL} train_then_score {scores[NOT_LEGAL]}")
+        adapted = evaluator.train_then_score(model)
+        if math.isfinite(adapted.val_bpb):
+            scores[NOT_LEGAL] = adapted
+            log(f"{NOT_LEGAL} train_then_score {adapted}")
     log(f"eval_total_time:{1000 * (time.monotonic() - began):.0f}ms")
     return headline
 
@@ -2752,40 +3090,57 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> N
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    adapted = "--ttt " if headline == ADAPTED else ""
-    log(
-        f"Check it: python verify.py {s.run.artifact_path} --data {s.run.data_path} "
-        f"--tokenizer {s.run.tokenizer_path} {adapted}--claim {scores[headline].val_bpb:.6f}"
-    )
+    adapted = ["--ttt"] if headline == ADAPTED else []
+    words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
+    words += [*adapted, "--claim", f"{scores[headline].val_bpb:.6f}"]
+    log(f"Check it: python verify.py {shlex.join(words)}")
 
 
 def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
     """The tokenizer's byte counts; the demo's tokenizer and shards are made if there are none."""
-    own = s.run.preset == "demo" and s.run.data_path == PRESETS["demo"]["data_path"]
-    if own and not any(Path(s.run.data_path).glob("*.bin")):
+    paths = dict(data_path=s.run.data_path, tokenizer_path=s.run.tokenizer_path)
+    own = s.run.preset == "demo" and paths.items() <= PRESETS["demo"].items()
+    made = Path(s.run.tokenizer_path).is_file() and find_shards(s.run.data_path, "train")
+    if own and not made:
         if ranks.rank == 0:
             make_demo_data(s.run, s.model.vocab_size)
         ranks.from_first()  # all wait for it
     return ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
 
 
+def start_log(run: Run, checkpoint: Path | None, ranks: Ranks) -> Log:
+    """The log RUN_ID, or of the run that is resumed, or by date, time and process of rank 0.
+
+    UserError if it or another file of the run could not be written.
+    """
+    now, process = ranks.from_first(time.time(), os.getpid())
+    resumed = Path(os.path.abspath(checkpoint)).parent.name if checkpoint else ""
+    new = f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now))}_{process:.0f}"
+    run_id = run.run_id or resumed or new
+    if ranks.rank == 0:
+        check_writable(Path(run.artifact_path), "ARTIFACT_PATH=")
+        check_writable(Path("checkpoints") / run_id / "0.pt", "")
+    return Log(run_id, ranks, run_id == resumed)
+
+
 def run(s: Settings, ranks: Ranks) -> None:
     """Trains, exports and scores; UserError for what the person who started it can mend."""
     source = Path(__file__).read_bytes()
     checkpoint = find_checkpoint(s.run) if s.run.resume else None
-    run_id = s.run.run_id or time.strftime("%Y%m%d_%H%M%S")
-    if checkpoint and not s.run.run_id:
-        run_id = checkpoint.parent.name
-    log = Log(run_id, ranks, append=checkpoint is not None)
     counter = open_data(s, ranks)
-    evaluator = Evaluator(*read_validation(counter, s), s, ranks, log)
+    validation = read_validation(counter, s)
 
     torch.manual_seed(s.training.seed)
     model = GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
+    trainer = Trainer(model, s, ranks)
+    if checkpoint:
+        trainer.load(checkpoint)  # now, to see whether it can be; the warm-up undoes it
+
+    log = start_log(s.run, checkpoint, ranks)
     log_start(log, source.decode(), s, ranks, model)
     if is_compiled(s.run, ranks.device):
         compile_model(model)
-    trainer = Trainer(model, s, ranks)
+    evaluator = Evaluator(*validation, s, ranks, log)
     warm_up(trainer, evaluator, log)
     if checkpoint:
         trainer.load(checkpoint)
@@ -2794,29 +3149,44 @@ def run(s: Settings, ranks: Ranks) -> None:
     def plain_score(name: str) -> Score:
         return evaluator.score(model, name, s.model.train_seq_len)
 
-    train(trainer, log, Path("checkpoints") / run_id, plain_score)
-    model.load_state_dict(trainer.average.module.state_dict())
-    scores = {BEFORE: plain_score(BEFORE)}
-    artifact = write_artifact(trainer, counter.sha256, len(source), log)
-    del trainer  # frees the memory of its optimizers
-
-    total = len(source) + len(artifact)
-    log(f"Code size: {len(source)} bytes")
-    log(f"Serialized model pcll: {len(artifact)} bytes")
-    headroom = s.export.size_cap_bytes - total
-    log(f"Total submission size pcll: {total} bytes, {headroom} below the cap")
-    headline = score_artifact(model, artifact, evaluator, scores, log)
-    log_end(log, scores, headline, s)
+    train(trainer, log, Path("checkpoints") / log.run_id, plain_score)
+    saved = trainer.saved
+    try:
+        finish(trainer, evaluator, counter.sha256, len(source), log)
+    except BaseException as error:  # also a Ctrl-C
+        error.add_note(f" RESUME={saved} repeats all but the training." if saved else "")
+        raise
     if ranks.world > 1:
         dist.barrier()
         dist.destroy_process_group()
 
 
+def finish(
+    trainer: Trainer, evaluator: Evaluator, tokenizer_sha256: str, code_bytes: int, log: Log
+) -> None:
+    """Exports the averaged weights and scores the artifact; a checkpoint is enough to repeat it."""
+    s = trainer.s
+    model = trainer.model
+    model.load_state_dict(trainer.average.module.state_dict())
+    scores = {BEFORE: evaluator.score(model, BEFORE, s.model.train_seq_len)}
+    if not math.isfinite(scores[BEFORE].val_bpb):
+        raise UserError(f"The trained weights have no finite score. {SLOWER}")
+    own = Path("logs") / f"{log.run_id}.pcll"
+    artifact = write_artifact(trainer, tokenizer_sha256, code_bytes, own, log)
+    vars(trainer).clear()  # frees the memory of its optimizers
+
+    headline = score_artifact(model, artifact, evaluator, scores, log)
+    log_end(log, scores, headline, s)
+    adapted = {"score_first": ADAPTED, "train_then_score": NOT_LEGAL}
+    if adapted.get(s.evaluation.ttt_protocol, headline) not in scores:
+        raise UserError("The adaptation diverged, so that it has no score: lower TTT_LR.")
+
+
 def explain(error: BaseException) -> str:
     """One sentence for the person who started the run; raises an error that is ours to mend."""
-    if isinstance(error, torch.OutOfMemoryError):
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):
         return (
-            "The GPU's memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or "
+            "The memory is full: lower MICRO_BATCH_SEQS (training), EVAL_BATCH_SEQS or "
             "TTT_BATCH_SEQS."
         )
     if isinstance(error, dist.DistError) or "gloo" in str(error):
@@ -2828,12 +3198,32 @@ def explain(error: BaseException) -> str:
     raise error
 
 
+def usage() -> str:
+    """What --help prints: the file's first words, the presets, and every setting with its range."""
+    lines = [__doc__.partition("The entry")[0], f"Presets: {', '.join(PRESETS)}"]
+    for group in dataclasses.fields(Settings):
+        lines.append(f"\n{group.type.__name__}: {group.type.__doc__}")
+        for member in dataclasses.fields(group.type):
+            lines.append(f"  {member.name.upper()}={member.default}")
+            lines.append(f"      {member.metadata['text']} ({allowed_values(member)})")
+    return "\n".join(lines)
+
+
 def main() -> int:
+    arguments = sys.argv[1:]
     try:
+        if {"--help", "-h"}.intersection(arguments):
+            print(usage(), flush=True)
+            return 0
+        if arguments:
+            raise UserError(
+                f"{arguments[0]} is no argument: settings are environment variables, as in "
+                "PRESET=demo python train_gpt.py; --help lists them."
+            )
         settings = load_settings(dict(os.environ))
         run(settings, join_ranks(settings.run))
     except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
-        print(explain(error), file=sys.stderr)
+        print(explain(error), *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
         return 2
     return 0
 

@@ -3,13 +3,15 @@
     python records/plot.py records/track_TRACK/DATE_NAME
 
     loss.png     training loss against tokens, a line a run
-    bpb.png      bits per byte before export, after it, and with each step of the evaluation: means over the runs
+    bpb.png      bits per byte before export, after it, and with each step of the evaluation:
+                 means over the runs
     bytes.png    what the bytes are spent on, if an artifact.pcll lies there
     rate.png     bits per byte against rate, if a rate.csv lies there, with the columns
                  codec,allocation,feedback,multiplier,bytes,bits_per_weight,val_bpb
 
-Made for grey print and half size: black and greys, line styles, markers and hatches, labels at what they name. The
-same folder gives the same bytes (with one version of matplotlib). An error leaves everything as it was.
+Made for grey print and half size: black and greys, line styles, markers and hatches, labels at what
+they name. The same folder gives the same bytes (with one version of matplotlib). An error leaves
+everything as it was.
 """
 
 import argparse
@@ -22,17 +24,22 @@ import sys
 import textwrap
 from itertools import cycle
 from pathlib import Path
-from statistics import mean
+from statistics import mean, median
 
-import matplotlib
 import zstandard
 from pack import Run, UserError, read_run
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import decode_artifact as pcll  # noqa: E402
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
+try:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+except ImportError:
+    plt = None  # which main() says; --help does without
 
 STYLE = {
     "font.size": 20,
@@ -55,16 +62,29 @@ PARTS = {
     "token embedding": ("tok_emb",),
     "vectors": ("",),
 }  # by ending
+WORDS = {
+    ", row, column": ", a step per row and column",
+    ", one step": ", one step for all",
+    ", relative": ", equal relative error",
+    ", tensor": ", a step per matrix",
+    ", levels": ", steps as wide as the codebooks'",
+    ", none": "",
+    ", blocks": ", error feedback",
+}  # what a table of rates says -> what a picture says
+HIGHEST = 6  # a picture of rates ends so many times as far above the lowest point as the median
 CAPTIONS = {
     "loss.png": "Training loss against tokens seen.",
-    "bpb.png": "Bits per byte from training to score, means over the runs. The axis does not start at zero.",
-    "bytes.png": "Bytes by part: its codes, and its side data (floats, codebooks, scales) as zstd-22 shrinks them when "
-    "alone. The last bar is the rest of the file.",
-    "rate.png": "Bits per byte against the rate of the weights. The axes do not start at zero.",
+    "bpb.png": "Bits per byte from training to score, means over the runs. The axis does not start "
+    "at zero.",
+    "bytes.png": "Bytes by part: its codes, and its side data (floats, codebooks, scales) as "
+    "zstd-22 shrinks them when alone. The last bar is the rest of the file.",
+    "rate.png": "Bits per byte against the rate of the weights. The axes do not start at zero; "
+    "points far above the others are left out.",
 }
+Points = list[tuple[float, float]]
 
 
-def picture(ax: plt.Axes, x: str, y: str) -> bytes:
+def picture(ax: "plt.Axes", x: str, y: str) -> bytes:
     """The PNG of a finished figure."""
     ax.set(xlabel=x, ylabel=y)
     file = io.BytesIO()
@@ -73,38 +93,52 @@ def picture(ax: plt.Axes, x: str, y: str) -> bytes:
     return file.getvalue()
 
 
-def draw_lines(ax: plt.Axes, curves: dict[str, list[tuple[float, float]]], first: bool) -> None:
-    """Draws the lines, with their names beside their last points; or with markers, and the names beside the first
-    points, on the left, while the y axis stands on the right."""
-    for points, (grey, style), marker in zip(
-        curves.values(), cycle(LINES), cycle(MARKERS), strict=False
-    ):
-        ax.plot(
-            *zip(*points, strict=True),
-            color=grey,
-            linestyle=style,
-            marker=marker if first else None,
-        )
+def draw_lines(ax: "plt.Axes", curves: dict[str, Points], first: bool) -> None:
+    """Draws the lines, with their names beside their last points; or with markers, and the names
+    beside the first points, on the left, while the y axis stands on the right."""
+    looks = zip(curves.values(), cycle(LINES), cycle(MARKERS), strict=False)
+    for points, (grey, style), marker in looks:
+        shape = marker if first else None
+        ax.plot(*zip(*points, strict=True), color=grey, linestyle=style, marker=shape)
     if first:
         ax.yaxis.tick_right()
         ax.yaxis.set_label_position("right")
         ax.spines["left"].set_visible(False)
         ax.spines["right"].set_visible(True)
+    name_lines(ax, curves, first)
+
+
+def name_lines(ax: "plt.Axes", curves: dict[str, Points], first: bool) -> None:
+    """Writes the names at one side of the picture, each with a line to its point."""
     ax.figure.canvas.draw()  # fixes the axes' limits
-    to_axes, gap, height = ax.transData + ax.transAxes.inverted(), 0.08, -1.0
+    to_axes = ax.transData + ax.transAxes.inverted()
+    gap = 0.12 if first else 0.08  # long names take two lines
+    height = -1.0
+    leader = dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6)
+    leader["relpos"] = (1.0 if first else 0.0, 0.5)
+
     ends = [(*points[0 if first else -1], name) for name, points in curves.items()]
     for x, y, name in sorted(ends, key=lambda end: (end[1], end[0] if first else -end[0])):
         height = max(to_axes.transform((x, y))[1], height + gap)  # the names stay apart
         ax.annotate(
-            name,
+            textwrap.fill(name, 26),
             (x, y),
             (-0.04 if first else 1.04, height),
             textcoords="axes fraction",
             va="center",
             ha="right" if first else "left",
             annotation_clip=False,
-            arrowprops=dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6),
+            arrowprops=leader,
         )
+
+
+def plain_log_axis(ax: "plt.Axes", values: list[float]) -> None:
+    """A logarithmic x axis with labels such as 0.2, 0.5, 1, as many as have room."""
+    wide = max(values) > 1000 * min(values)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def draw_loss(runs: list[Run]) -> bytes | None:
@@ -113,14 +147,12 @@ def draw_loss(runs: list[Run]) -> bytes | None:
     for run in runs:
         batch = int(run.settings["train_batch_tokens"]) / 1e6
         steps = re.findall(r"^step:(\d+)/\d+ train_loss:(\d+\.\d+)", run.lines, re.M)
-        losses = {
-            int(step): float(loss) for step, loss in steps
-        }  # a resumed run has some steps twice
+        losses = {int(step): float(loss) for step, loss in steps}  # some twice after a resume
         curves[f"seed {run.seed}"] = [(step * batch, loss) for step, loss in sorted(losses.items())]
     if not all(curves.values()):
         return None
     ax = plt.subplots()[1]
-    ax.set_xscale("log")
+    plain_log_axis(ax, [x for points in curves.values() for x, _ in points])
     draw_lines(ax, curves, first=False)
     return picture(ax, "million tokens", "training loss, nats per token")
 
@@ -139,83 +171,84 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
     if len(stages) < 2:
         return None
     ax = plt.subplots(figsize=(14, 7.5))[1]
-    low, high = min(bpb for _, bpb in stages), max(bpb for _, bpb in stages)
+    low = min(bpb for _, bpb in stages)
+    high = max(bpb for _, bpb in stages)
     span = high - low or 0.001
     for i, (_, bpb) in enumerate(stages):
         ax.plot([i - 0.4, i + 0.4], [bpb, bpb], color="black", linewidth=8, solid_capstyle="butt")
         ax.text(i, bpb + 0.03 * span, f"{bpb:.4f}", ha="center", va="bottom", weight="bold")
         if i:
-            before = stages[i - 1][1]
-            ax.bar(
-                i - 0.5,
-                bpb - before,
-                0.2,
-                before,
-                color="0.85",
-                edgecolor="black",
-                linewidth=2,
-                hatch="//" if bpb > before else None,
-            )
-            ax.text(
-                i - 0.5,
-                min(bpb, before) - 0.03 * span,
-                f"{bpb - before:+.4f}",
-                ha="center",
-                va="top",
-            )
-    ax.set_xticks(
-        range(len(stages)), [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages]
-    )
+            draw_change(ax, i - 0.5, stages[i - 1][1], bpb, 0.03 * span)
+
+    names = [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages]
+    ax.set_xticks(range(len(stages)), names)
     ax.set_ylim(low - 0.15 * span, high + 0.15 * span)
     return picture(ax, "", "validation, bits per byte")
 
 
+def draw_change(ax: "plt.Axes", x: float, before: float, after: float, gap: float) -> None:
+    """A bar from one level to the next, hatched if that is worse, with the difference below."""
+    hatch = "//" if after > before else None
+    look = dict(color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
+    ax.bar(x, after - before, 0.2, before, **look)
+    text = f"{after - before:+.4f}"
+    ax.text(x, min(after, before) - gap, text, ha="center", va="top")
+
+
+READERS = {pcll.HUFFMAN: pcll.read_codebook, pcll.TRELLIS: pcll.read_scales}
+
+
 def side_data(data: bytes) -> dict[str, bytes]:
-    """Of each tensor, what the artifact stores of it before the codes: floats, codebook or scales."""
-    cursor, found = pcll.Cursor(pcll.inflate(data)), {}
+    """Of each tensor, what the artifact stores before the codes: floats, codebook or scales."""
+    cursor = pcll.Cursor(pcll.inflate(data))
     pcll.read_config(cursor)
+    found = {}
     for tensor in pcll.read_table(cursor, len(data)):
         start = cursor.position
-        read = {pcll.HUFFMAN: pcll.read_codebook, pcll.TRELLIS: pcll.read_scales}.get(
-            tensor.codec, pcll.read_floats
-        )
-        read(cursor, tensor)
+        READERS.get(tensor.codec, pcll.read_floats)(cursor, tensor)
         found[tensor.name] = bytes(cursor.content[start : cursor.position])
     return found
 
 
+def part_of(name: str) -> str:
+    """The first of PARTS with an ending that the tensor's name has."""
+    return next(part for part, endings in PARTS.items() if name.endswith(endings))
+
+
 def attribute(data: bytes, code: int) -> dict[str, float]:
-    """Bytes of each part of code and artifact, as the caption of bytes.png says; they add up to the size of both."""
-    tensors, side, shares = pcll.parse_pcll(data)[1], side_data(data), {"code": float(code)}
+    """Bytes of each part of code and artifact, as the caption of bytes.png says; they add up to
+    the size of both."""
+    tensors = pcll.parse_pcll(data)[1]
+    side = side_data(data)
+    shares = {"code": float(code)}
     for part in PARTS:
-        own = [
-            t
-            for t in tensors
-            if part == next(p for p, ends in PARTS.items() if t.name.endswith(ends))
-        ]
+        own = [t for t in tensors if part_of(t.name) == part]
         codecs = ", ".join(dict.fromkeys(pcll.CODECS[t.codec] for t in own))
         stored = b"".join(side[t.name] for t in own)
         codes = sum(t.bits / 8 for t in own) - len(stored)
-        shares[f"{part}\n{codecs}"] = codes + len(zstandard.compress(stored, 22)) * bool(own)
+        packed = len(zstandard.compress(stored, 22)) if own else 0
+        shares[f"{part}\n{codecs}"] = codes + packed
     return shares | {"header, tables": len(data) + code - sum(shares.values())}
 
 
 def draw_bytes(data: bytes, code: int) -> bytes:
-    shares, total = attribute(data, code), len(data) + code
+    shares = attribute(data, code)
+    total = len(data) + code
     ax = plt.subplots(figsize=(12, 9))[1]
     for row, (part, share) in enumerate(shares.items()):
-        hatch = "" if part == "code" else "//" if re.search("huffman|trellis", part) else ".."
+        hatch = "//" if re.search("huffman|trellis", part) else ".."
+        if part == "code":
+            hatch = ""
         ax.barh(-row, share, 0.7, color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
-        ax.text(
-            max(share, 0) + 0.01 * total, -row, f"{share:,.0f}  ({share / total:.1%})", va="center"
-        )
+        text = f"{share:,.0f}  ({share / total:.1%})"
+        ax.text(max(share, 0) + 0.01 * total, -row, text, va="center")
     ax.set_yticks(range(0, -len(shares), -1), shares)
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     return picture(ax, f"bytes, together {total:,}", "")
 
 
-def read_rates(path: Path) -> dict[str, list[tuple[float, float]]]:
+def read_rates(path: Path) -> dict[str, Points]:
     """(bits per weight, bpb) by rising rate, by the columns that tell the rows' kinds apart."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -233,14 +266,34 @@ def read_rates(path: Path) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-def draw_rates(curves: dict[str, list[tuple[float, float]]]) -> bytes:
+def in_words(name: str) -> str:
+    """What a kind of rows is called in a picture."""
+    for raw, words in WORDS.items():
+        name = name.replace(raw, words)
+    return name
+
+
+def near_points(curves: dict[str, Points]) -> dict[str, Points]:
+    """The curves without points that lie so high that the others would be one flat line."""
+    levels = [bpb for points in curves.values() for _, bpb in points]
+    limit = min(levels) + HIGHEST * (median(levels) - min(levels))
+    if limit == min(levels):
+        limit = max(levels)
+    near = {
+        name: [point for point in points if point[1] <= limit] for name, points in curves.items()
+    }
+    return {name: points for name, points in near.items() if points}
+
+
+def draw_rates(curves: dict[str, Points]) -> bytes:
     ax = plt.subplots()[1]
-    draw_lines(ax, curves, first=True)
+    named = {in_words(name): points for name, points in near_points(curves).items()}
+    draw_lines(ax, named, first=True)
     return picture(ax, "bits per weight", "validation, bits per byte")
 
 
 def show(readme: str, names: list[str]) -> str:
-    """The README with a section of the pictures; those that it shows already stay where they are."""
+    """The README with a section of the pictures that it does not show yet."""
     new = [
         f"![{CAPTIONS[name]}]({name})\n\n{CAPTIONS[name]}\n"
         for name in names
@@ -288,6 +341,9 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("folder", type=Path, help="the record folder")
     args = parser.parse_args(argv)
+    if plt is None:
+        print("plot.py: matplotlib is missing: requirements-dev.txt names it.", file=sys.stderr)
+        return 2
     try:
         with plt.rc_context(STYLE):
             print(f"{args.folder}: {', '.join(plot(args.folder))}")
@@ -297,7 +353,8 @@ def main(argv: list[str] | None = None) -> int:
     except pcll.ArtifactError as error:
         problem = f"{args.folder / 'artifact.pcll'}: {error}."
     except (OSError, UnicodeDecodeError) as error:
-        problem = f"{getattr(error, 'filename', None) or args.folder}: {getattr(error, 'strerror', None) or error}."
+        where = getattr(error, "filename", None) or args.folder
+        problem = f"{where}: {getattr(error, 'strerror', None) or error}."
     print(f"plot.py: {problem}", file=sys.stderr)
     return 2
 

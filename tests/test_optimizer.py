@@ -9,6 +9,8 @@ from conftest import random_model, tiny_settings
 from train_gpt import (
     NorMuon,
     Ranks,
+    Settings,
+    Trainer,
     UserError,
     build_optimizers,
     flat_gradient,
@@ -301,23 +303,31 @@ def test_the_gradients_are_views_of_one_buffer():
 # ---- Schedules
 
 
+def scale_at(s: Settings, step: int, pace: float) -> float:
+    """The scale of a trainer's rates after so many steps of `pace` seconds."""
+    trainer = Trainer.__new__(Trainer)
+    trainer.s = s
+    trainer.step = step
+    trainer.seconds = pace * step
+    trainer.durations = [pace] * step
+    return rate_scale(trainer.steps_left(), trainer.part_done(), s.training)
+
+
 def test_schedule_by_steps():
     s = tiny_settings(ITERATIONS=100, WARMDOWN_ITERS=40)
-    assert [rate_scale(step, 0.0, s) for step in (0, 60, 70, 90, 100)] == [1, 1, 0.75, 0.25, 0]
+    assert [scale_at(s, step, 0.0) for step in (0, 60, 70, 90, 100)] == [1, 1, 0.75, 0.25, 0]
 
 
 def test_schedule_of_the_system():
     """20,000 steps that need no more than the cap: the last 3,000 fall."""
     s = load_settings({"MAX_WALLCLOCK_SECONDS": "0"})
-    scales = [rate_scale(step, 0.1 * step, s) for step in (0, 17_000, 18_500, 19_700, 20_000)]
+    scales = [scale_at(s, step, 0.1) for step in (0, 17_000, 18_500, 19_700, 20_000)]
     assert scales == pytest.approx([1, 1, 0.5, 0.1, 0], abs=1e-12)
 
 
 def test_schedule_under_the_cap_of_the_system():
     """597 s at 0.1 s a step: 5,970 steps, of which the last 3,000 fall."""
-    s = load_settings({})
-    steps = (0, 1, 2970, 4470, 5970)
-    scales = [rate_scale(step, 0.1 * step, s) for step in steps]
+    scales = [scale_at(load_settings({}), step, 0.1) for step in (0, 1, 2970, 4470, 5970)]
     assert scales == pytest.approx([1, 1, 1, 0.5, 0], abs=1e-9)
 
 
@@ -325,10 +335,19 @@ def test_schedule_reaches_zero_at_the_wall_clock_cap():
     """Half a second a step: 100 steps fit."""
     times = dict(MAX_WALLCLOCK_SECONDS=53, CALIBRATION_SECONDS=3)
     s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, **times)
-    scales = [rate_scale(step, 0.5 * step, s) for step in range(101)]
+    scales = [scale_at(s, step, 0.5) for step in range(101)]
     assert scales[:61] == [1] * 61 and scales[100] == 0
     for a, b in zip(scales[60:100], scales[61:101], strict=True):
         assert math.isclose(a - b, 1 / 40, abs_tol=1e-9)
+
+
+def test_a_part_of_the_time_instead_of_steps():
+    """WARMDOWN_FRACTION: of the steps, or of the time where that is further."""
+    s = tiny_settings(ITERATIONS=1000, WARMDOWN_FRACTION=0.5, MAX_WALLCLOCK_SECONDS=103)
+    by_steps = [scale_at(s, step, 0.0) for step in (0, 500, 750, 1000)]
+    assert by_steps == [1, 1, 0.5, 0]
+    by_time = [scale_at(s, step, 0.5) for step in (0, 100, 150, 200)]  # 100 s: 200 steps
+    assert by_time == pytest.approx([1, 1, 0.5, 0])
 
 
 def test_momentum_warms_up_over_1500_steps():

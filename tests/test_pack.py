@@ -1,7 +1,10 @@
 """records/pack.py: what it writes from a real log and edited copies, every way to be refused."""
 
+import hashlib
 import json
+import math
 import os
+import random
 import re
 import shlex
 import shutil
@@ -24,8 +27,7 @@ SCORES = {
     42: 3.1,
     7: 3.2,
 }  # seed -> val_bpb after adaptation in the made-up logs: 3.1 +- 0.1
-FINAL_LINE = r"^(final_pcll_{}_exact val_loss:)\S+( val_bpb:)\S+"
-HEADLINE = r"^(headline: final_pcll_ttt_exact val_loss:)\S+( val_bpb:)\S+"
+ON_8_GPUS = [("GPU none", "GPU NVIDIA H100 80GB HBM3"), ("world_size:1", "world_size:8")]
 NOT_LEGAL = (
     f"{train_gpt.NOT_LEGAL} train_then_score val_loss:1.11111111 val_bpb:1.04870000 tokens:9 "
     "bytes:9 eval_time:9ms"
@@ -77,15 +79,31 @@ def edit_source(log: str, old: str, new: str) -> str:
     )
 
 
+def loss_of(log: str, bpb: float) -> float:
+    """Nats per token, by the tokens and bytes of a log's final line."""
+    tokens, size = re.search(r"^final.* val_tokens:(\d+) bytes:(\d+)", log, re.M).groups()
+    return bpb * math.log(2) * int(size) / int(tokens)
+
+
+def score(log: str, kind: str, bpb: float) -> tuple[str, str]:
+    """The edit that gives the final line of this kind, and its headline, another score."""
+    values = rf"\g<1>val_loss:{loss_of(log, bpb):.8f} val_bpb:{bpb:.8f} "
+    return rf"^((?:headline: )?final_pcll_{kind}_exact )val_loss:\S+ val_bpb:\S+ ", values
+
+
 def seeded(log: str, seed: int, *edits: tuple[str, str]) -> str:
     """The log as a run of another seed, with its made-up score."""
-    bpb = SCORES[seed]
-    values = rf"\g<1>{2 * bpb:.8f}\g<2>{bpb:.8f}"
-    scores = (FINAL_LINE.format("ttt"), values), (HEADLINE, values)
-    return edit(log, (r"\bseed:1337", f"seed:{seed}"), *scores, *edits)
+    return edit(log, (r"\bseed:1337", f"seed:{seed}"), score(log, "ttt", SCORES[seed]), *edits)
+
+
+def unadapted(log: str) -> str:
+    """The log as if the run had had no adaptation."""
+    final = re.search("^final_pcll_sliding_exact.*", log, re.M)[0]
+    return edit(log, ("^final_pcll_ttt.*", ""), ("^headline: .*", f"headline: {final}"))
 
 
 def write(folder: Path, *logs: str) -> list[str]:
+    folder.mkdir(exist_ok=True)
     paths = [folder / f"{number}.txt" for number in range(len(logs))]
     for path, text in zip(paths, logs, strict=True):
         path.write_text(text)
@@ -101,6 +119,8 @@ def packed(folder: Path, *logs: str, options: tuple = ()) -> Path:
         folder / "out",
         "--date",
         "2026-03-01",
+        "--author",
+        "A B",
         *options,
     ]
     assert pack.main([str(argument) for argument in arguments]) == 0
@@ -114,7 +134,9 @@ def refused(tmp_path, capsys):
 
     def check(*arguments) -> str:
         out = tmp_path / "out"
-        assert pack.main([str(argument) for argument in (*arguments, "--out", out)]) == 2
+        author = () if "--author" in arguments else ("--author", "A B")
+        arguments = (*arguments, *author, "--out", out)
+        assert pack.main([str(argument) for argument in arguments]) == 2
         said = capsys.readouterr()
         assert said.out == "" and re.fullmatch(r"pack\.py: .+\.\n", said.err), said.err
         assert not out.exists()
@@ -128,6 +150,7 @@ def refused(tmp_path, capsys):
 
 def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatch, capsys):
     sizes = [("^Serialized model pcll: .*", "Serialized model pcll: 123456 bytes")]
+    log = edit(log, *ON_8_GPUS)
     logs = seeded(log, 42), seeded(log, 1337), seeded(log, 7, *sizes)
     folder = packed(
         tmp_path,
@@ -137,8 +160,6 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatc
             tiny / "artifact.pcll",
             "--track",
             "10min_16mb",
-            "--author",
-            "A B",
             "--github-id",
             "ab",
             "--blurb",
@@ -167,25 +188,31 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatc
         blurb="Small.",
         val_bpb=3.1,
         val_bpb_std=0.1,
-        val_loss=6.2,
+        val_loss=pytest.approx(loss_of(log, 3.1), abs=1e-8),
         bytes_code=code,
         artifact_bytes=max(model, 123456),
         bytes_total=code + max(model, 123456),
         seeds=[7, 42, 1337],
-        hardware="1 x CPU",
+        hardware="8 x NVIDIA H100 80GB HBM3",
     )
     assert {name: table[name] for name in expected} == expected
     assert table["versions"]["torch"] == train_gpt.torch.__version__
     assert {int(seed): row["val_bpb"] for seed, row in table["seed_results"].items()} == SCORES
     row = table["seed_results"]["42"]
-    assert row["val_loss"] == 6.2 and row["bytes_total"] == code + model and row["steps"] == 3
+    assert row["val_loss"] == pytest.approx(loss_of(log, 3.1), abs=1e-8)
+    assert row["bytes_total"] == code + model and row["steps"] == 3
     train = re.findall(r"train_time:(\d+)ms", log.partition(pack.RULE)[2])[-1]
     calibration = re.search(r"^calibration_time:(\d+)ms", log, re.M)[1]
     spent = re.search(r"^final_pcll_ttt.*eval_time:(\d+)ms", log, re.M)[1]
-    assert (
-        row["train_seconds"] == (int(train) + int(calibration)) / 1000
-        and row["eval_seconds"] == int(spent) / 1000
+    total = re.search(r"^eval_total_time:(\d+)ms", log, re.M)[1]
+    stated = dict(
+        train_seconds=int(train) / 1000,
+        calibration_seconds=int(calibration) / 1000,
+        eval_seconds=int(spent) / 1000,
+        eval_total_seconds=int(total) / 1000,
+        artifact_sha256=hashlib.sha256((tiny / "artifact.pcll").read_bytes()).hexdigest(),
     )
+    assert {name: row[name] for name in stated} == stated
     assert "score-first adaptation" in table["protocol"]
     monkeypatch.chdir(tiny)  # where the data lies
     capsys.readouterr()
@@ -195,7 +222,7 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log, monkeypatc
         for found in json.loads(capsys.readouterr().out)["findings"]
         if found["verdict"] == verify.SUSPICION
     }
-    assert doubts <= {"hardware", "split"}  # no GPU, and the demo's text
+    assert doubts <= {"split"}  # the demo's text
 
 
 def test_files_are_copies(tmp_path, log):
@@ -219,10 +246,8 @@ def test_one_seed_has_no_deviation(tmp_path, log):
 
 
 def test_without_adaptation_in_every_log_the_sliding_window_counts(tmp_path, log):
-    sliding = (FINAL_LINE.format("sliding"), r"\g<1>5.00000000\g<2>2.50000000")
-    folder = packed(
-        tmp_path, seeded(log, 42, sliding), seeded(log, 7, sliding, ("^final_pcll_ttt.*", ""))
-    )
+    sliding = score(log, "sliding", 2.5)
+    folder = packed(tmp_path, seeded(log, 42, sliding), unadapted(seeded(log, 7, sliding)))
     table = json.loads((folder / "submission.json").read_text())
     assert (
         table["val_bpb"] == 2.5
@@ -240,9 +265,8 @@ def test_a_sliding_window_that_was_left_out_is_not_needed(tmp_path, log):
 
 
 def test_logs_that_have_no_score_in_common(refused, tmp_path, log):
-    without = "^final_pcll_{}_exact.*"
-    one = edit(log, (without.format("sliding"), ""))
-    other = seeded(log, 42, (without.format("ttt"), ""))
+    one = edit(log, ("^final_pcll_sliding_exact.*", ""))
+    other = unadapted(seeded(log, 42))
     assert "has no line with final_pcll_sliding_exact, but others do" in refused(
         "entry", *write(tmp_path, one, other)
     )
@@ -327,8 +351,9 @@ def test_further_lines_do_not_disturb(tmp_path, log):
         ),
     )
     run = pack.read_run(Path(write(tmp_path, "The demo makes its own text ...\n" + more)[0]))
-    assert run.train_seconds == pytest.approx(plain.train_seconds + 1.5)
+    assert run.calibration_seconds == pytest.approx(plain.calibration_seconds + 1.5)
     assert (run.steps, run.scores, run.settings) == (plain.steps, plain.scores, plain.settings)
+    assert run.train_seconds == plain.train_seconds
 
 
 def test_a_resumed_run_counts_from_its_last_start(tmp_path, log):
@@ -352,7 +377,8 @@ def test_the_date_is_that_of_the_newest_log(tmp_path, log):
     first, second = write(tmp_path, log, seeded(log, 42))
     os.utime(first, (0, 1_000_000_000))  # 2001-09-09 01:46 UTC
     os.utime(second, (0, 900_000_000))
-    assert pack.main(["entry", first, second, "--out", str(tmp_path / "out")]) == 0
+    options = ["--out", str(tmp_path / "out"), "--author", "A B"]
+    assert pack.main(["entry", first, second, *options]) == 0
     assert [path.name[:7] for path in (tmp_path / "out").glob("track_non_record_16mb/*")] == [
         "2001-09"
     ]
@@ -366,6 +392,8 @@ def test_the_command_line(tmp_path, log):
         *write(tmp_path, log),
         "--out",
         "out",
+        "--author",
+        "A B",
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.splitlines()[0].startswith(
@@ -389,7 +417,55 @@ def test_the_folder_runs_where_nothing_else_is(tmp_path, log):
     assert done.returncode == 0 and (script.parent / "artifact.pcll").exists()
 
 
+def test_the_readme_explains_the_method(tmp_path, log):
+    text = (packed(tmp_path, log) / "README.md").read_text().partition("## Method")[2]
+    for words in (
+        "Preset demo with ",
+        "num_layers=2",
+        "2 layers of width 64, 4 query and 2 key/value heads",
+        "a bigram hash table, a smear gate, value residual, gated attention, U-Net skips",
+        "exclusive self-attention in the last 1 layers",
+        "steps of 2048 tokens, at most 3 of them",
+        "normuon for matrices",
+        "trellis-coded quantisation with error feedback",
+        "one zstd-22 frame",
+        "score-first adaptation: sliding window of 256 tokens, stride 256",
+    ):
+        assert words in text, words
+    assert "inputs scaled by depth" not in text  # LN_SCALE=0
+    huffman = edit(log, ("^codec:.*", "codec:huffman"), ("^embed_codec:.*", "embed_codec:float16"))
+    text = (packed(tmp_path / "b", huffman) / "README.md").read_text()
+    assert "k-means codebooks" in text and "the token embedding by float16" in text
+
+
+def test_the_method_of_a_log_that_states_little(tmp_path, log):
+    """The logs of older scripts lack some settings."""
+    stated = "|".join(pack.STATED)
+    bare = edit(log, (rf"^(?!{stated})[a-z_]+:(?!.*(?:ms|world_size)).*\n", ""))
+    assert "? layers" in (packed(tmp_path, bare) / "README.md").read_text()
+
+
+def test_the_check_can_be_pasted_anywhere(tmp_path, log, capsys):
+    out = tmp_path / "it's here"
+    (path,) = write(tmp_path, log)
+    assert pack.main(["entry", path, "--author", "A B", "--out", str(out)]) == 0
+    said = capsys.readouterr().out
+    words = shlex.split(said.partition("Check it: ")[2])
+    assert words[0] == "python" and Path(words[1]) == ROOT / "verify.py"
+    assert Path(words[2]).is_absolute() and Path(words[2]).parents[1] == out
+
+
 # ---- What is refused
+
+
+@pytest.mark.parametrize("author", [(), ("--author", ""), ("--author", " ")])
+@pytest.mark.parametrize("track", pack.TRACKS)
+def test_an_entry_without_an_author(tmp_path, log, capsys, author, track):
+    (path,) = write(tmp_path, log)
+    out = tmp_path / "out"
+    assert pack.main(["entry", path, *author, "--track", track, "--out", str(out)]) == 2
+    assert capsys.readouterr().err.startswith("pack.py: --author is missing: ")
+    assert not out.exists()
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", ".x", "é", "x" * 81, "a\n"])
@@ -424,6 +500,52 @@ ALONE = {  # a log, edited -> what the sentence says
         "final_pcll_sliding_exact",
     ),
     "code size": (lambda log: edit(log, (r"^Code size: ", "Code size: 1")), "but its source has"),
+    "a second final line": (
+        lambda log: (
+            log + "final_pcll_ttt_exact val_loss:0.69314718 val_bpb:1.00000000 "
+            "val_tokens:9 bytes:9 eval_time:9ms\n"
+        ),
+        "has two lines with final_pcll_ttt_exact",
+    ),
+    "a second final line before the headline": (
+        lambda log: edit(log, ("^(final_pcll_sliding.*)", r"\1\n\1")),
+        "has two lines with final_pcll_sliding_exact",
+    ),
+    "a final line that its headline does not know": (
+        lambda log: unadapted(log) + re.search("^final_pcll_ttt.*", log, re.M)[0] + "\n",
+        "headline that repeats its final line",
+    ),
+    "a better final line before the headline": (
+        lambda log: edit(
+            unadapted(log),
+            ("^headline", re.search("^final_pcll_ttt.*", log, re.M)[0] + "\nheadline"),
+        ),
+        "headline that repeats its final line",
+    ),
+    "a headline that does not agree": (
+        lambda log: edit(log, (r"^(headline: .*val_bpb:)\d", r"\g<1>0")),
+        "headline that repeats its final line",
+    ),
+    "two headlines": (
+        lambda log: edit(log, ("^(headline: .*)", r"\1\n\1")),
+        "headline that repeats its final line",
+    ),
+    "bpb that its loss does not make": (
+        lambda log: edit(log, (r"(ttt_exact .*val_bpb:)\S+", r"\g<1>1.00000000")),
+        "states val_bpb:1.00000000, but its loss, tokens and bytes make",
+    ),
+    "bytes that do not fit": (
+        lambda log: edit(log, (r"(ttt_exact .* bytes:)\d+", r"\g<1>151080000")),
+        "but its loss, tokens and bytes make",
+    ),
+    "no tokens": (
+        lambda log: edit(log, (r"(ttt_exact .* val_tokens:)\d+", r"\g<1>0")),
+        "states no text that could be scored",
+    ),
+    "no bytes": (
+        lambda log: edit(log, (r"(ttt_exact .* bytes:)\d+", r"\g<1>0")),
+        "states no text that could be scored",
+    ),
     "over the cap": (
         lambda log: edit(
             log, ("^Serialized model pcll: .*", "Serialized model pcll: 16000000 bytes")
@@ -438,6 +560,69 @@ ALONE = {  # a log, edited -> what the sentence says
         "setting ln_scale",
     ),
 }
+
+
+DIGITS = "9" * 5000
+NUMBERS = [
+    r"val_loss:\d+",
+    r"val_bpb:\d+",
+    r"val_tokens:\d+",
+    r" bytes:\d+",
+    r"eval_time:\d+",
+    r"train_time:\d+",
+    r"^calibration_time:\d+",
+    r"^eval_total_time:\d+",
+    r"^step:\d+",
+    r"world_size:\d+",
+    r"^Code size: \d+",
+    r"^Serialized model pcll: \d+",
+    r"^seed:\d+",
+]
+
+
+@pytest.mark.parametrize("digits", [DIGITS, "9" * 400, "9" * 30], ids=len)
+@pytest.mark.parametrize("pattern", NUMBERS)
+def test_numbers_of_any_length_end_in_a_sentence(refused, tmp_path, log, pattern, digits):
+    name = pattern.removesuffix(r"\d+").removeprefix("^")
+    assert len(refused("entry", *write(tmp_path, edit(log, (pattern, name + digits))))) < 12_000
+
+
+def test_lines_at_random_end_in_a_folder_or_a_sentence(tmp_path, log, capsys):
+    """Lines that are lacking, repeated, cut or exchanged: never a traceback."""
+    source, rule, text = log.partition(pack.RULE)
+    rng = random.Random(0)
+    for attempt in range(60):
+        lines = text.splitlines()
+        for _ in range(rng.randint(1, 4)):
+            i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+            changes = [lines[j], lines[i][: len(lines[i]) // 2], "", lines[i] + "9", "\ud7ff: x"]
+            lines[i] = rng.choice(changes)
+        (path,) = write(tmp_path, source + rule + "\n".join(lines) + "\n")
+        out = tmp_path / str(attempt)
+        code = pack.main(["entry", path, "--author", "A B", "--out", str(out)])
+        said = capsys.readouterr()
+        assert code == (0 if out.exists() else 2) and said.err.count("\n") == (code == 2)
+
+
+SOURCES = {
+    "no text": "",
+    "a shell script": "#!/bin/sh\necho 1\n",
+    "words": "The quick brown fox\n",
+    "another script": '"""Another."""\nimport os\n',
+}
+
+
+@pytest.mark.parametrize("case", SOURCES)
+def test_logs_of_unknown_sources(tmp_path, log, capsys, case):
+    """Nothing of a source is looked at but its size: a folder, or a sentence."""
+    lines = log.partition(pack.RULE)[2]
+    size = len(SOURCES[case].encode())
+    changed = edit(pack.RULE + lines, (r"^Code size: \d+", f"Code size: {size}"))
+    (path,) = write(tmp_path, SOURCES[case] + changed)
+    out = tmp_path / "out"
+    code = pack.main(["entry", path, "--author", "A B", "--out", str(out)])
+    said = capsys.readouterr()
+    assert code == (0 if out.exists() else 2) and said.err.count("\n") == (code == 2)
 
 
 @pytest.mark.parametrize("case", ALONE)
@@ -455,7 +640,12 @@ APART = {  # edits of a second log, of another seed -> what the sentence says
     "GPU": ([("GPU none", "GPU NVIDIA H100")], "differ in more than the seed: hardware."),
     "versions": ([("numpy [0-9.]+", "numpy 1.0")], "differ in more than the seed: versions."),
     "text": (
-        [(r"(ttt_exact .*tokens:)\d+", r"\g<1>5")],
+        [
+            (
+                r"(ttt_exact ).* bytes:\d+",
+                r"\1val_loss:2.07944154 val_bpb:3.00000000 val_tokens:9 bytes:9",
+            )
+        ],
         "differ in more than the seed: validation text.",
     ),
 }
@@ -486,9 +676,46 @@ def test_run_id_and_artifact_path_may_differ(tmp_path, log):
 
 @pytest.mark.parametrize("field", ["train", "eval"])
 def test_the_10_minute_track_has_limits(refused, tmp_path, log, field):
-    slow = edit(log, (f"{field}_time:.*?ms", f"{field}_time:601001ms"))
+    slow = edit(log, *ON_8_GPUS, (f"{field}_time:.*?ms", f"{field}_time:601001ms"))
     assert "allows 600 s" in refused("entry", *write(tmp_path, slow), "--track", "10min_16mb")
     assert packed(tmp_path, slow).parent.name == "track_non_record_16mb"
+
+
+@pytest.mark.parametrize(
+    ("edits", "sentence"),
+    [
+        ([], "is for runs on 8 H100 GPUs, not on 1 x CPU"),
+        (ON_8_GPUS[:1], "is for runs on 8 H100 GPUs, not on 1 x NVIDIA H100"),
+        (ON_8_GPUS[1:], "is for runs on 8 H100 GPUs, not on 8 x CPU"),
+        ([*ON_8_GPUS, ("H100 80GB HBM3", "A100-SXM4-80GB")], "not on 8 x NVIDIA A100"),
+        ([*ON_8_GPUS, (r"^calibration_time:\d+", "calibration_time:601001")], "allows 600 s"),
+        ([*ON_8_GPUS, (r"^eval_total_time:\d+", "eval_total_time:600001")], "allows 600 s"),
+        ([*ON_8_GPUS, ("^eval_total_time:.*", "")], "needs the lines calibration_time and eval"),
+        ([*ON_8_GPUS, ("^calibration_time:.*", "")], "needs the lines calibration_time and eval"),
+        ([*ON_8_GPUS, (r"train_time:\d+ms", "train_time:0ms")], "allows 600 s"),
+    ],
+)
+def test_the_10_minute_track_is_for_8_gpus_inside_both_limits(
+    refused, tmp_path, log, edits, sentence
+):
+    other = edit(log, *edits)
+    assert sentence in refused("entry", *write(tmp_path, other), "--track", "10min_16mb")
+    assert packed(tmp_path, other).parent.name == "track_non_record_16mb"
+
+
+def test_training_and_calibration_share_the_limit_and_stand_apart(refused, tmp_path, log):
+    """The step that crosses the limit may end: 601 s."""
+    times = [(r"train_time:\d+ms", "train_time:599500ms")]
+    fits, too_long = (
+        edit(log, *ON_8_GPUS, *times, (r"^calibration_time:\d+", f"calibration_time:{ms}"))
+        for ms in (1500, 1501)
+    )
+    said = refused("entry", *write(tmp_path, too_long), "--track", "10min_16mb")
+    assert "not 599.5 s with 1.5 s, and" in said
+    folder = packed(tmp_path, fits, options=("--track", "10min_16mb"))
+    text = (folder / "README.md").read_text()
+    assert "| training, s | calibration, s | evaluation, s |" in text
+    assert "| 599.5 | 1.5 |" in text
 
 
 def test_files_that_are_no_logs(refused, tmp_path, tiny):
@@ -505,6 +732,20 @@ def test_files_that_are_no_logs(refused, tmp_path, tiny):
         assert sentence in refused("entry", path)
 
 
+def test_an_artifact_is_bound_to_its_log(refused, tmp_path, tiny, log):
+    """By its sha256, and in older logs by its size."""
+    data = bytearray((tiny / "artifact.pcll").read_bytes())
+    data[-1] ^= 1
+    twin = tmp_path / "twin.pcll"
+    twin.write_bytes(data)
+    assert "is no artifact of the logs" in refused(
+        "entry", *write(tmp_path, log), "--artifact", twin
+    )
+    old = edit(log, ("^artifact_sha256:.*\n", ""))
+    folder = packed(tmp_path, old, options=("--artifact", twin))
+    assert (folder / "artifact.pcll").read_bytes() == data
+
+
 def test_an_artifact_of_another_run(refused, tmp_path, tiny, log):
     data, (path,) = (tiny / "artifact.pcll").read_bytes(), write(tmp_path, log)
     for other in (data + b"\0", data[:-1], b"", b"X" + data[1:]):
@@ -515,7 +756,22 @@ def test_an_artifact_of_another_run(refused, tmp_path, tiny, log):
     assert "No such file" in refused("entry", path, "--artifact", tmp_path / "none.pcll")
 
 
-@pytest.mark.parametrize("day", ["yesterday", "2026-3-1", "2026-13-01", "2026-01-01/.."])
+@pytest.mark.parametrize(
+    "day",
+    [
+        "yesterday",
+        "2026-3-1",
+        "2026-13-01",
+        "2026-01-01/..",
+        "2026-02-30",
+        "2025-02-29",
+        "2026-00-10",
+        "0000-01-01",
+        "20260301",
+        "2026-W10-1",
+        "9" * 5000,
+    ],
+)
 def test_dates(refused, tmp_path, log, day):
     assert "--date must be" in refused("entry", *write(tmp_path, log), "--date", day)
 
@@ -532,6 +788,8 @@ def test_an_existing_folder_stays_as_it_is(tmp_path, log, capsys):
                 str(tmp_path / "out"),
                 "--date",
                 "2026-03-01",
+                "--author",
+                "A B",
             ]
         )
         == 2
@@ -548,13 +806,29 @@ def test_a_full_disk_leaves_no_folder(tmp_path, log, monkeypatch, capsys):
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(Path, "write_bytes", fail)
-    assert pack.main(["entry", path, "--out", str(tmp_path / "out")]) == 2
+    arguments = ["entry", path, "--author", "A B", "--out"]
+    assert pack.main([*arguments, str(tmp_path / "out/deep")]) == 2
     assert "No space left on device" in capsys.readouterr().err
-    assert not list((tmp_path / "out").glob("*/*"))
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "mine").mkdir()
+    assert pack.main([*arguments, str(tmp_path / "mine")]) == 2
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
+def test_a_ctrl_c_leaves_no_folder(tmp_path, log, monkeypatch):
+    (path,) = write(tmp_path, log)
+
+    def interrupted(path, data):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_bytes", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pack.main(["entry", path, "--author", "A B", "--out", str(tmp_path / "out")])
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_unusable_place(refused, tmp_path, log, capsys):
     path, out = write(tmp_path, log)[0], tmp_path / "file"
     out.write_text("")
-    assert pack.main(["entry", path, "--out", str(out)]) == 2
+    assert pack.main(["entry", path, "--author", "A B", "--out", str(out)]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,6 +1,8 @@
-"""records/plot.py: what its pictures show, that drawing them again changes nothing, and every way to be refused."""
+"""records/plot.py: what its pictures show, that drawing them again changes nothing, and every way
+to be refused."""
 
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +32,7 @@ def tiny(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(tmp_path, tiny) -> Path:
-    """A record folder of two runs, one with a number that is not legal, without artifact and rates."""
+    """A record folder of two runs, one with a number that is not legal; no artifact, no rates."""
     log = (tiny / "logs/test.txt").read_text()
     return packed(tmp_path, log, edit(seeded(log, 42), ("^(Check it.*)", rf"\1\n{NOT_LEGAL}")))
 
@@ -60,7 +62,7 @@ def texts(monkeypatch) -> list[str]:
     return found
 
 
-# ---- Pictures -------------------------------------------------------------------------------------------------------
+# ---- Pictures
 
 
 def test_all_pictures_are_grey_shown_and_the_same_again(full):
@@ -149,6 +151,73 @@ def test_bytes_are_all_attributed(tiny):
     assert set(share) == {"code", *plot.PARTS, "header, tables"}
 
 
+def labels_of(monkeypatch, draw, *args) -> tuple[list[str], list[str]]:
+    """The texts of a picture and the labels of its x axis."""
+    found = []
+
+    def picture(ax, x, y):
+        ax.figure.canvas.draw()
+        labels = [label.get_text() for label in ax.get_xticklabels(which="both")]
+        found.extend([[text.get_text() for text in ax.texts], [label for label in labels if label]])
+        plot.plt.close(ax.figure)
+        return b""
+
+    monkeypatch.setattr(plot, "picture", picture)
+    draw(*args)
+    return tuple(found)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "within"),
+    [
+        (0.016, 3.3, {"0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"}),
+        (0.002, 0.006, {"0.002", "0.005"}),
+        (0.786, 7800.0, {"1", "10", "100", "1000"}),
+    ],
+)
+def test_labels_of_the_loss_are_plain_and_have_room(monkeypatch, low, high, within):
+    def draw():
+        ax = plot.plt.subplots()[1]
+        plot.plain_log_axis(ax, [low, high])
+        plot.draw_lines(ax, {"seed 1": [(low, 7.0), (high, 3.0)]}, first=False)
+        plot.picture(ax, "", "")
+
+    _, labels = labels_of(monkeypatch, draw)
+    assert within <= {*labels} and not [label for label in labels if "$" in label]
+    assert sum(map(len, labels)) < 60
+
+
+def test_a_point_far_above_the_others_is_left_out(monkeypatch):
+    curves = {
+        "trellis, one step, none": [(2.7, 2.077), (3.5, 2.0353), (4.4, 2.0345)],
+        "trellis, row, column, blocks": [(2.4, 2.0364), (2.9, 2.0338), (3.5, 2.0333)],
+        "huffman, levels, none": [(2.0, 2.9)],
+    }
+    near = plot.near_points(curves)
+    assert near == {
+        "trellis, one step, none": [(3.5, 2.0353), (4.4, 2.0345)],
+        "trellis, row, column, blocks": curves["trellis, row, column, blocks"],
+    }
+    texts, _ = labels_of(monkeypatch, plot.draw_rates, curves)
+    names = {text.replace("\n", " ") for text in texts}
+    assert names == {
+        "trellis, one step for all",
+        "trellis, a step per row and column, error feedback",
+    }
+    equal = {"a": [(1.0, 2.0), (2.0, 2.0)], "b": [(1.5, 2.0), (1.0, 2.5)]}
+    assert plot.near_points(equal) == equal
+
+
+def test_help_needs_no_matplotlib(tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('there is none')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    for argument, code in (("--help", 0), (tmp_path, 2)):
+        command = [sys.executable, ROOT / "records/plot.py", argument]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and "Traceback" not in done.stderr
+    assert done.stderr == "plot.py: matplotlib is missing: requirements-dev.txt names it.\n"
+
+
 def test_rates_are_told_apart_by_what_varies(tmp_path):
     path = tmp_path / "rate.csv"
     path.write_text(RATES)
@@ -160,7 +229,7 @@ def test_rates_are_told_apart_by_what_varies(tmp_path):
     assert list(plot.read_rates(path)) == ["huffman, none", "trellis, gptq", "trellis, none"]
 
 
-# ---- What is refused ------------------------------------------------------------------------------------------------
+# ---- What is refused
 
 
 def refusal(folder: Path, capsys) -> str:

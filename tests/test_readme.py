@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from test_pack import seeded, tiny_run
+from test_pack import ON_8_GPUS, edit, seeded, tiny_run
 from test_run import SMALL
 
 import train_gpt
@@ -195,7 +195,7 @@ def home_after_a_run(tmp_path_factory) -> Path:
     )
     for name in ("data", "logs", "artifact.pcll"):
         (shutil.copytree if (tiny / name).is_dir() else shutil.copy)(tiny / name, home / name)
-    log = (home / "logs/test.txt").read_text()
+    log = edit((home / "logs/test.txt").read_text(), *ON_8_GPUS)
     (home / "logs/A.txt").write_text(log)
     (home / "logs/B.txt").write_text(seeded(log, 42))
     subprocess.run(
@@ -211,6 +211,8 @@ def home_after_a_run(tmp_path_factory) -> Path:
             "10min_16mb",
             "--date",
             "2026-03-01",
+            "--author",
+            "me",
         ],
         cwd=home,
         check=True,

@@ -60,8 +60,15 @@ def environment(**changes) -> dict[str, str]:
     return inherited | SMALL | {"RUN_ID": "test"} | {k: str(v) for k, v in changes.items()}
 
 
+def forget(folder, changes: dict) -> None:
+    """Takes away the log of an earlier run: its name would be refused."""
+    if not changes.get("RESUME"):
+        (folder / "logs/test.txt").unlink(missing_ok=True)
+
+
 def run(folder, *, ranks: int = 1, **changes) -> subprocess.CompletedProcess:
-    """Runs train_gpt.py in the folder."""
+    """Runs train_gpt.py in the folder, in which no run was before, or that of RESUME."""
+    forget(folder, changes)
     launcher = [sys.executable]
     if ranks > 1:
         launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
@@ -74,6 +81,7 @@ def run(folder, *, ranks: int = 1, **changes) -> subprocess.CompletedProcess:
 
 def run_here(folder, **changes) -> subprocess.CompletedProcess:
     """The same inside this process, with one thread as SMALL asks for."""
+    forget(folder, changes)
     out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
@@ -81,6 +89,7 @@ def run_here(folder, **changes) -> subprocess.CompletedProcess:
         contextlib.redirect_stdout(out),
         contextlib.redirect_stderr(err),
         mock.patch.dict(os.environ, environment(**changes), clear=True),
+        mock.patch.object(sys, "argv", ["train_gpt.py"]),
     ):
         try:
             torch.set_num_threads(1)
@@ -256,6 +265,7 @@ def test_an_artifact_over_the_cap_is_refused(home):
 
 def start(folder, *launcher, **changes) -> subprocess.Popen:
     """Starts a run and returns it when its first steps are done."""
+    forget(folder, changes)
     process = subprocess.Popen(
         [sys.executable, *launcher, ROOT / "train_gpt.py"],
         cwd=folder,
@@ -277,7 +287,7 @@ def test_a_stopped_run_goes_on_to_the_same_artifact(home):
     stopped.send_signal(signal.SIGTERM)
     _, sentence = stopped.communicate(timeout=60)
     assert stopped.returncode == 2
-    assert re.fullmatch(r"Stopped at step \d+; to go on: RESUME=\S+, all .*\n", sentence)
+    assert re.fullmatch(r"Stopped at step \d+\. To go on: RESUME=\S+, all .*\n", sentence)
 
     path = re.search(r"RESUME=(\S+),", sentence)[1]
     resumed = finished(home, run_here(home, RESUME=path, RUN_ID="", **changes))
@@ -303,6 +313,7 @@ def nodes(port: str, node: int) -> list[str]:
 
 def test_two_nodes_are_as_one(home, plain):
     port, command = free_port(), [ROOT / "train_gpt.py"]
+    forget(home, {})
     second = subprocess.Popen(
         [sys.executable, *nodes(port, 1), *command], cwd=home, env=environment()
     )

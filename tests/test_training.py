@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import signal
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,14 +20,18 @@ from train_gpt import (
     GPT,
     Log,
     Ranks,
+    Run,
     StopRequest,
     TokenStream,
     Trainer,
     UserError,
     checkpoint_interval,
     find_checkpoint,
+    publish,
     rounded_to_int6,
+    start_log,
     train,
+    warn_of_slow_steps,
     write_atomically,
 )
 
@@ -174,7 +180,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_exactly(home, optimizer):
 
 def test_the_warm_up_leaves_no_trace(home):
     plain, warmed = make_trainer(), make_trainer(WARMUP_STEPS="3")
-    warmed.warm_up()
+    warmed.warm_up(Log("x", warmed.ranks, resumed=False))
     assert same_weights(warmed.model, plain.model) and same_weights(warmed.average, plain.average)
     assert (warmed.step, warmed.seconds) == (0, 0)
     assert not any(optimizer.state for optimizer in warmed.optimizers)
@@ -186,7 +192,7 @@ def test_the_warm_up_makes_its_steps(home, monkeypatch):
     trainer, steps = make_trainer(WARMUP_STEPS=3), []
     update = trainer.update
     monkeypatch.setattr(trainer, "update", lambda: (steps.append(trainer.step), update()))
-    trainer.warm_up()
+    trainer.warm_up(Log("x", trainer.ranks, resumed=False))
     assert steps == [0, 1, 2]
     assert train_gpt.load_settings({}).training.warmup_steps == 20
 
@@ -226,7 +232,6 @@ def test_the_newest_two_are_kept_and_found(home):
         ("SMEAR_GATE", "False"),
         ("MATRIX_LR", "0.5"),
         ("SEED", "1"),
-        ("ITERATIONS", "9"),
     ],
 )
 def test_another_configuration_is_refused_by_name(home, name, value):
@@ -269,6 +274,146 @@ def test_a_checkpoint_cannot_run_code(home):
     with pytest.raises(UserError, match="not a whole checkpoint"):
         make_trainer().load(home / "evil.pt")
     assert not (home / "evil").exists()
+
+
+def contents(path, change) -> dict:
+    """A checkpoint's contents, changed."""
+    state = torch.load(path, weights_only=True)
+    change(state)
+    return state
+
+
+def put(state: dict, *names, value) -> None:
+    """Sets what lies under these names."""
+    for name in names[:-1]:
+        state = state[name]
+    state[names[-1]] = value
+
+
+WRONG = {  # what a loadable checkpoint holds that this script has not written
+    "nothing": lambda state: state.clear(),
+    "no average": lambda state: state.pop("average"),
+    "no optimizers": lambda state: state.pop("optimizers"),
+    "no step": lambda state: state.pop("step"),
+    "settings in a list": lambda state: put(state, "settings", value=["num_layers", 3]),
+    "step of text": lambda state: put(state, "step", value="three"),
+    "step that is no number": lambda state: put(state, "step", value=float("nan")),
+    "step without end": lambda state: put(state, "step", value=float("inf")),
+    "step below 0": lambda state: put(state, "step", value=-1),
+    "time below 0": lambda state: put(state, "seconds", value=-1.0),
+    "time without end": lambda state: put(state, "seconds", value=float("inf")),
+    "durations of text": lambda state: put(state, "durations", value=["a"]),
+    "one optimizer": lambda state: state["optimizers"].pop(),
+    "optimizers the wrong way round": lambda state: state["optimizers"].reverse(),
+    "no state of an optimizer": lambda state: put(state, "optimizers", 0, value={}),
+    "another's state": lambda state: put(
+        state, "optimizers", 0, "state", 0, "momentum", value=torch.zeros(3, 5)
+    ),
+    "another's moments": lambda state: put(
+        state, "optimizers", 1, "state", 0, "exp_avg", value=torch.zeros(3, 5)
+    ),
+    "weights in a list": lambda state: put(state, "model", value=[1, 2]),
+    "a weight is missing": lambda state: state["model"].pop("tok_emb"),
+    "a weight too many": lambda state: put(state, "model", "more", value=torch.zeros(1)),
+    "a weight of another shape": lambda state: put(
+        state, "model", "tok_emb", value=torch.zeros(2, 2)
+    ),
+    "a weight that is not finite": lambda state: state["model"]["tok_emb"].fill_(float("nan")),
+    "an average that is not finite": lambda state: state["average"]["module.tok_emb"].fill_(
+        float("inf")
+    ),
+    "a random state of text": lambda state: put(state, "random", value="seed"),
+    "a random state cut short": lambda state: put(state, "random", value=state["random"][:9]),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_checkpoint_of_wrong_contents_is_one_sentence(home, case):
+    trainer = make_trainer()
+    go(trainer, 2)
+    torch.save(contents(trainer.save(home), WRONG[case]), "bad.pt")
+    with pytest.raises(UserError, match=r"^RESUME=bad.pt is not a whole checkpoint of this script"):
+        make_trainer().load(Path("bad.pt"))
+
+
+def test_a_checkpoint_that_is_no_table_is_one_sentence(home):
+    for content in ([1, 2], torch.zeros(3), {"model": {}}, "text", None, 5):
+        torch.save(content, "bad.pt")
+        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
+            make_trainer().load(home / "bad.pt")
+
+
+def test_settings_of_odd_kinds_in_a_checkpoint_are_named(home):
+    path = make_trainer().save(home)
+    for value in (torch.zeros(3), None, [64], "64.0"):
+        state = contents(
+            path, lambda state, value=value: put(state, "settings", "vocab_size", value=value)
+        )
+        torch.save(state, "bad.pt")
+        with pytest.raises(UserError, match=r"^VOCAB_SIZE=64, but RESUME=\S+ has "):
+            make_trainer().load(home / "bad.pt")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(ITERATIONS=20),
+        dict(ITERATIONS=3),
+        dict(MAX_WALLCLOCK_SECONDS=60),
+        dict(WARMDOWN_ITERS=2, WARMDOWN_FRACTION=0.5, WARMUP_STEPS=3),
+    ],
+)
+def test_a_run_is_resumed_with_another_length(home, changes):
+    trainer = make_trainer()
+    go(trainer, 4)
+    longer = make_trainer(**changes)
+    longer.load(trainer.save(home))
+    assert longer.step == 4 and longer.ended() == (changes.get("ITERATIONS") == 3)
+    assert same_weights(longer.model, trainer.model)
+
+
+def test_only_its_own_checkpoints_are_taken_away(home):
+    folder = home / "checkpoints/a"
+    folder.mkdir(parents=True)
+    foreign = ("best.pt", "00000001.pt.bak", "1.pt", "000000001.pt", "0000000a.pt", "notes.txt")
+    for name in foreign:
+        (folder / name).write_text("mine")
+        os.utime(folder / name, (1, 1))
+    trainer = make_trainer()
+    for _ in range(4):
+        go(trainer, 1)
+        trainer.save(folder)
+    names = {path.name for path in folder.iterdir()}
+    assert names == {*foreign, "00000003.pt", "00000004.pt"}
+
+    os.utime(folder / "best.pt", (2e9, 2e9))  # newer than all
+    os.utime(folder / "00000004.pt", (1.9e9, 1.9e9))
+    latest = find_checkpoint(tiny_settings(RESUME="latest").run)
+    assert latest.name == "00000004.pt"
+
+
+def test_a_clock_that_goes_back_does_not_cost_the_newest(home):
+    trainer = make_trainer()
+    go(trainer, 1)
+    for step in (1, 2):
+        trainer.step = step
+        os.utime(trainer.save(home / "a"), (4e9, 4e9))  # from the future
+    trainer.step = 3
+    trainer.save(home / "a")
+    assert "00000003.pt" in {path.name for path in (home / "a").iterdir()}
+    assert len(list((home / "a").iterdir())) == 2
+
+
+def test_an_update_that_overflows_is_not_saved(home):
+    trainer = make_trainer()
+    go(trainer, 2)
+    path = trainer.save(home / "a")
+    go(trainer, 1)  # its loss and gradients are finite
+    with torch.no_grad():
+        next(trainer.average.module.parameters())[0] = float("inf")
+    with pytest.raises(UserError, match="After step 3 the weights are not finite. Lower the"):
+        trainer.save(home / "a")
+    assert list((home / "a").iterdir()) == [path]
 
 
 # ---- Late quantisation-aware training
@@ -361,6 +506,284 @@ def test_a_late_step_computes_with_rounded_weights(home):
 # ---- What goes wrong
 
 
+def spoil(path, position: int, token: int) -> int:
+    """Puts another token into a shard, as if it had always been there; returns the one before."""
+    tokens = np.fromfile(path, "<u2", offset=1024)
+    before = int(tokens[position])
+    tokens[position] = token
+    changed = path.stat()
+    write_shard(path, tokens)
+    os.utime(path, ns=(changed.st_atime_ns, changed.st_mtime_ns))
+    return before
+
+
+def test_bad_data_late_in_a_run_cost_one_step(home):
+    """What is done is saved, and with the shard mended the run goes on as if nothing had been."""
+    whole = make_trainer(ITERATIONS=8, CHECKPOINT_EVERY=0)
+    losses = go(whole, 8)
+    shard = home / "fineweb_train_0.bin"
+    before = spoil(shard, 64 * 5 + 7, 999)
+    trainer = make_trainer(ITERATIONS=8, CHECKPOINT_EVERY=0)
+    log = Log("x", trainer.ranks, resumed=False)
+    with pytest.raises(UserError) as caught:
+        train(trainer, log, home / "checkpoints", None)
+    path = home / "checkpoints/00000005.pt"
+    assert str(caught.value) == f"{shard.name} holds token 999, but VOCAB_SIZE is 64."
+    assert caught.value.__notes__ == [f" To go on: RESUME={path}, all else the same."]
+
+    spoil(shard, 64 * 5 + 7, before)
+    second = make_trainer(ITERATIONS=8)
+    second.load(path)
+    assert go(second, 3) == losses[5:]
+    assert same_weights(second.model, whole.model) and same_weights(second.average, whole.average)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("full"), OSError(errno.EIO, "Input/output error"), KeyError()]
+)
+def test_a_step_that_fails_in_its_second_half_is_undone(home, monkeypatch, error):
+    """In the second of two passes, with the weights rounded: what is saved are the exact ones."""
+    trainer = make_trainer(MICRO_BATCH_SEQS=2, CHECKPOINT_EVERY=0)
+    go(trainer, 6)
+    before = copies(trainer.model)
+    batches = train_gpt.train_batches
+
+    def failing(*args):
+        yield next(batches(*args))
+        raise error
+
+    monkeypatch.setattr(train_gpt, "train_batches", failing)
+    with pytest.raises(type(error)):
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    assert trainer.quantised
+    assert all(torch.equal(p, before[name]) for name, p in trainer.model.named_parameters())
+    second = make_trainer()
+    second.load(home / "checkpoints/00000006.pt")
+    assert same_weights(second.model, trainer.model)
+
+
+def test_a_step_that_fails_while_it_changes_the_weights_is_not_saved(home, monkeypatch):
+    trainer = make_trainer(CHECKPOINT_EVERY=0)
+    go(trainer, 2)
+
+    def failing():
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(trainer, "update_average", failing)
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    assert not (home / "checkpoints").exists()
+    assert caught.value.__notes__ == [""]
+
+
+def test_without_a_checkpoint_no_sentence_names_one(home):
+    trainer = make_trainer()
+    trainer.model.blocks[1].mlp.up.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(UserError, match="Lower the learning rates") as caught:
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    assert "RESUME" not in str(caught.value) and not hasattr(caught.value, "__notes__")
+
+    trainer = make_trainer()
+    go(trainer, 1)
+    path = trainer.save(home / "checkpoints")
+    trainer.model.blocks[1].mlp.up.register_hook(lambda gradient: gradient * float("nan"))
+    trainer.update()
+    with pytest.raises(UserError, match=f"RESUME={path} goes back to a checkpoint"):
+        trainer.loss()
+
+
+def test_a_disk_that_is_full_does_not_end_the_training(home, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "x.pt")
+
+    trainer = make_trainer(ITERATIONS=3)
+    monkeypatch.setattr(train_gpt, "write_atomically", full)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    assert trainer.step == 3 and trainer.saved is None
+    line = "warning: no checkpoint at step 3: x.pt: No space left on device."
+    assert line in (home / "logs/x.txt").read_text().splitlines()
+
+
+# ---- The log
+
+
+class Broken:
+    """A file on which nothing can be written."""
+
+    name = "logs/x.txt"
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        BrokenPipeError(errno.EPIPE, "Broken pipe"),
+        OSError(errno.EIO, "Input/output error"),
+        ValueError("I/O operation on closed file"),
+        UnicodeEncodeError("ascii", "é", 0, 1, "ordinal not in range"),
+    ],
+)
+@pytest.mark.parametrize("broken", ["log", "stdout", "both", "all"])
+def test_a_run_outlives_its_log_and_its_console(home, monkeypatch, capsys, one_rank, error, broken):
+    log = Log("x", one_rank, resumed=False)
+    log("first")
+    if broken != "stdout":
+        log.file = Broken(error)
+    if broken != "log":
+        monkeypatch.setattr(sys, "stdout", Broken(error))
+    if broken == "all":
+        monkeypatch.setattr(sys, "stderr", Broken(error))
+    for _ in range(3):
+        log("later")
+    said = capsys.readouterr()
+    text = (home / "logs/x.txt").read_text()
+    assert text == ("first\nlater\nlater\nlater\n" if broken == "stdout" else "first\n")
+    assert said.out.count("later") == (3 if broken == "log" else 0)
+    assert said.err.count("the run goes on without it") == dict(both=2, all=0).get(broken, 1)
+
+
+def test_a_log_is_begun_once(home, one_rank):
+    first = Log("x", one_rank, resumed=False)
+    first("mine")
+    with pytest.raises(UserError) as caught:
+        Log("x", one_rank, resumed=False)
+    assert str(caught.value) == (
+        "RUN_ID=x: logs/x.txt is there already; another RUN_ID begins a new one."
+    )
+    with pytest.raises(UserError, match=r"^RUN_ID=x: a run that writes to logs/x.txt is under way"):
+        Log("x", one_rank, resumed=True)
+    first.file.close()
+
+    (home / "checkpoints/x").mkdir(parents=True)
+    (home / "checkpoints/x/best.pt").touch()
+    with pytest.raises(UserError, match="there already; another RUN_ID"):
+        Log("x", one_rank, resumed=False)
+    (home / "checkpoints/x/00000001.pt").touch()
+    with pytest.raises(UserError, match="RESUME=latest goes on with that run; another RUN_ID"):
+        Log("x", one_rank, resumed=False)
+    again = Log("x", one_rank, resumed=True)
+    again("more")
+    assert not again.empty and (home / "logs/x.txt").read_text() == "mine\nmore\n"
+
+
+def test_a_log_holds_every_letter(home, one_rank):
+    Log("x", one_rank, resumed=False)("data_path:\udcff é ▁")
+    assert (home / "logs/x.txt").read_text() == "data_path:\\udcff é ▁\n"
+
+
+def test_two_runs_that_start_in_the_same_second_have_two_logs(home, monkeypatch, one_rank):
+    monkeypatch.setattr(train_gpt.time, "time", lambda: 1e9)
+    ids = []
+    for process in (100, 101):
+        monkeypatch.setattr(os, "getpid", lambda process=process: process)
+        ids.append(start_log(Run(), None, one_rank).run_id)
+    assert len({*ids}) == 2 and all(re.fullmatch(r"2001090\d_\d{6}_10[01]", name) for name in ids)
+    assert {path.stem for path in (home / "logs").iterdir()} == {*ids}
+
+
+@pytest.mark.parametrize(
+    ("path", "run_id"),
+    [
+        ("checkpoints/a/00000001.pt", "a"),
+        ("checkpoints/b/../a/00000001.pt", "a"),
+        ("00000001.pt", "here"),
+        ("../00000001.pt", "above"),
+        ("./x.pt", "here"),
+    ],
+)
+def test_a_resumed_run_has_the_name_of_its_folder(tmp_path, monkeypatch, one_rank, path, run_id):
+    (tmp_path / "above/here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above/here")
+    log = start_log(Run(), Path(path), one_rank)
+    assert log.run_id == run_id and Path(log.file.name) == Path("logs") / f"{run_id}.txt"
+    log.file.close()
+    start_log(Run(), Path(path), one_rank).file.close()  # it is that run which goes on
+    with pytest.raises(UserError, match="RUN_ID=other"):
+        for _ in range(2):
+            start_log(Run(run_id="other"), Path(path), one_rank)
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", "ARTIFACT_PATH=. cannot be written: it is a folder or a device."),
+        ("folder", "ARTIFACT_PATH=folder cannot be written: it is a folder or a device."),
+        ("/dev/null", "ARTIFACT_PATH=/dev/null cannot be written: it is a folder or a device."),
+        ("file/a.pcll", "ARTIFACT_PATH=file/a.pcll cannot be written: file is no folder."),
+        ("file/b/a.pcll", "ARTIFACT_PATH=file/b/a.pcll cannot be written: Not a directory."),
+        ("x" * 300, f"ARTIFACT_PATH={'x' * 300} cannot be written: File name too long."),
+    ],
+)
+def test_where_no_artifact_can_be_written(home, one_rank, path, sentence):
+    (home / "folder").mkdir()
+    (home / "file").touch()
+    with pytest.raises(UserError) as caught:
+        start_log(Run(run_id="x", artifact_path=path), None, one_rank)
+    assert str(caught.value) == sentence
+    assert not (home / "logs").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "logs"])
+def test_a_file_where_a_folder_has_to_be(home, one_rank, name):
+    (home / name).touch()
+    with pytest.raises((UserError, OSError)) as caught:
+        start_log(Run(run_id="x"), None, one_rank)
+    assert name in train_gpt.explain(caught.value)
+
+
+def test_a_folder_that_is_read_only(home, monkeypatch, one_rank):
+    (home / "artifact.pcll").write_bytes(b"earlier")
+
+    def refuse(path, data):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(train_gpt, "write_atomically", refuse)
+    with pytest.raises(UserError) as caught:
+        start_log(Run(run_id="x"), None, one_rank)
+    assert str(caught.value) == "ARTIFACT_PATH=artifact.pcll cannot be written: Permission denied."
+    assert (home / "artifact.pcll").read_bytes() == b"earlier"
+
+
+def test_a_start_leaves_nothing_but_the_log_and_a_folder(home, one_rank):
+    (home / "artifact.pcll").write_bytes(b"earlier")
+    before = {*home.rglob("*")}
+    start_log(Run(run_id="x"), None, one_rank)
+    new = {str(path.relative_to(home)) for path in {*home.rglob("*")} - before}
+    assert new == {"logs", "logs/x.txt", "checkpoints", "checkpoints/x"}
+    assert (home / "artifact.pcll").read_bytes() == b"earlier"
+
+
+# ---- The artifact
+
+
+def test_an_artifact_of_another_run_is_kept(home):
+    path, own = home / "a.pcll", home / "logs/x.pcll"
+    publish(b"one", path, own)
+    assert path.read_bytes() == own.read_bytes() == b"one"
+    publish(b"two", path, own)  # the same run, evaluated again
+    assert path.read_bytes() == own.read_bytes() == b"two"
+    assert not list(home.glob("a.*.pcll"))
+
+    path.write_bytes(b"another's")
+    publish(b"two", path, own)
+    assert (home / "a.1.pcll").read_bytes() == b"another's"
+    publish(b"three", path, home / "logs/y.pcll")
+    assert (home / "a.2.pcll").read_bytes() == b"two" == own.read_bytes()
+    assert path.read_bytes() == b"three" and (home / "a.1.pcll").read_bytes() == b"another's"
+
+
+# ---- What a step says that is not finite
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_the_first_gradient_that_is_not_finite_is_named(home, bad):
     trainer = make_trainer()
@@ -419,6 +842,7 @@ def test_a_shard_that_changes_or_vanishes_is_noticed(home):
             "A file could not be written: No space left on device.",
         ),
         (KeyboardInterrupt(), "Stopped."),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes"), "lower MICRO"),
         (UserError("A sentence."), "A sentence."),
     ],
 )
@@ -428,6 +852,7 @@ def test_every_end_is_one_sentence(monkeypatch, capsys, error, sentence):
 
     monkeypatch.setattr(train_gpt, "run", run)
     monkeypatch.setattr(train_gpt, "join_ranks", lambda run: None)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
     assert train_gpt.main() == 2
     printed = capsys.readouterr().err
     assert sentence in printed and printed.count("\n") == 1
@@ -463,6 +888,7 @@ def test_after_training_a_signal_stops_at_once(clock):
     stop.at_once = True
     with pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
+    assert train_gpt.explain(KeyboardInterrupt()) == "Stopped."
 
 
 def test_a_signal_ends_training_after_its_step_with_a_checkpoint(home, monkeypatch):
@@ -475,11 +901,11 @@ def test_a_signal_ends_training_after_its_step_with_a_checkpoint(home, monkeypat
         update()
 
     monkeypatch.setattr(trainer, "update", interrupted)
-    log = Log("x", trainer.ranks, append=False)
+    log = Log("x", trainer.ranks, resumed=False)
     with pytest.raises(UserError) as caught:
         train(trainer, log, home / "checkpoints", None)
     path = home / "checkpoints/00000004.pt"
-    assert str(caught.value) == f"Stopped at step 4; to go on: RESUME={path}, all else the same."
+    assert str(caught.value) == f"Stopped at step 4. To go on: RESUME={path}, all else the same."
     assert torch.load(path, weights_only=True)["step"] == 4
 
 
@@ -499,13 +925,26 @@ def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     assert train_gpt.join_ranks(tiny_settings(DEVICE="cpu").run).device == CPU
 
 
+def test_what_an_error_notes_ends_its_sentence(monkeypatch, capsys):
+    def run(*_):
+        error = torch.OutOfMemoryError("CUDA out of memory")
+        error.add_note(" RESUME=a.pt repeats all but the training.")
+        raise error
+
+    monkeypatch.setattr(train_gpt, "run", run)
+    monkeypatch.setattr(sys, "argv", ["train_gpt.py"])
+    assert train_gpt.main() == 2
+    said = capsys.readouterr().err
+    assert said.endswith("TTT_BATCH_SEQS. RESUME=a.pt repeats all but the training.\n")
+
+
 def test_all_ranks_stop_if_the_first_one_was_asked_to(home, monkeypatch):
     """Rank 1 has had no signal; it saves nothing."""
     trainer = make_trainer(world=2)
     monkeypatch.setattr(train_gpt.dist, "all_reduce", lambda tensor: None)
     monkeypatch.setattr(Ranks, "from_first", lambda self, *values: [1.0, 1.0])
-    with pytest.raises(UserError, match="Stopped at step 1; to go on"):
-        train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
+    with pytest.raises(UserError, match=r"^Stopped at step 1\.$"):
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
     assert not (home / "checkpoints").exists() and not (home / "logs").exists()
 
 
@@ -533,7 +972,7 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
     """50 of 53 seconds, as 3 are kept for calibration."""
     trainer = make_trainer(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53)
     clock = Clock(monkeypatch, trainer, itertools.cycle(durations))
-    train(trainer, Log("x", trainer.ranks, append=False), home, None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, None)
     assert 50 <= trainer.seconds <= 50 + max(durations)
     assert clock.rates[0] == 1 and clock.rates[-1] <= 1.5 / 40
     assert all(a >= b - 0.06 for a, b in itertools.pairwise(clock.rates))
@@ -542,12 +981,12 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("every", "cap", "saves"),
-    [("-1", "600", 0), ("-1", "601", 5), ("0", "601", 0), ("100", "300", 3)],
+    [("-1", "600", 1), ("-1", "601", 5), ("0", "601", 1), ("100", "300", 3)],
 )
 def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
     trainer = make_trainer(ITERATIONS=31, MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every)
     Clock(monkeypatch, trainer, itertools.repeat(9.9))
-    train(trainer, Log("x", trainer.ranks, append=False), home / "checkpoints", None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
     assert (home / "logs/x.txt").read_text().count("checkpoint: ") == saves
 
 
@@ -566,7 +1005,7 @@ def test_validation_is_no_training_time(home, monkeypatch):
         clock.now += 100
         return "val_bpb:2.5"
 
-    train(trainer, Log("x", trainer.ranks, append=False), home, validate)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, validate)
     assert asked == [("validation", 3), ("validation", 6)]
     assert trainer.seconds == 14
     lines = (home / "logs/x.txt").read_text().splitlines()
@@ -590,7 +1029,7 @@ def test_progress_is_told_at_most_every_five_seconds(home, clock, capsys):
 def test_which_steps_have_a_line(home, monkeypatch):
     trainer = make_trainer(ITERATIONS=33, TRAIN_LOG_EVERY=10)
     Clock(monkeypatch, trainer, itertools.repeat(0.25))
-    train(trainer, Log("x", trainer.ranks, append=False), home, None)
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, None)
     text = (home / "logs/x.txt").read_text()
     steps = [int(step) for step in re.findall(r"^step:(\d+)/33 train_loss:", text, re.M)]
     assert steps == [1, 2, 3, 4, 5, 10, 20, 30, 33]
@@ -623,3 +1062,97 @@ def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch):
     parameters = dict(trainer.model.named_parameters())
     matrices = sum(p.numel() for name, p in parameters.items() if name.endswith(MATRICES))
     assert sent == [4 * (sum(p.numel() for p in parameters.values()) + 1), 4 * matrices]
+
+
+@pytest.mark.parametrize("slow", [[5.0], [5.0, 5.0], [0.1, 5.0], [0.1, 0.1, 0.1, 5.0]])
+def test_slow_first_steps_do_not_shrink_the_rates(home, monkeypatch, slow):
+    """597 s at 0.1 s a step are 5,970 steps: 2,970 of them at the full rate, none of them late."""
+    trainer = make_trainer(
+        ITERATIONS=20_000,
+        WARMDOWN_ITERS=3000,
+        MAX_WALLCLOCK_SECONDS=600,
+        LATE_QAT_THRESHOLD=0.1,
+        CHECKPOINT_EVERY=0,
+    )
+    late = []
+    set_schedule = trainer.set_schedule
+    monkeypatch.setattr(
+        trainer, "set_schedule", lambda: (set_schedule(), late.append(bool(trainer.quantised)))
+    )
+    clock = Clock(monkeypatch, trainer, itertools.chain(slow, itertools.repeat(0.1)))
+    train(trainer, Log("x", trainer.ranks, resumed=False), home, None)
+    assert len(clock.rates) == pytest.approx(5970 - 50 * slow.count(5.0), abs=3)
+    full = [rate > 0.999 for rate in clock.rates]
+    assert all(full[: 2950 - 50 * slow.count(5.0)]) and not any(full[3000:])
+    assert late.index(True) > 5300 and clock.rates[-1] < 0.001
+
+
+def test_the_pace_survives_a_checkpoint(home):
+    trainer = make_trainer(ITERATIONS=20_000, MAX_WALLCLOCK_SECONDS=603)
+    go(trainer, 1)
+    for _ in range(300):
+        trainer.take_time(trainer.seconds + 0.5)
+    second = make_trainer(ITERATIONS=20_000, MAX_WALLCLOCK_SECONDS=603)
+    second.load(trainer.save(home))
+    assert second.steps_left() == trainer.steps_left() == pytest.approx(900)
+
+
+@pytest.mark.parametrize(
+    ("changes", "warned"),
+    [
+        (dict(ITERATIONS=30, WARMDOWN_ITERS=20), True),
+        (dict(ITERATIONS=30, WARMDOWN_ITERS=15), False),
+        (dict(ITERATIONS=30, WARMDOWN_ITERS=3000, WARMDOWN_FRACTION=0.3), False),
+        (dict(ITERATIONS=9999, WARMDOWN_ITERS=3000, MAX_WALLCLOCK_SECONDS=33), True),
+        (dict(ITERATIONS=3, WARMDOWN_ITERS=3000), True),
+    ],
+)
+def test_a_warm_down_longer_than_half_the_run_is_said(home, monkeypatch, changes, warned):
+    trainer = make_trainer(**changes)
+    Clock(monkeypatch, trainer, itertools.repeat(1.0))
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    text = (home / "logs/x.txt").read_text()
+    assert ("warning: of about " in text) == warned
+    if changes["ITERATIONS"] == 9999:
+        assert "warning: of about 30 steps the last WARMDOWN_ITERS=3000 are" in text
+
+
+def test_training_data_used_more_than_once_are_said(home, monkeypatch):
+    trainer = make_trainer(ITERATIONS=100)
+    Clock(monkeypatch, trainer, itertools.repeat(0.1))
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    line = "train_tokens:6400 of 4000 in the shards: 1.600 epochs"
+    assert line in (home / "logs/x.txt").read_text().splitlines()
+
+
+def test_the_time_left_is_by_the_recent_pace(home, monkeypatch, capsys):
+    """After a resume, too: 100 slow steps are behind, 100 quick ones to come."""
+    trainer = make_trainer(ITERATIONS=200, TRAIN_LOG_EVERY=1000)
+    trainer.step = 100
+    trainer.seconds = 5000.0
+    Clock(monkeypatch, trainer, itertools.repeat(6.0))
+    train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
+    left = [
+        int(text) for text in re.findall(r"training: \d+ %, (\d+) s left", capsys.readouterr().out)
+    ]
+    assert left[:3] == [594, 588, 582] and left[-1] == 0
+
+
+def test_a_step_that_takes_minutes_without_a_gpu_is_said_before_it(home, monkeypatch, capsys):
+    trainer = make_trainer()
+    log = Log("x", trainer.ranks, resumed=False)
+    warn_of_slow_steps(trainer, log)
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(train_gpt, "training_flops", lambda *_: 1e15)
+    warn_of_slow_steps(trainer, log)
+    said = capsys.readouterr().out
+    assert re.search(r"^warning: without a GPU a step takes about \d+ minutes\. PRESET=demo", said)
+
+
+def test_the_warm_up_shows_its_steps(home, monkeypatch, capsys):
+    trainer = make_trainer(WARMUP_STEPS=3)
+    log = Log("x", trainer.ranks, resumed=False)
+    monkeypatch.setattr(log, "progress_is_due", lambda: True)
+    trainer.warm_up(log)
+    assert capsys.readouterr().out == "warmup_step:0/3\nwarmup_step:1/3\nwarmup_step:2/3\n"
+    assert (home / "logs/x.txt").read_text() == ""

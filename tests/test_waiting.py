@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_gpt
-from train_gpt import GPT, Batch, Ranks, Trainer
+from train_gpt import GPT, Batch, Log, Ranks, Trainer
 
 DEVICE = torch.device("meta")
 
@@ -126,9 +126,10 @@ def test_a_step_does_not_wait(make_trainer, step):
 
 
 @pytest.mark.parametrize("changes", [{}, {"MATRIX_OPTIMIZER": "adamw"}, {"GRAD_CLIP_NORM": 0}])
-def test_steps_after_a_warm_up_do_not_wait(make_trainer, changes):
+def test_steps_after_a_warm_up_do_not_wait(make_trainer, tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)  # where the log goes
     trainer = make_trainer(WARMUP_STEPS=2, **changes)
-    trainer.warm_up()
+    trainer.warm_up(Log("x", trainer.ranks, resumed=False))
     with RefuseCopies(), RefuseLists():
         for _ in range(3):
             trainer.set_schedule()

@@ -67,9 +67,19 @@ def environment(base: dict[str, str], part: str) -> dict[str, str]:
     return base | changes
 
 
+def tell(text: str) -> None:
+    """A line of progress."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def changed(base: dict[str, str], other: dict[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in other.items() if base.get(name) != value)
+
+
 def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> float:
     """How many steps with the other settings fit into the time of one: the median over paired
     steps, on one thread."""
+    said = 0.0
     torch.set_num_threads(1)
     trainers = []
     for settings in (base, other):
@@ -78,7 +88,10 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
         trainers.append(train_gpt.Trainer(train_gpt.GPT(s.model), s, ranks))
         trainers[-1].set_schedule()
     ratios = []
-    for _ in range(rounds):
+    for number in range(rounds):
+        if time.monotonic() - said > 5:
+            said = time.monotonic()
+            tell(f"pace of {changed(base, other)}: pair {number + 1} of {rounds}")
         seconds = []
         for trainer in trainers:
             began = time.process_time()
@@ -97,23 +110,28 @@ class Outcome(NamedTuple):
 def run(settings: dict[str, str], folder: str) -> Outcome:
     """What a run in the folder gives."""
     fixed = dict(TTT_PROTOCOL="off", EVAL_STRIDE=str(value(settings, "TRAIN_SEQ_LEN")))
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")
-    }
-    done = subprocess.run(
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    inherited = {name: value for name, value in os.environ.items() if name not in ranks}
+    child = subprocess.Popen(
         [sys.executable, ROOT / "train_gpt.py"],
         cwd=folder,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         text=True,
         env=inherited | {"OMP_NUM_THREADS": "1"} | settings | fixed,
     )
-    if done.returncode:
-        sys.exit(f"{settings}: {done.stderr}")
+    printed = ""
+    for line in child.stdout:
+        printed += line
+        if line.endswith(" s left\n"):
+            tell(f"  {line.rstrip()}")
+    if child.wait():
+        sys.exit(f"{settings}: {printed[-2000:]}")
     before, after = (
-        float(re.search(rf"{when} export, plain +([\d.]+) bpb", done.stdout)[1])
+        float(re.search(rf"{when} export, plain +([\d.]+) bpb", printed)[1])
         for when in ("before", "after")
     )
-    size = int(re.search(r"Serialized model pcll: (\d+)", done.stdout)[1])
+    size = int(re.search(r"Serialized model pcll: (\d+)", printed)[1])
     return Outcome(before, after, size)
 
 
@@ -166,7 +184,13 @@ def main() -> None:
     PARTS.update(
         (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
     )
-    base = base_settings(args.settings)
+    try:
+        base = base_settings(args.settings)
+        train_gpt.check_names(dict(os.environ) | base)
+        for part in (*args.only, *args.variant):  # what is wrong is said before the first run
+            train_gpt.load_settings(environment(base, part))
+    except train_gpt.UserError as error:
+        sys.exit(str(error))
     sames = ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
     ratio = {
@@ -191,11 +215,7 @@ def main() -> None:
         results = {}
         for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
             results[job] = result
-            print(
-                f"{len(results)} of {len(jobs)}: {job}, {result.after} bpb",
-                file=sys.stderr,
-                flush=True,
-            )
+            tell(f"{len(results)} of {len(jobs)}: {job}, {result.after} bpb")
     rows = []
     for part in parts:
         row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}

@@ -231,22 +231,31 @@ def time_steps(trainer: train_gpt.Trainer, steps: int) -> Step:
 
 
 def time_parts(trainer: train_gpt.Trainer, step: float, repeats: int) -> dict[str, float]:
-    """Seconds of the parts of a step; "all else" is what is left of a step after the others."""
+    """Seconds of the parts of a step; "all else" is what is left of a step after the others.
+
+    Each is measured alone; where they come to more than a step, as the machine had other work or
+    the parts overlap in a step, they are what they are in proportion.
+    """
     batches = list(train_gpt.train_batches(trainer.stream, 0, trainer.s, trainer.ranks))
 
     def forward():
-        return trainer.model(*batches[0]).mean()
+        for batch in batches:
+            trainer.model(*batch).mean()
+
+    def forward_and_backward():
+        for batch in batches:
+            trainer.model(*batch).mean().backward()
 
     def optimize():
         for optimizer in trainer.optimizers:
             optimizer.step()
 
-    times = {"forward": len(batches) * seconds(forward, repeats)}
-    both = len(batches) * seconds(lambda: forward().backward(), repeats)
-    times["backward"] = both - times["forward"]
+    times = {"forward": seconds(forward, repeats)}
+    times["backward"] = max(0.0, seconds(forward_and_backward, repeats) - times["forward"])
     times["optimizers"] = seconds(optimize, repeats)
-    times["all else"] = step - sum(times.values())
-    return times
+    slowed = max(1.0, sum(times.values()) / step)
+    times = {part: duration / slowed for part, duration in times.items()}
+    return times | {"all else": step - sum(times.values())}
 
 
 def waits_for_the_gpu(trainer: train_gpt.Trainer) -> list[str]:
