@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 LIMIT_S = 120.0  # for one test
 KILLED = "killed"
 SURVIVED = "SURVIVED"
-VERDICTS = {0: SURVIVED, 1: KILLED, 5: "NO TEST"}  # by pytest's exit code
+VERDICTS = {1: KILLED, 5: "NO TEST"}  # by pytest's exit code
 
 
 @dataclass(frozen=True)
@@ -679,8 +679,8 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
-        "verdict = FAILED if data.tokenizer else NOT_CHECKABLE",
-        "verdict = NOT_CHECKABLE",
+        "model in [pair[1] for pair in fitting])",
+        "model is not None)",
         "tokenizer: another one fails",
         "test_verify.py::test_the_tokenizer_must_be_the_artifacts",
     ),
@@ -714,8 +714,8 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
-        "y = without_own_value(y, v)",
-        "pass",
+        "return y - (y * own).sum(-1, keepdim=True) * own",
+        "return y",
         "val_bpb: of the network with exclusive attention",
         "test_verify.py::test_network_against_a_plain_one[{}]",
     ),
@@ -735,8 +735,8 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
-        'torch.nn.utils.clip_grad_norm_(list(model.params.values()), config["ttt_grad_clip"])',
-        "pass",
+        '"ttt_grad_clip"])',
+        '"ttt_grad_clip"] * 1e9)',
         "adaptation: replayed with its gradient clip",
         "test_verify.py::test_adaptation_replay[sgd]",
     ),
@@ -779,8 +779,8 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
-        "FAILED if ours else NOT_CHECKABLE)",
-        "NOT_CHECKABLE)",
+        "leak = change(",
+        "leak = 0 * change(",
         "isolation: a leak across documents fails",
         "test_verify.py::test_a_leak_across_documents_fails",
     ),
@@ -1127,6 +1127,8 @@ def pytest_in(folder: Path, tests: list[str], limit: float) -> tuple[str, str]:
         )
     except subprocess.TimeoutExpired:
         return "TIMEOUT", f"no end after {limit:g} s"
+    if done.returncode == 0:
+        return SURVIVED, "passes all the same"
     return VERDICTS.get(done.returncode, "BROKEN"), done.stdout + done.stderr
 
 
