@@ -202,6 +202,69 @@ MODEL = [
         "the last norm before the logits",
         "test_forward.py::test_same_logits[{}]",
     ),
+    Mutant(
+        TRAIN_GPT,
+        "        x = rms_norm(x)\n",
+        "",
+        "the norm after the embeddings",
+        "test_model.py::test_embedding_smear_and_bigram_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.stack((torch.ones(m.model_dim), torch.zeros(m.model_dim)))",
+        "torch.ones(2, m.model_dim)",
+        "blocks that begin without the first hidden state",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "rope_base: float = setting(50000.0,",
+        "rope_base: float = setting(10000.0,",
+        "the rotary base of 50,000",
+        "test_settings.py::test_the_numbers_of_the_system[model-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "qk_gain_init: float = setting(1.5,",
+        "qk_gain_init: float = setting(1.0,",
+        "queries' gain of 1.5",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.tensor([0.5, 0.5])",
+        "torch.tensor([0.0, 1.0])",
+        "a value residual that begins in equal parts",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.sigmoid(gate)[..., None]",
+        "gate[..., None]",
+        "a sigmoid on attention's gate",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.out = nn.Parameter(torch.zeros(m.model_dim, m.model_dim))",
+        "self.out = nn.Parameter(torch.eye(m.model_dim))",
+        "output projections that begin at zero",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        '0.5, "of the leaky ReLU',
+        '0.0, "of the leaky ReLU',
+        "the leaky ReLU's slope of 0.5",
+        "test_settings.py::test_the_numbers_of_the_system[model-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.skip_weights = nn.Parameter(torch.ones(",
+        "self.skip_weights = nn.Parameter(torch.zeros(",
+        "U-Net skips that begin at one",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
 ]
 
 TRAINING = [
@@ -380,6 +443,48 @@ TRAINING = [
         "shards of another vocabulary that are refused",
         "test_data.py::test_missing_data_and_ids_above_the_vocabulary",
     ),
+    Mutant(
+        TRAIN_GPT,
+        " if self.step > 1 else 0.0",
+        "",
+        "an average that the first step begins",
+        "test_training.py::test_the_average_is_an_exponential_one_from_the_first_step_on[0.5]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "grad_clip_norm: float = setting(0.3,",
+        "grad_clip_norm: float = setting(1.0,",
+        "a gradient clip of 0.3",
+        "test_training.py::test_the_gradient_is_clipped_to_a_global_norm[None]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "scalar_lr: float = setting(0.02,",
+        "scalar_lr: float = setting(0.04,",
+        "the vectors' learning rate",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'dtype: str = setting("bfloat16",',
+        'dtype: str = setting("float32",',
+        "activations in bfloat16",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if scale < t.late_qat_threshold:",
+        "if scale < 1:",
+        "rounding late in the training alone",
+        "test_training.py::test_what_the_system_quantises_and_when[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "size != SHARD_HEADER_BYTES + 2 * count",
+        "False",
+        "cut shards that are refused",
+        "test_data.py::test_a_damaged_shard_is_refused[damage2-states 9 tokens]",
+    ),
 ]
 
 EXPORT = [
@@ -510,13 +615,27 @@ EXPORT = [
         "a quantisation that costs what QUANTISATION_NATS says",
         "test_calibration.py::test_quantisation_costs_as_many_nats_as_the_setting_says",
     ),
+    Mutant(
+        TRAIN_GPT,
+        "np.linspace(float(ordered[0]), float(ordered[-1]), levels)",
+        "np.quantile(ordered, np.linspace(0, 1, levels))",
+        "k-means from evenly spaced levels",
+        "test_codec.py::test_kmeans_is_twenty_iterations_of_lloyds[48]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.abs(w).max() < HALF_LIMIT",
+        "True",
+        "float32 for what float16 cannot hold",
+        "test_codec.py::test_codec_of_each_tensor[float16-1-huffman]",
+    ),
 ]
 
 EVALUATION = [
     Mutant(
         TRAIN_GPT,
-        "eval_stride: int = setting(32,",
-        "eval_stride: int = setting(64,",
+        "eval_stride: int = setting(",
+        "eval_stride: int = setting(2 * ",
         "a stride of 32",
         "test_evaluation.py::test_context_of_the_system",
     ),
@@ -622,7 +741,7 @@ EVALUATION = [
         TRAIN_GPT,
         "learner.epochs = 1",
         "pass",
-        "ten passes of entry 532's adaptation, not a hundred",
+        "one pass of entry 532's adaptation at each rate of its cosine",
         "test_evaluation.py::test_the_illegal_protocol_passes_over_everything_with_a_cosine",
     ),
     Mutant(
@@ -645,6 +764,20 @@ EVALUATION = [
         "if False and size",
         "a byte count held against the text",
         "test_data.py::test_a_wrong_byte_table_stops_the_run",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "0.999), weight_decay=0.0)",
+        "0.999), weight_decay=1.0)",
+        "adaptation without decay",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[adamw-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "ttt_epochs=10,",
+        "ttt_epochs=3,",
+        "ten epochs of entry 532's adaptation",
+        "test_settings.py::test_where_the_entry_and_ours_differ",
     ),
 ]
 
