@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-LIMIT_S = 120.0  # for one test
+LIMIT_S = 300.0  # for one test, on a busy machine
 KILLED = "killed"
 SURVIVED = "SURVIVED"
 VERDICTS = {1: KILLED, 5: "NO TEST"}  # by pytest's exit code
@@ -613,7 +613,7 @@ EXPORT = [
         "unit = 2 * s.export.quantisation_nats / weights",
         "unit = s.export.quantisation_nats / weights",
         "a quantisation that costs what QUANTISATION_NATS says",
-        "test_calibration.py::test_quantisation_costs_as_many_nats_as_the_setting_says",
+        "test_calibration.py::test_calibration_is_in_units_of_what_a_weight_may_cost",
     ),
     Mutant(
         TRAIN_GPT,
@@ -1126,7 +1126,7 @@ RECORDS = [
         "self.passes.clear()",
         "pass",
         "times: validations during training are no evaluation",
-        "test_verify_records.py::test_validations_during_training_are_no_evaluation",
+        "test_verify_records.py::test_a_validation_on_a_line_of_its_own_is_no_evaluation",
     ),
     Mutant(
         LOGS,
