@@ -1239,8 +1239,10 @@ def applied(mutant: Mutant, folder: Path) -> Iterator[None]:
     if text.count(mutant.old) != 1:
         raise ValueError(f"{mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
     path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
-    yield
-    path.write_text(text, encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
 
 
 def pytest_in(folder: Path, tests: list[str], limit: float) -> tuple[str, str]:
