@@ -1180,8 +1180,8 @@ RECORDS = [
     ),
     Mutant(
         PACK,
-        "train > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S",
-        "train > LIMIT_S + LAST_STEP_S",
+        "evaluation > LIMIT_S",
+        "evaluation > 2 * LIMIT_S",
         "a record with too long an evaluation is refused",
         "test_pack.py::test_the_10_minute_track_has_limits[eval]",
     ),
