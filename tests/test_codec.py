@@ -342,6 +342,17 @@ def test_trellis_hits_the_error_it_is_asked_for():
         assert np.square(decoded - w).mean() == pytest.approx(target, rel=0.05)
 
 
+def test_contexts_say_how_large_weights_are():
+    """In quarter octaves: rows 16 times as large are 16 apart, columns of half the size 4."""
+    w = gaussian(64, 96)
+    w[32:] *= 16
+    w[:, 48:] /= 2
+    contexts = code_trellis(w, even(w, 0.01), 1.0, 8).contexts()
+    means = contexts.reshape(2, 32, 2, 48).mean(axis=(1, 3))
+    assert means[1] - means[0] == pytest.approx([16, 16], abs=0.5)
+    assert means[:, 0] - means[:, 1] == pytest.approx([4, 4], abs=0.5)
+
+
 def ideal_bits(symbols: np.ndarray) -> float:
     _, counts = np.unique(symbols, return_counts=True)
     return float(-(counts * np.log2(counts / counts.sum())).sum())

@@ -239,6 +239,15 @@ def test_bytes_are_those_of_the_decoded_text(tokenizer_path, texts):
     counter.check(tokens)
 
 
+def test_bytes_as_numbers(tokenizer_path):
+    """A piece's space counts after text, and not at a document's start; a byte piece is a byte."""
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
+    counter = ByteCounter(tokenizer_path, tokenizer.vocab_size())
+    pieces = ["<s>", "▁the", "▁the", "<0xE6>", "<0xBC>", "▁the", "<s>", "▁the", "</s>"]
+    tokens = np.array([tokenizer.piece_to_id(piece) for piece in pieces], dtype=np.uint16)
+    assert counter.count(tokens).tolist() == [3, 4, 1, 1, 4, 0, 3, 0]
+
+
 def test_a_wrong_byte_table_stops_the_run(tokenizer_path):
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=tokenizer_path)
     counter = ByteCounter(tokenizer_path, tokenizer.vocab_size())

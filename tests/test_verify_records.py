@@ -511,6 +511,15 @@ def test_validations_during_training_are_no_evaluation(tmp_path):
     assert found.verdict == CONSISTENT and found.number == pytest.approx(82)
 
 
+def test_a_validation_on_a_line_of_its_own_is_no_evaluation(tmp_path):
+    """What is evaluated before a further step was a validation, however its line begins."""
+    validation = "plain val_loss:2.0 val_bpb:1.2000 eval_time:590000ms\n"
+    text = log_text().replace("step:7000", validation + "step:7000", 1)
+    folder = make(tmp_path, logs={"train.log": text}, submission={"val_bpb": 1.12})
+    found = check(folder)["evaluation time"]
+    assert found.verdict == CONSISTENT and found.number == pytest.approx(82)
+
+
 def test_a_total_of_the_evaluation_is_used_alone(tmp_path):
     found = evaluation(tmp_path, "eval_total_time:123456ms")
     assert found.verdict == CONSISTENT and found.number == pytest.approx(123.456)

@@ -1,0 +1,1310 @@
+"""Small changes that break one behaviour each, and the test that has to notice.
+
+    python tests/mutants.py                 all of them; minutes
+    python tests/mutants.py --only ledger   those whose file, breach or test has this text
+
+The tracked files are copied into a temporary folder. There the named tests must pass as they are;
+then one mutant at a time is applied, and its test must fail. Exit codes: 0 all are killed, 1 one is
+not, 2 the tests fail without a change or there is no such mutant.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LIMIT_S = 300.0  # for one test, on a busy machine
+KILLED = "killed"
+SURVIVED = "SURVIVED"
+VERDICTS = {1: KILLED, 5: "NO TEST"}  # by pytest's exit code
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A change of one place in one file."""
+
+    file: str
+    old: str  # occurs once in the file
+    new: str
+    breaks: str  # what a user loses by it
+    test: str  # that notices: a file of tests/, and one test of it
+
+
+TRAIN_GPT = "train_gpt.py"
+VERIFY = "verify.py"
+DECODE = "decode_artifact.py"
+CHECK = "records/check.py"
+LOGS = "records/logs.py"
+CODE = "records/code.py"
+PACK = "records/pack.py"
+
+MODEL = [
+    Mutant(
+        TRAIN_GPT,
+        "num_layers: int = setting(11,",
+        "num_layers: int = setting(12,",
+        "eleven layers",
+        "test_settings.py::test_the_numbers_of_the_system[model-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "mlp_hidden: int = setting(1500,",
+        "mlp_hidden: int = setting(1536,",
+        "26.4 million parameters",
+        "test_model.py::test_the_full_model_has_26_million_parameters",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "nn.init.normal_(self.tok_emb, std=0.005)",
+        "nn.init.normal_(self.tok_emb, std=0.02)",
+        "the embedding's initial size",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.tanh(logits / self.logit_softcap)",
+        "(logits / self.logit_softcap)",
+        "soft-capped logits",
+        "test_model.py::test_logits_are_capped_and_tied_to_the_embedding",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "27191 * tokens.roll(1, dims=1)",
+        "36313 * tokens.roll(1, dims=1)",
+        "the bigram hash's buckets",
+        "test_model.py::test_bigram_buckets_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.where(starts, last, bucket)",
+        "bucket",
+        "a bucket of their own for tokens without one before",
+        "test_model.py::test_bigram_buckets_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.tensor(0.05)",
+        "torch.tensor(0.5)",
+        "the bigram hash's initial scale",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "starts | (tokens == BOS_ID)",
+        "starts",
+        "documents that see nothing of the one before",
+        "test_model.py::test_smear_and_bigram_stop_at_a_document_start[1-False]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "x = (1 - gate) * x + gate * previous",
+        "x = x + gate * previous",
+        "the smear gate's mean of two",
+        "test_model.py::test_embedding_smear_and_bigram_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "x = mix[0] * x + mix[1] * x0",
+        "x = mix[0] * x + mix[1] * x",
+        "the first hidden state in every block",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "1 / math.sqrt(index + 1)",
+        "1 / (index + 1)",
+        "normed inputs over the root of the layer's number",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "rotate(rms_norm(self.heads(x, self.q)), cos, sin)",
+        "rotate(self.heads(x, self.q), cos, sin)",
+        "normed queries",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "b * cos - a * sin, rest",
+        "b * cos + a * sin, rest",
+        "rotary positions",
+        "test_model.py::test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "is_causal=",
+        "is_causal=False and ",
+        "attention that does not see the future",
+        "test_model.py::test_causal_with_every_feature_on_and_off[{}]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "v = mix[0] * v_first + mix[1] * v",
+        "v = mix[0] * v + mix[1] * v",
+        "the value residual",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.full((m.num_heads,), 4.0)",
+        "torch.full((m.num_heads,), 0.0)",
+        "attention gates that begin open",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "index >= m.num_layers - m.xsa_last_n",
+        "index > m.num_layers - m.xsa_last_n",
+        "exclusive attention in the last four layers",
+        "test_model.py::test_which_layers_have_exclusive_attention[11-4-exclusive0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "F.normalize(own, dim=-1)",
+        "own",
+        "exclusive attention as a projection",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "nn.init.orthogonal_(p)",
+        "nn.init.normal_(p, std=0.02)",
+        "matrices that begin orthogonal",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "linear(x.square(), self.down)",
+        "linear(x, self.down)",
+        "the leaky ReLU squared",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "skips.pop()",
+        "skips.pop(0)",
+        "U-Net skips last in, first out",
+        "test_model.py::test_unet_skips_join_first_half_to_second_half_last_in_first_out",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "linear(rms_norm(self.hidden(tokens, at)), self.tok_emb)",
+        "linear(self.hidden(tokens, at), self.tok_emb)",
+        "the last norm before the logits",
+        "test_forward.py::test_same_logits[{}]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "        x = rms_norm(x)\n",
+        "",
+        "the norm after the embeddings",
+        "test_model.py::test_embedding_smear_and_bigram_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.stack((torch.ones(m.model_dim), torch.zeros(m.model_dim)))",
+        "torch.ones(2, m.model_dim)",
+        "blocks that begin without the first hidden state",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "rope_base: float = setting(50000.0,",
+        "rope_base: float = setting(10000.0,",
+        "the rotary base of 50,000",
+        "test_settings.py::test_the_numbers_of_the_system[model-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "qk_gain_init: float = setting(1.5,",
+        "qk_gain_init: float = setting(1.0,",
+        "queries' gain of 1.5",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.tensor([0.5, 0.5])",
+        "torch.tensor([0.0, 1.0])",
+        "a value residual that begins in equal parts",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "torch.sigmoid(gate)[..., None]",
+        "gate[..., None]",
+        "a sigmoid on attention's gate",
+        "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.out = nn.Parameter(torch.zeros(m.model_dim, m.model_dim))",
+        "self.out = nn.Parameter(torch.eye(m.model_dim))",
+        "output projections that begin at zero",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        '0.5, "of the leaky ReLU',
+        '0.0, "of the leaky ReLU',
+        "the leaky ReLU's slope of 0.5",
+        "test_settings.py::test_the_numbers_of_the_system[model-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.skip_weights = nn.Parameter(torch.ones(",
+        "self.skip_weights = nn.Parameter(torch.zeros(",
+        "U-Net skips that begin at one",
+        "test_model.py::test_initial_weights_of_every_kind[pcll]",
+    ),
+]
+
+TRAINING = [
+    Mutant(
+        TRAIN_GPT,
+        ", 1 - decay)",
+        ", 1 / self.step)",
+        "the exponential average: a plain mean in its place",
+        "test_training.py::test_the_average_is_an_exponential_one_from_the_first_step_on[0.5]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "model.load_state_dict(trainer.average.module.state_dict())",
+        "pass",
+        "the average in the artifact: the last weights in its place",
+        "test_watched_run.py::test_the_artifact_holds_the_average_and_not_the_last_weights",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if limit > 0:",
+        "if limit < 0:",
+        "the gradient clip of training",
+        "test_training.py::test_the_gradient_is_clipped_to_a_global_norm[None]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "warm = min(1.0, step / max(t.muon_momentum_warmup_steps, 1))",
+        "warm = 1.0",
+        "the momentum's warm-up",
+        "test_optimizer.py::test_momentum_warms_up_over_1500_steps",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "0.997,",
+        "0.99,",
+        "the average's decay of 0.997",
+        "test_training.py::test_the_average_of_the_system",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "adamw = torch.optim.AdamW(groups, betas=(0.9, ",
+        "adamw = torch.optim.AdamW(groups, betas=(0.8, ",
+        "AdamW's betas of 0.9 and 0.95",
+        "test_optimizer.py::test_adamw_follows_its_formulas[normuon]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'fused = ranks.device.type == "cuda"',
+        'fused = ranks.device.type == "cuda"; groups[0]["weight_decay"] = 0.04',
+        "embeddings that do not decay",
+        "test_optimizer.py::test_adamw_follows_its_formulas[normuon]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        '1 - group["lr"] * group["weight_decay"]',
+        "1.0",
+        "the matrices' weight decay",
+        "test_optimizer.py::test_normuon_equals_a_plain_loop_over_matrices",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "base_lr=t.embed_lr",
+        "base_lr=t.scalar_lr",
+        "the embeddings' learning rate",
+        "test_optimizer.py::test_every_parameter_is_in_one_group_with_its_rate[normuon]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "matrix_lr: float = setting(0.03,",
+        "matrix_lr: float = setting(0.02,",
+        "the matrices' learning rate",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "steps: int = 5)",
+        "steps: int = 4)",
+        "five Newton-Schulz steps",
+        "test_optimizer.py::test_normuon_equals_a_plain_loop_over_matrices",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'return grad.lerp_(state["momentum"], momentum)',
+        'return state["momentum"].clone()',
+        "Nesterov's look ahead",
+        "test_optimizer.py::test_normuon_equals_a_plain_loop_over_matrices",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "keepdim=True), 1 - beta2)",
+        "keepdim=True), 0.1)",
+        "NorMuon's second moment of 0.95",
+        "test_optimizer.py::test_normuon_equals_a_plain_loop_over_matrices",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "update *= norm / (update.norm(dim=(-2, -1), keepdim=True) + 1e-10)",
+        "pass",
+        "NorMuon's update of the same norm",
+        "test_optimizer.py::test_rows_are_evened_out_and_the_norm_is_kept",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'update *= -group["lr"] * aspect',
+        'update *= -group["lr"]',
+        "larger steps of tall matrices",
+        "test_optimizer.py::test_tall_matrices_take_larger_steps[shape2-2]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "training_seconds - s",
+        "training_seconds + s",
+        "rates that reach 0 at the wall-clock cap",
+        "test_optimizer.py::test_schedule_under_the_cap_of_the_system",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "warmdown_iters, 1)",
+        "warmdown_iters, 1) * 2",
+        "rates that fall over the last 3,000 steps",
+        "test_optimizer.py::test_schedule_of_the_system",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "train_batch_tokens: int = setting(786432,",
+        "train_batch_tokens: int = setting(524288,",
+        "786,432 tokens a step",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.model.load_state_dict(before)",
+        "pass",
+        "a warm-up that is undone",
+        "test_training.py::test_the_warm_up_leaves_no_trace",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        ".clamp_min(1e-12) / 31",
+        ".clamp_min(1e-12) / 127",
+        "late training at six bits",
+        "test_training.py::test_int6_levels_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "w.data.copy_(before)",
+        "pass",
+        "exact weights under the rounded ones",
+        "test_training.py::test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "p.numel() > t.late_qat_min_elements",
+        "p.numel() > 0",
+        "small matrices that are not rounded",
+        "test_training.py::test_only_matrices_with_more_elements_are_quantised",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.model(inputs, targets).mean() * part",
+        "self.model(inputs, targets).mean()",
+        "a step's loss whatever its micro-batches",
+        "test_training.py::test_the_gradient_is_that_of_the_mean_loss_of_the_whole_step[1]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "step * s.training.train_batch_tokens",
+        "0 * s.training.train_batch_tokens",
+        "steps that read on where the one before ended",
+        "test_data.py::test_a_step_reads_on_where_the_one_before_ended",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "tokens.max() >= self.vocab_size",
+        "tokens.max() > self.vocab_size",
+        "shards of another vocabulary that are refused",
+        "test_data.py::test_missing_data_and_ids_above_the_vocabulary",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        " if self.step > 1 else 0.0",
+        "",
+        "an average that the first step begins",
+        "test_training.py::test_the_average_is_an_exponential_one_from_the_first_step_on[0.5]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "grad_clip_norm: float = setting(0.3,",
+        "grad_clip_norm: float = setting(1.0,",
+        "a gradient clip of 0.3",
+        "test_training.py::test_the_gradient_is_clipped_to_a_global_norm[None]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "scalar_lr: float = setting(0.02,",
+        "scalar_lr: float = setting(0.04,",
+        "the vectors' learning rate",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'dtype: str = setting("bfloat16",',
+        'dtype: str = setting("float32",',
+        "activations in bfloat16",
+        "test_settings.py::test_the_numbers_of_the_system[training-pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if scale < t.late_qat_threshold:",
+        "if scale < 1:",
+        "rounding late in the training alone",
+        "test_training.py::test_what_the_system_quantises_and_when[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "size != SHARD_HEADER_BYTES + 2 * count",
+        "False",
+        "cut shards that are refused",
+        "test_data.py::test_a_damaged_shard_is_refused[damage2-states 9 tokens]",
+    ),
+]
+
+EXPORT = [
+    Mutant(
+        TRAIN_GPT,
+        "KMEANS_ITERATIONS = 20",
+        "KMEANS_ITERATIONS = 5",
+        "twenty iterations of k-means",
+        "test_codec.py::test_kmeans_is_twenty_iterations_of_lloyds[48]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "mlp_levels: int = setting(\n        48,",
+        "mlp_levels: int = setting(\n        64,",
+        "48 levels of the MLP",
+        "test_settings.py::test_the_numbers_of_the_system[export-pcloadloveletter_v6]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        '"attn.v": Role("matrix", levels="qkv")',
+        '"attn.v": Role("matrix", levels="other")',
+        "80 levels of the values",
+        "test_codec.py::test_numbers_of_levels[blocks.3.attn.v-80]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "sorted((max(1, int(count))",
+        "sorted((int(count)",
+        "a code for what never occurs",
+        "test_codec.py::test_what_never_occurs_has_a_code_all_the_same",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "level=22",
+        "level=3",
+        "zstd at its best level",
+        "test_codec.py::test_the_frame_is_what_zstd_22_makes_of_the_content",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "codec = s.embed_codec",
+        "codec = s.codec",
+        "an embedding in float16",
+        "test_codec.py::test_codec_of_each_tensor[float16-1-huffman]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.minimum(*branches, out=cost)",
+        "np.maximum(*branches, out=cost)",
+        "the trellis path that is nearest",
+        "test_codec.py::test_trellis_search_finds_the_best_path[4]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "32: (0o45, 0o10)",
+        "32: (0o51, 0o10)",
+        "a trellis that other readers know",
+        "test_calibration.py::test_presets_export_what_the_verifier_reads[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        " - error[:, done] @ gain.astype(np.float32)",
+        "",
+        "error feedback",
+        "test_calibration.py::test_feedback_is_the_best_that_the_columns_to_come_can_do",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "TRELLIS_GAIN = 1.3",
+        "TRELLIS_GAIN = 1.0",
+        "steps that cost what QUANTISATION_NATS says",
+        "test_calibration.py::test_steps_are_the_inverse_root_of_the_damped_cost[1.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "FINENESS = (-4, 24)",
+        "FINENESS = (-8, 24)",
+        "steps of at most twice the weights",
+        "test_calibration.py::"
+        "test_steps_are_at_most_twice_and_at_least_a_64th_of_the_root_mean_square",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "rows = moments.rows / row_unit + DAMPING",
+        "rows = np.ones_like(moments.rows)",
+        "finer steps where rows are dear",
+        "test_calibration.py::test_dear_rows_and_columns_get_fine_steps",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "row_scales = np.clip(rows - offset + steps.rows, -127, 127)",
+        "row_scales = np.zeros_like(rows)",
+        "codes by how large a row's weights are",
+        "test_codec.py::test_contexts_say_how_large_weights_are",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "counts * spare // (totals + 1)",
+        "spare // counts.shape[1]",
+        "codes by how often a symbol occurs",
+        "test_codec.py::test_trellis_stream_is_as_long_as_the_entropy_of_its_symbols[0.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "FREQUENCY_BITS = 14",
+        "FREQUENCY_BITS = 13",
+        "rANS slots that other readers know",
+        "test_calibration.py::test_presets_export_what_the_verifier_reads[pcll]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if len(artifact) <= search.budget:",
+        "if len(artifact) <= s.size_cap_bytes:",
+        "code that counts towards the cap",
+        "test_codec.py::test_fit_shrink_coarsens_only_what_is_too_large[trellis]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "FULL = 0.999",
+        "FULL = 0.9",
+        "FIT=fill that fills the cap",
+        "test_codec.py::test_the_search_by_hand",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "unit = 2 * s.export.quantisation_nats / weights",
+        "unit = s.export.quantisation_nats / weights",
+        "a quantisation that costs what QUANTISATION_NATS says",
+        "test_calibration.py::test_calibration_is_in_units_of_what_a_weight_may_cost",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.linspace(float(ordered[0]), float(ordered[-1]), levels)",
+        "np.quantile(ordered, np.linspace(0, 1, levels))",
+        "k-means from evenly spaced levels",
+        "test_codec.py::test_kmeans_is_twenty_iterations_of_lloyds[48]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.abs(w).max() < HALF_LIMIT",
+        "True",
+        "float32 for what float16 cannot hold",
+        "test_codec.py::test_codec_of_each_tensor[float16-1-huffman]",
+    ),
+]
+
+EVALUATION = [
+    Mutant(
+        TRAIN_GPT,
+        "eval_stride: int = setting(",
+        "eval_stride: int = setting(2 * ",
+        "a stride of 32",
+        "test_evaluation.py::test_context_of_the_system",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.maximum(stop - length, 0)",
+        "np.maximum(first - length // 2, 0)",
+        "the longest context that the stride allows",
+        "test_evaluation.py::test_windows_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "start != self.scored or ",
+        "",
+        "the ledger: each token is scored once",
+        "test_evaluation.py::test_ledger_refuses_scores_out_of_order",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "start < stop <= self.scored",
+        "start < stop <= len(self.nats)",
+        "the ledger: nothing is learned from before it is scored",
+        "test_evaluation.py::test_ledger_hands_out_nothing_that_is_not_scored",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "stop > len(self.nats):",
+        "False:",
+        "the ledger: no score past the end",
+        "test_evaluation.py::test_ledger_refuses_scores_out_of_order",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if learner and high < len(ledger.nats):",
+        "if learner:",
+        "a last chunk that nobody learns from",
+        "test_evaluation.py::test_learner_gets_each_chunk_after_its_score_and_never_the_last",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.tokens[positions + 1]",
+        "self.tokens[positions]",
+        "scores of the next token",
+        "test_evaluation.py::test_scores_equal_a_naive_loop[9-4-3-0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "np.cumsum(token_bytes)",
+        "np.cumsum(np.ones_like(token_bytes))",
+        "bits per byte, not per token",
+        "test_evaluation.py::test_scores_equal_a_naive_loop[9-4-3-0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.e.ttt_lr * role_of(name).adapt_rate",
+        "self.e.ttt_lr",
+        "adaptation at each layer's own rate",
+        "test_evaluation.py::test_rates_fall_as_a_cosine",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        'Role("matrix", levels="mlp", adapt_rate=0.5)',
+        'Role("matrix", levels="mlp", adapt_rate=1.0)',
+        "half the rate for the MLP's input matrix in adaptation",
+        "test_evaluation.py::test_rates_fall_as_a_cosine",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "nn.utils.clip_grad_norm_(self.model.parameters(), self.e.ttt_grad_clip)",
+        "pass",
+        "the gradient clip of adaptation",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-0.05]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "0.5 * (1 + math.cos(math.pi * done))",
+        "1 - done",
+        "adaptation's rates that fall as a cosine",
+        "test_evaluation.py::test_rates_fall_as_a_cosine",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "betas=(0.9, 0.999), weight_decay=0.0",
+        "betas=(0.9, 0.95), weight_decay=0.0",
+        "adaptation by AdamW with betas 0.9 and 0.999",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[adamw-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "scale: float, momentum: float = 0.9",
+        "scale: float, momentum: float = 0.0",
+        "adaptation by SGD with momentum 0.9",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "[*range(0, count, batch)] * self.epochs",
+        "range(0, count, batch)",
+        "TTT_EPOCHS passes over a chunk",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "learner.epochs = 1",
+        "pass",
+        "one pass of entry 532's adaptation at each rate of its cosine",
+        "test_evaluation.py::test_the_illegal_protocol_passes_over_everything_with_a_cosine",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.space[after] & ~self.silent[tokens[:-1]]",
+        "self.space[after]",
+        "no byte for the space that begins a document",
+        "test_data.py::test_bytes_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "1 if self.tokenizer.is_byte(i) else len(texts[i])",
+        "len(texts[i])",
+        "one byte for a byte piece",
+        "test_data.py::test_bytes_as_numbers",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "if whole and size",
+        "if False and size",
+        "a byte count held against the text",
+        "test_data.py::test_a_wrong_byte_table_stops_the_run",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "0.999), weight_decay=0.0)",
+        "0.999), weight_decay=1.0)",
+        "adaptation without decay",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[adamw-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "ttt_epochs=10,",
+        "ttt_epochs=3,",
+        "ten epochs of entry 532's adaptation",
+        "test_settings.py::test_where_the_entry_and_ours_differ",
+    ),
+]
+
+VERIFYING = [
+    Mutant(
+        VERIFY,
+        "if raw + held > CAP_BYTES:",
+        "if held > CAP_BYTES:",
+        "size: code counts",
+        "test_verify.py::test_the_cap",
+    ),
+    Mutant(
+        VERIFY,
+        'Finding(FAILED, "integrity"',
+        'Finding(NOT_CHECKABLE, "integrity"',
+        "integrity: a damaged artifact fails",
+        "test_verify.py::test_a_changed_byte_fails_the_integrity",
+    ),
+    Mutant(
+        VERIFY,
+        "if shapes.get(name) != shape:",
+        "if False:",
+        "config: a shape that does not fit fails",
+        "test_verify.py::test_a_configuration_that_does_not_fit_fails",
+    ),
+    Mutant(
+        VERIFY,
+        "if name not in wanted]",
+        "if False]",
+        "config: a tensor that nothing asks for fails",
+        "test_verify.py::test_missing_and_unasked_tensors_and_settings_fail",
+    ),
+    Mutant(
+        VERIFY,
+        "model in [pair[1] for pair in fitting])",
+        "model is not None)",
+        "tokenizer: another one fails",
+        "test_verify.py::test_the_tokenizer_must_be_the_artifacts",
+    ),
+    Mutant(
+        VERIFY,
+        "letter if tokenizer.is_byte(i) else i",
+        "i",
+        "bytes: one for each byte piece",
+        "test_verify.py::test_bytes_of_broken_utf8_and_of_many_documents",
+    ),
+    Mutant(
+        VERIFY,
+        "for start, end in documents(tokens))",
+        "for start, end in [(0, len(tokens))])",
+        "bytes: counted document by document",
+        "test_verify.py::test_bytes_of_broken_utf8_and_of_many_documents",
+    ),
+    Mutant(
+        VERIFY,
+        "window.first + 1 : window.end + 1",
+        "window.first : window.end",
+        "val_bpb: of the next token",
+        "test_verify.py::test_all_proven_on_an_honest_artifact",
+    ),
+    Mutant(
+        VERIFY,
+        "yield Window(max(0, end - length), end, first)",
+        "yield Window(first, end, first)",
+        "val_bpb: with the context of the window",
+        "test_verify.py::test_all_proven_on_an_honest_artifact",
+    ),
+    Mutant(
+        VERIFY,
+        "return y - (y * own).sum(-1, keepdim=True) * own",
+        "return y",
+        "val_bpb: of the network with exclusive attention",
+        "test_verify.py::test_network_against_a_plain_one[{}]",
+    ),
+    Mutant(
+        VERIFY,
+        'FAILED if options.ttt else SUSPICION, "adaptation"',
+        'SUSPICION, "adaptation"',
+        "adaptation: what is not legal fails",
+        "test_verify.py::test_train_then_score_is_labelled",
+    ),
+    Mutant(
+        VERIFY,
+        '"mlp.down": 3.0',
+        '"mlp.down": 1.0',
+        "adaptation: replayed at each layer's own rate",
+        "test_verify.py::test_adaptation_replay[sgd]",
+    ),
+    Mutant(
+        VERIFY,
+        '"ttt_grad_clip"])',
+        '"ttt_grad_clip"] * 1e9)',
+        "adaptation: replayed with its gradient clip",
+        "test_verify.py::test_adaptation_replay[sgd]",
+    ),
+    Mutant(
+        VERIFY,
+        "same = abs(claim - bpb) <= tolerance",
+        "same = claim >= bpb - tolerance",
+        "claim: one that is too high fails, too",
+        "test_verify.py::test_claims_made_with_a_fault_fail",
+    ),
+    Mutant(
+        VERIFY,
+        'partial = "the claim is of the whole split" if len(split.tokens) < split.whole else ""',
+        'partial = ""',
+        "claim: not decided by a part of the split",
+        "test_verify.py::test_a_partial_run_says_so",
+    ),
+    Mutant(
+        VERIFY,
+        'probe("causality", seen,',
+        'probe("causality", 0.0,',
+        "causality: a look at the future fails",
+        "test_verify.py::test_probes_notice[causality-FAILED--False]",
+    ),
+    Mutant(
+        VERIFY,
+        "if count == vocab else math.inf",
+        "",
+        "normalised: a probability for every token",
+        "test_verify.py::test_probes_notice[normalised-FAILED-"
+        "return F.linear(x + y, self.tok_emb[:300])-True]",
+    ),
+    Mutant(
+        VERIFY,
+        "max(again, beside)",
+        "again",
+        "determinism: whatever stands beside it in the batch",
+        "test_verify.py::test_probes_notice[determinism-FAILED-"
+        "x = x + 0.001 * x.mean(0, keepdim=True)-True]",
+    ),
+    Mutant(
+        VERIFY,
+        "leak = change(",
+        "leak = 0 * change(",
+        "isolation: a leak across documents fails",
+        "test_verify.py::test_a_leak_across_documents_fails",
+    ),
+    Mutant(
+        VERIFY,
+        "if options.model and not options.trust_code:",
+        "if False:",
+        "a competitor's code that does not run unasked",
+        "test_verify.py::test_their_code_runs_only_when_trusted",
+    ),
+]
+
+REFUSED = "test_attacks.py::test_refused_for_its_own_reason"
+DECODING = [  # a row of "Disallowed, and why" each, in its order
+    Mutant(
+        DECODE,
+        'require(not left, f"{left} bytes follow',
+        'require(True, f"{left} bytes follow',
+        "refused: bytes after the last part",
+        f"{REFUSED}[holes_and_overlaps-bytes follow the last part]",
+    ),
+    Mutant(
+        DECODE,
+        "not (windows[-2:-1] << (total % 16 or 16)).any()",
+        "True",
+        "refused: bits behind the last code that are not zeros",
+        f"{REFUSED}[huffman_bits_left_over-not filled up with zeros]",
+    ),
+    Mutant(
+        DECODE,
+        "require(raw > before,",
+        "require(True,",
+        "refused: two tensors of one name, or names out of order",
+        f"{REFUSED}[names_twice_or_out_of_order-comes out of order or twice]",
+    ),
+    Mutant(
+        DECODE,
+        "require(bool(np.isfinite(values).all()),",
+        "require(True,",
+        "refused: values that are NaN or infinite",
+        f"{REFUSED}[floats_that_are_not_finite-tensor . has a value that is not finite]",
+    ),
+    Mutant(
+        DECODE,
+        "bool((factors >= 2.0**-126).all() and np.isfinite(factors).all())",
+        "True",
+        "refused: column factors that are zero or subnormal",
+        f"{REFUSED}[steps_that_overflow_or_vanish-"
+        "column factor that is zero, subnormal or infinite]",
+    ),
+    Mutant(
+        DECODE,
+        "require(kraft >= 1 << LONGEST_CODE,",
+        "require(True,",
+        "refused: codes that are under-full",
+        f"{REFUSED}[codes_that_are_over_or_under_full-is under-full]",
+    ),
+    Mutant(
+        DECODE,
+        "bool((np.diff(centroids) > 0).all())",
+        "True",
+        "refused: levels that are equal",
+        f"{REFUSED}[centroids_that_are_not_a_codebook-are not strictly increasing]",
+    ),
+    Mutant(
+        DECODE,
+        "require(bool((states == STATE_FLOOR).all()),",
+        "require(True,",
+        "refused: states that do not end at 2^16",
+        f"{REFUSED}[states_that_never_end-does not end at 2.16]",
+    ),
+    Mutant(
+        DECODE,
+        "total in (0, SLOTS)",
+        "True",
+        "refused: frequencies that do not add up",
+        f"{REFUSED}[frequencies_that_do_not_add_up-add up to [0-9]+ and not to 16384 or 0]",
+    ),
+    Mutant(
+        DECODE,
+        "type(value) in (str, int, float, bool),",
+        "True,",
+        "refused: a config of more than plain values",
+        f"{REFUSED}[config_of_wrong_types-neither a string, a number nor a boolean]",
+    ),
+    Mutant(
+        DECODE,
+        "require(about.dict_id == 0,",
+        "require(True,",
+        "refused: references to other files",
+        f"{REFUSED}[frame_with_dictionary-asks for dictionary]",
+    ),
+    Mutant(
+        DECODE,
+        "elements <= limit,",
+        "True,",
+        "a small file that asks for much memory is refused",
+        f"{REFUSED}[huge_shapes-elements, above the limit of]",
+    ),
+]
+
+RECORDS = [
+    Mutant(
+        CHECK,
+        "if len(claimed) > len(logs) and not elsewhere:",
+        "if False:",
+        "seeds: one without a log fails",
+        "test_verify_records.py::test_seeds",
+    ),
+    Mutant(
+        CHECK,
+        "elif count < len(seeds):",
+        "elif False:",
+        "seeds: one that counts twice is suspect",
+        "test_verify_records.py::test_seeds",
+    ),
+    Mutant(
+        CHECK,
+        "if seconds > LIMIT_S + slack:",
+        "if seconds > 2 * LIMIT_S:",
+        "times: training over 600 s fails",
+        "test_verify_records.py::test_training_time[changes2-FAILED]",
+    ),
+    Mutant(
+        CHECK,
+        "if found.seconds > LIMIT_S:",
+        "if found.seconds > 2 * LIMIT_S:",
+        "times: evaluation over 600 s fails",
+        "test_verify_records.py::test_evaluation_time[599000-FAILED]",
+    ),
+    Mutant(
+        CHECK,
+        "seconds = round(sum(terms), 6)",
+        "seconds = max(terms, default=0.0)",
+        "times: passes count together",
+        "test_verify_records.py::test_passes_that_are_too_long_together",
+    ),
+    Mutant(
+        CHECK,
+        "if model and model + least > CAP_BYTES:",
+        "if model > CAP_BYTES:",
+        "size: over the cap with its code fails",
+        "test_verify_records.py::test_size",
+    ),
+    Mutant(
+        CHECK,
+        "verdict = PROVEN if size in models else FAILED",
+        "verdict = PROVEN",
+        "size: an artifact that no log states fails",
+        "test_verify_records.py::test_artifact_in_the_folder",
+    ),
+    Mutant(
+        CHECK,
+        "verdict = FAILED if record and fault else SUSPICION",
+        "verdict = SUSPICION",
+        "split: a part of it in the record track fails",
+        "test_verify_records.py::test_split",
+    ),
+    Mutant(
+        CHECK,
+        "abs(held / SPLIT_BYTES - 1) <= 0.005",
+        "abs(held / SPLIT_BYTES - 1) <= 0.5",
+        "split: its bytes are those of the text",
+        "test_verify_records.py::test_split",
+    ),
+    Mutant(
+        CHECK,
+        "p < RECORD_P:",
+        "p is not None:",
+        "statistics: a record is sure at p < 0.01",
+        "test_verify_records.py::test_significance[1.1250-FAILED-0.00557]",
+    ),
+    Mutant(
+        CHECK,
+        "RECORD_NATS = 0.005",
+        "RECORD_NATS = 0.0005",
+        "statistics: a record is better by 0.005 nats",
+        "test_verify_records.py::test_significance",
+    ),
+    Mutant(
+        CHECK,
+        "if shapes.isdisjoint(embedded):",
+        "if False:",
+        "script: another one in the log is suspect",
+        "test_verify_records.py::test_embedded_script",
+    ),
+    Mutant(
+        CHECK,
+        "verdict = FAILED if illegal or unfounded else SUSPICION",
+        "verdict = SUSPICION",
+        "val_bpb: one below every log fails",
+        "test_verify_records.py::test_val_bpb_against_the_logs[1.0487-FAILED]",
+    ),
+    Mutant(
+        CHECK,
+        "any(finding.verdict == FAILED for finding in findings)",
+        "any(finding.verdict == FAILED for finding in findings[1:1])",
+        "exit code 1 where a check failed",
+        "test_verify_records.py::test_exit_codes_and_one_screen",
+    ),
+    Mutant(
+        LOGS,
+        'kind = "illegal"',
+        'kind = "final"',
+        "val_bpb: what a log labels NOT LEGAL is no score",
+        "test_verify_records.py::test_our_own_legal_path_and_our_labelled_illegal_one",
+    ),
+    Mutant(
+        LOGS,
+        "self.passes.clear()",
+        "pass",
+        "times: validations during training are no evaluation",
+        "test_verify_records.py::test_a_validation_on_a_line_of_its_own_is_no_evaluation",
+    ),
+    Mutant(
+        LOGS,
+        "in_source = True",
+        "in_source = False",
+        "the source in a log states nothing",
+        "test_verify_records.py::test_source_text_is_set_aside[True]",
+    ),
+    Mutant(
+        CODE,
+        "used, unknown = references(file, script.parent)",
+        "used, unknown = [], []",
+        "size: files that the script pulls in count",
+        "test_verify.py::test_code_that_the_script_pulls_in_counts[import helper]",
+    ),
+    Mutant(
+        CODE,
+        'call.args[-1] if name == "spec_from_file_location" else call.args[0]',
+        "None",
+        "size: files that the script runs count",
+        "test_verify.py::test_code_that_the_script_pulls_in_counts",
+    ),
+    Mutant(
+        CODE,
+        "return steps and bool(VAL_TOKENS.search(loop)) and not SCORED.search(loop)",
+        "return False",
+        "patterns: training on what is scored is suspect",
+        "test_verify_records.py::test_patterns_of_code[False-"
+        "trains on validation tokens without scoring them first]",
+    ),
+    Mutant(
+        PACK,
+        "if twin := next((other for other in runs[:number] if other.seed == run.seed), None):",
+        "if twin := None:",
+        "a record of two runs of one seed is refused",
+        "test_pack.py::test_two_logs_of_a_seed",
+    ),
+    Mutant(
+        PACK,
+        "if differ := [what for what in first | own if first.get(what) != own.get(what)]:",
+        "if differ := []:",
+        "a record of runs with other settings is refused",
+        "test_pack.py::test_logs_that_differ[settings]",
+    ),
+    Mutant(
+        PACK,
+        "if run.total_bytes > CAP_BYTES:",
+        "if run.artifact_bytes > CAP_BYTES:",
+        "a record over the cap with its code is refused",
+        "test_pack.py::test_a_log[over the cap]",
+    ),
+    Mutant(
+        PACK,
+        "evaluation > LIMIT_S",
+        "evaluation > 2 * LIMIT_S",
+        "a record with too long an evaluation is refused",
+        "test_pack.py::test_the_10_minute_track_has_limits[eval]",
+    ),
+    Mutant(
+        PACK,
+        "if code_bytes != own_bytes:",
+        "if False:",
+        "a record whose source is not the code is refused",
+        "test_pack.py::test_a_log[code size]",
+    ),
+    Mutant(
+        PACK,
+        "if len(data) not in sizes or not",
+        "if not",
+        "a record with another run's artifact is refused",
+        "test_pack.py::test_an_artifact_of_another_run",
+    ),
+    Mutant(
+        PACK,
+        "if os.path.lexists(folder):",
+        "if False:",
+        "a record that is there already stays",
+        "test_pack.py::test_an_existing_folder_stays_as_it_is",
+    ),
+    Mutant(
+        PACK,
+        "val_bpb=round(mean(bpbs), 8),",
+        "val_bpb=min(bpbs),",
+        "a record's score is the mean of its seeds",
+        "test_pack.py::test_three_seeds_make_a_folder_that_verifies",
+    ),
+]
+
+MUTANTS = [*MODEL, *TRAINING, *EXPORT, *EVALUATION, *VERIFYING, *DECODING, *RECORDS]
+
+
+# ---- Running them
+
+
+def copy_of_the_repository(folder: Path) -> None:
+    """The tracked files, as they are in the working tree."""
+    command = ["git", "ls-files", "-z", "--cached"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for name in listed.stdout.split("\0"):
+        if name and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+
+
+@contextmanager
+def applied(mutant: Mutant, folder: Path) -> Iterator[None]:
+    """The folder with the mutant in it, and afterwards without."""
+    path = folder / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if text.count(mutant.old) != 1:
+        raise ValueError(f"{mutant.file} has {text.count(mutant.old)} times {mutant.old!r}")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def pytest_in(folder: Path, tests: list[str], limit: float) -> tuple[str, str]:
+    """The verdict on what was changed there, and what pytest says."""
+    own = {"PYTHONDONTWRITEBYTECODE": "1"}  # a stale file of the same size and second would be run
+    environment = {"OMP_NUM_THREADS": "1"} | dict(os.environ) | own
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    names = [f"tests/{name}" for name in tests]
+    try:
+        done = subprocess.run(
+            [*command, *names],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired:
+        return "TIMEOUT", f"no end after {limit:g} s"
+    if done.returncode == 0:
+        return SURVIVED, "passes all the same"
+    return VERDICTS.get(done.returncode, "BROKEN"), done.stdout + done.stderr
+
+
+def run(mutants: list[Mutant]) -> int:
+    """Prints a line for each and the counts; returns the exit code."""
+    began = time.monotonic()
+    counts = Counter()
+    with tempfile.TemporaryDirectory(prefix="mutants-") as name:
+        folder = Path(name)
+        copy_of_the_repository(folder)
+        tests = sorted({mutant.test for mutant in mutants})
+        verdict, said = pytest_in(folder, tests, LIMIT_S + 10 * len(tests))
+        if verdict != SURVIVED:
+            print(f"Without a change the tests do not pass:\n{said}", file=sys.stderr)
+            return 2
+
+        for mutant in mutants:
+            start = time.monotonic()
+            with applied(mutant, folder):
+                verdict, said = pytest_in(folder, [mutant.test], LIMIT_S)
+            counts[verdict] += 1
+            seconds = time.monotonic() - start
+            print(f"{verdict:<8} {seconds:5.1f} s  {mutant.file}: {mutant.breaks}", flush=True)
+            if verdict != KILLED:
+                print(f"{'':18}tests/{mutant.test}: {said.strip().splitlines()[-1]}", flush=True)
+
+    words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    print(f"{len(mutants)} mutants: {words}; {time.monotonic() - began:.0f} s")
+    return int(counts[KILLED] < len(mutants))
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("mutants.py", description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default="", metavar="TEXT", help="part of a mutant's words")
+    only = parser.parse_args(argv).only.lower()
+    chosen = [m for m in MUTANTS if only in f"{m.file} {m.breaks} {m.test}".lower()]
+    if not chosen:
+        print(f"There is no mutant with {only!r} in its file, breach or test.", file=sys.stderr)
+        return 2
+    return run(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
