@@ -263,13 +263,8 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
     for number, run in enumerate(runs):
         if twin := next((other for other in runs[:number] if other.seed == run.seed), None):
             raise UserError(f"{twin.path} and {run.path} are both of seed {run.seed}.")
-<<<<<<< HEAD
-        first = shared(runs[0])
-        own = shared(run)
-=======
         first = shared(runs[0], kind)
         own = shared(run, kind)
->>>>>>> runs
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
             raise UserError(
                 f"{runs[0].path} and {run.path} differ in more than the seed: "
@@ -279,15 +274,6 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
             raise UserError(
                 f"{run.path} states {run.total_bytes} bytes in all, above the cap of {CAP_BYTES}."
             )
-<<<<<<< HEAD
-        train = run.train_seconds
-        evaluation = run.scores[kind].seconds
-        if track == "10min_16mb" and (train > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S):
-            raise UserError(
-                f"{run.path}: the track {track} allows {LIMIT_S} s for training and for "
-                f"evaluation, not {train:.1f} s and {evaluation:.1f} s."
-            )
-=======
         if track == "10min_16mb":
             check_track(run, kind)
 
@@ -324,7 +310,6 @@ def check_track(run: Run, kind: str) -> None:
             f"{run.train_seconds:.1f} s with {run.calibration_seconds:.1f} s, and "
             f"{evaluation:.1f} s."
         )
->>>>>>> runs
 
 
 # ---- The folder's files
@@ -587,18 +572,7 @@ def pack(args: argparse.Namespace) -> str:
     }
     files |= {f"train_seed{run.seed}.log": run.data for run in runs}
     if args.artifact:
-<<<<<<< HEAD
-        data = read_bytes(args.artifact, CAP_BYTES)
-        sizes = [run.artifact_bytes for run in runs]
-        if len(data) not in sizes or not data.startswith(b"PCLL"):
-            raise UserError(
-                f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state "
-                f"{sizes}."
-            )
-        files["artifact.pcll"] = data
-=======
         files["artifact.pcll"] = read_artifact(args.artifact, runs)
->>>>>>> runs
     write_folder(folder, files)
 
     verifier = Path(__file__).resolve().parents[1] / "verify.py"
