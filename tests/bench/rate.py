@@ -122,6 +122,26 @@ def evaluator(s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evalua
     return train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s, ranks, quiet)
 
 
+def plain_bpb(checkpoint: Checkpoint, scorer: train_gpt.Evaluator) -> float:
+    return scorer.score(checkpoint.model, "", checkpoint.settings.model.train_seq_len).val_bpb
+
+
+def cases(checkpoint: Checkpoint, moments: dict) -> dict[tuple[str, str, str], dict]:
+    """Codec, allocation and feedback of each row, and the moments that make it so."""
+    found = {("huffman", "levels", "none"): {}}
+    rest = allocations(checkpoint.weights, moments, checkpoint.settings.export)
+    for case, costs in rest.items():
+        found["trellis", *case] = costs
+    return found
+
+
+def export_by(case: tuple[str, str, str], export: train_gpt.Export) -> train_gpt.Export:
+    """The settings of a row; allocations that cannot weigh the embedding keep it in float16."""
+    codec, allocation, _ = case
+    embed = codec if allocation in ("tensor", "row, column") else "float16"
+    return dataclasses.replace(export, codec=codec, embed_codec=embed)
+
+
 HEADER = "codec allocation feedback multiplier bytes bits_per_weight val_bpb".split()
 
 
@@ -150,34 +170,25 @@ def main() -> None:
     stream = train_gpt.TokenStream(args.train, "train", s.model.vocab_size)
     moments = train_gpt.calibrate(checkpoint.model, stream, s, ranks)
 
-    def plain_bpb() -> float:
-        return scorer.score(checkpoint.model, "", s.model.train_seq_len).val_bpb
-
-    exact = plain_bpb()
+    exact = plain_bpb(checkpoint, scorer)
     total = sum(w.size for w in checkpoint.weights.values())
     print(f"{total} weights; exact: {exact:.4f} bpb\n")
     print(
         f"{'codec':8} {'allocation':12} {'feedback':8} {'coarseness':>10} {'bytes':>10} "
         f"{'bits/weight':>11} {'bpb':>8} {'cost':>8}"
     )
-    cases = {("huffman", "levels", "none"): {}}
-    for case, costs in allocations(checkpoint.weights, moments, s.export).items():
-        cases["trellis", *case] = costs
     rows = []
-    for (codec, allocation, feedback), costs in cases.items():
-        embed = codec if allocation in ("tensor", "row, column") else "float16"
-        export = dataclasses.replace(s.export, codec=codec, embed_codec=embed)
+    for case, costs in cases(checkpoint, moments).items():
         for coarseness in args.coarseness:
-            size = recode(checkpoint, export, coarseness, costs)
-            bpb = plain_bpb()
+            size = recode(checkpoint, export_by(case, s.export), coarseness, costs)
+            bpb = plain_bpb(checkpoint, scorer)
             bits = 8 * size / total
             print(
-                f"{codec:8} {allocation:12} {feedback:8} {coarseness:10.2f} {size:10d} "
-                f"{bits:11.3f} {bpb:8.4f} {bpb - exact:+8.4f}",
+                "{:8} {:12} {:8}".format(*case),
+                f"{coarseness:10.2f} {size:10d} {bits:11.3f} {bpb:8.4f} {bpb - exact:+8.4f}",
                 flush=True,
             )
-            row = [codec, allocation, feedback, coarseness, size, f"{bits:.4f}", f"{bpb:.6f}"]
-            rows.append(row)
+            rows.append([*case, coarseness, size, f"{bits:.4f}", f"{bpb:.6f}"])
     if args.csv:
         write_csv(args.csv, rows)
 
