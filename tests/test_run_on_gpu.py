@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import peer, train, whole
-from conftest import ROOT, write_shard
+from conftest import ROOT, TINY, write_shard
 
 import train_gpt
 
@@ -172,3 +172,32 @@ def test_a_peers_attention_is_replaced():
     assert y.shape == q.shape
     # The first position sees itself alone; two query heads share a head of keys and values.
     torch.testing.assert_close(y[:, 0], kv[:, 0].repeat_interleave(2, dim=1))
+
+
+def test_no_part_is_longer_than_its_step(tmp_path):
+    """Even where other work has slowed down the parts, which are measured alone."""
+    environment = TINY | {"NUM_LAYERS": "1", "MICRO_BATCH_SEQS": "3"}  # two unequal batches
+    trainer = train.make_trainer(environment, tmp_path)
+    for step in (1e-6, 10.0):
+        parts = train.time_parts(trainer, step, repeats=1)
+        assert list(parts) == ["forward", "backward", "optimizers", "all else"]
+        assert sum(parts.values()) == pytest.approx(step)
+        assert all(-1e-9 < seconds <= step for seconds in parts.values())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["ablate.py", "MATRIXLR=1"], ["ablate.py", "--variant", "MATRIXLR=1"], ["eval.py"]],
+    ids=" ".join,
+)
+def test_benches_stop_at_an_unknown_name(tmp_path, words):
+    environment = {"PATH": os.environ["PATH"], "OMP_NUM_THREADS": "1"}
+    name = "MATRIXLR" if len(words) > 1 else "ITERATION"
+    if name == "ITERATION":
+        environment[name] = "3"
+    command = [sys.executable, ROOT / "tests/bench" / words[0], *words[1:]]
+    (tmp_path / "data/demo").mkdir(parents=True)
+    (tmp_path / "data/demo/fineweb_train_0.bin").touch()  # so that none are made
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith(f"{name} is no setting: did you mean")
+    assert done.stderr.count("\n") == 1

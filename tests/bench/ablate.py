@@ -144,6 +144,7 @@ def base_settings(items: list[str]) -> dict[str, str]:
     """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other
     folders. The demo's data are made if they are to be used and not there."""
     base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
+    train_gpt.check_names(dict(os.environ))  # of which each run inherits all
     s = train_gpt.load_settings(base)
     if "DATA_PATH" not in base and not any(Path(s.run.data_path).glob("*.bin")):
         train_gpt.make_demo_data(s.run, s.model.vocab_size)
@@ -184,13 +185,9 @@ def main() -> None:
     PARTS.update(
         (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
     )
-    try:
-        base = base_settings(args.settings)
-        train_gpt.check_names(dict(os.environ) | base)
-        for part in (*args.only, *args.variant):  # what is wrong is said before the first run
-            train_gpt.load_settings(environment(base, part))
-    except train_gpt.UserError as error:
-        sys.exit(str(error))
+    base = base_settings(args.settings)
+    for part in (*args.only, *args.variant):  # what is wrong is said before the first run
+        train_gpt.load_settings(environment(base, part))
     sames = ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
     ratio = {
@@ -238,4 +235,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except train_gpt.UserError as error:
+        sys.exit(str(error))

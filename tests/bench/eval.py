@@ -240,4 +240,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except train_gpt.UserError as error:
+        sys.exit(str(error))

@@ -54,7 +54,8 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     script = (args.work / "peer.py").resolve()
     script.write_text(adapted(args.script.read_text(encoding="utf-8")), encoding="utf-8")
-    make_demo_data(train_gpt.load_settings(dict(os.environ)))
+    known = {name: os.environ[name] for name in os.environ if name.lower() in train_gpt.FIELDS}
+    make_demo_data(train_gpt.load_settings(known))  # the other names are the peer's
     environment = {"TRAIN_LOG_EVERY": "5", "VAL_LOSS_EVERY": "0", "WARMUP_STEPS": "5"}
     environment |= dict(os.environ)
     # No warm-down and no cap: neither would be that of a whole run, and entries change with it.

@@ -88,4 +88,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except train_gpt.UserError as error:
+        sys.exit(str(error))
