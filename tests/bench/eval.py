@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -94,7 +94,7 @@ def evaluator(
     tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
 ) -> train_gpt.Evaluator:
     """One that prints nothing, and counts a byte a token, which no time depends on."""
-    quiet = SimpleNamespace(progress_is_due=lambda: False)
+    quiet = Mock(progress_is_due=lambda: False)
     return train_gpt.Evaluator(tokens, np.ones(len(tokens) - 1, dtype=np.int64), s, ranks, quiet)
 
 

@@ -22,7 +22,7 @@ import csv
 import dataclasses
 import sys
 from pathlib import Path
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -117,7 +117,7 @@ def recode(
 
 def evaluator(s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evaluator:
     """One that prints nothing."""
-    quiet = SimpleNamespace(progress_is_due=lambda: False)
+    quiet = Mock(progress_is_due=lambda: False)
     counter = train_gpt.ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
     return train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s, ranks, quiet)
 
