@@ -1194,10 +1194,10 @@ RECORDS = [
     ),
     Mutant(
         PACK,
-        "if len(data) not in sizes or not",
-        "if not",
-        "a record with another run's artifact is refused",
-        "test_pack.py::test_an_artifact_of_another_run",
+        "run.artifact_sha256 in (None, sha256) and ",
+        "",
+        "a record with another run's artifact of the same size is refused",
+        "test_pack.py::test_an_artifact_is_bound_to_its_log",
     ),
     Mutant(
         PACK,
