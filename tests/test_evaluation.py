@@ -1,6 +1,5 @@
 """Evaluation: each token once, by what stood before it; learning only from what is scored."""
 
-import argparse
 import copy
 import math
 
@@ -441,7 +440,8 @@ def test_rates_fall_as_a_cosine(one_rank):
 
 def theirs(network, tokens: np.ndarray, config: dict):
     """The adaptation of verify.py, which shares no code with ours: learn(chunk, begin, end)."""
-    return verify.learner(network, tokens, config, argparse.Namespace(device="cpu"), len(tokens))
+    split = verify.Split(tokens, len, "data", len(tokens))
+    return verify.learner(network, split, config, verify.Options("artifact.pcll"))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
