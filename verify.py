@@ -853,14 +853,16 @@ def probe_batches(probed: Probed, base: Tensor, other: Tensor, stride: int) -> f
     """Largest change of a window's probabilities beside what else may lie in its batch: unlike
     rows, and windows that overlap with it and so hold its targets."""
     window = probed.window(0)
-    rows = [window, probed.window(1), probed.window(stride), other]
-    alone = [base, *(probed.ask(row)[0] for row in rows[1:3])]
+    near = probed.window(1)
+    later = probed.window(stride)
+    rows = [window, near, other, window, later]
+    alone = {0: base, 1: probed.ask(near)[0], 3: base, 4: probed.ask(later)[0]}
     straight = probed.ask(*rows)
     backward = probed.ask(*rows[::-1]).flip(0)
 
-    pairs = [(straight[i], alone[i]) for i in range(3)]
-    pairs += [(backward[i], alone[i]) for i in range(3)]
-    return max(change(a, b) for a, b in pairs)
+    changes = [change(straight[i], expected) for i, expected in alone.items()]
+    changes += [change(backward[i], expected) for i, expected in alone.items()]
+    return max(changes)
 
 
 def probe_isolation(probed: Probed, config: dict) -> Finding:
