@@ -100,14 +100,13 @@ and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
 Limits, each checked before anything of that size is allocated or computed
     file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at
     most 2^16 + 64 * file length; config at most 2^16 bytes; 1..512 tensors; names of 1..100
-    characters out of a-z 0-9 _ . that do not end in .npy; at most 4 dimensions (0 is a scalar),
-    each at least 1
+    characters out of a-z 0-9 _ . ; at most 4 dimensions (0 is a scalar), each at least 1
 
 Disallowed, and why
     bytes after the frame or the last part, gaps, overlaps           one file has one meaning
     bits behind the last code that are not zeros                     no hidden payload
     two tensors of one name, or names out of order                   all readers take the same one
-    names that end in .npy                                           np.load takes a.npy for a
+    a name that is another's with .npy behind it                     np.load takes one for the other
     centroids, steps, floats, values that are NaN or infinite        a poisoned weight is no model
     column factors that are zero or subnormal                        a step has its full precision
     codes that are over- or under-full, levels that are equal        one model has one encoding
@@ -350,8 +349,11 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
             "is not 1 to 100 characters out of a-z 0-9 _ .",
         )
         name = raw.decode()
-        require(not name.endswith(".npy"), f"the name of tensor {index}, {name}, ends in .npy")
         require(raw > before, f"tensor {index}, {name}, comes out of order or twice")
+        require(
+            not name.endswith(".npy") or name[:-4] not in (tensor.name for tensor in tensors),
+            f"tensor {index}, {name}, collides with {name[:-4]} in np.load",
+        )
         codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
         require(codec in CODECS, f"tensor {name} has the unknown codec {codec}")
         require(
@@ -742,7 +744,8 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
 def read_bytes(path: str | os.PathLike) -> bytes:
     """The bytes of a file; raises ArtifactError before reading one that is too large or no regular
     file, OSError if it cannot be read."""
-    require(stat.S_ISREG(os.stat(path).st_mode), "it is no regular file")
+    mode = os.stat(path).st_mode
+    require(stat.S_ISREG(mode) or stat.S_ISDIR(mode), "it is no regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         require(size <= MAX_FILE, f"the file has {size} bytes, above the limit of {MAX_FILE}")

@@ -1277,10 +1277,9 @@ def describe_model(subject: Subject) -> Finding:
         detail = f"the logits come from their code in {theirs}, the loop is ours"
         return Finding(CONSISTENT, "model", detail)
     unused = [name for name in subject.config if name not in CONFIG and name != "preset"]
-    detail = (
-        "every tensor has the shape it asks for; settings not used here: "
-        f"{', '.join(unused) or 'none'}"
-    )
+    detail = f"every tensor has the shape it asks for; {len(unused)} settings are not used here"
+    if unused:
+        detail += f": {', '.join(unused[:6])}" + (", ..." if unused[6:] else "")
     return Finding(PROVEN, "config", detail, len(subject.weights), "tensors")
 
 

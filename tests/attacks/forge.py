@@ -376,8 +376,8 @@ def names_twice_or_out_of_order() -> Files:
 
 @attack
 def names_that_collide_in_np_load() -> Files:
-    for name in (b"a.npy", b".npy", b"a.npy.npy"):
-        yield sign(table_of(record(b"a", 1), record(name, 1)) + bytes(8))
+    yield sign(table_of(record(b"a", 1), record(b"a.npy", 1)) + bytes(8))
+    yield sign(table_of(record(b"a.npy", 1), record(b"a.npy.npy", 1)) + bytes(8))
 
 
 @attack
