@@ -17,9 +17,12 @@ Every check ends in a finding with the number behind it:
     SUSPICION       a pattern that has invalidated entries before, with its line; never fails a run
 Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input (one sentence on stderr).
 
-Time and memory have one budget: --minutes for what is recomputed (60) and --memory in GB (4). What
-does not fit is not begun and is NOT CHECKABLE; what ends early, also by Ctrl-C, is reported as far
-as it came. {SPEED}
+Time and memory have one budget: --minutes for what is recomputed (60), --memory in GB (4). What
+does not fit is not begun and is NOT CHECKABLE; what ends early, by Ctrl-C too, is reported as far
+as it came. A core (Xeon with AVX-512) scores 17 positions a second of the full network (26 M
+weights, windows of 2,048 at stride 32), 2,800 of one of 4 M (512, 256), 6,000 of the demo's. So a
+log's first 8,192 positions of the full network take 8 minutes with the probes, its first adapted
+chunk 40; 5 minutes of --sample are 150 windows, which refute a claim that is 10 % too low.
 
 --json prints one object: schema (1), input (the path), exit_code, findings: a list of
 {verdict, check, detail, number (or null), unit, line (the evidence quoted, or "")}.
