@@ -106,6 +106,7 @@ Disallowed, and why
     bytes after the frame or the last part, gaps, overlaps           one file has one meaning
     bits behind the last code that are not zeros                     no hidden payload
     two tensors of one name, or names out of order                   all readers take the same one
+    a name that is another's with .npy behind it                     np.load takes one for the other
     centroids, steps, floats, values that are NaN or infinite        a poisoned weight is no model
     column factors that are zero or subnormal                        a step has its full precision
     codes that are over- or under-full, levels that are equal        one model has one encoding
@@ -125,6 +126,7 @@ import json
 import math
 import os
 import re
+import stat
 import struct
 import sys
 import zipfile
@@ -356,6 +358,10 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
         )
         name = raw.decode()
         require(raw > before, f"tensor {index}, {name}, comes out of order or twice")
+        require(
+            not name.endswith(".npy") or name[:-4] not in (tensor.name for tensor in tensors),
+            f"tensor {index}, {name}, collides with {name[:-4]} in np.load",
+        )
         codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
         require(codec in CODECS, f"tensor {name} has the unknown codec {codec}")
         require(
@@ -757,8 +763,10 @@ def parse_pcll(data: bytes) -> Parsed:
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
-    """The bytes of a file; raises ArtifactError before reading one that is too large, OSError if it
-    cannot be read."""
+    """The bytes of a file; raises ArtifactError before reading one that is too large or no regular
+    file, OSError if it cannot be read."""
+    mode = os.stat(path).st_mode
+    require(stat.S_ISREG(mode) or stat.S_ISDIR(mode), "it is no regular file")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         require(size <= MAX_FILE, f"the file has {size} bytes, above the limit of {MAX_FILE}")
@@ -843,8 +851,11 @@ def as_table(report: dict) -> str:
 
 
 def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
-    """Writes an uncompressed .npz, whole or not at all; raises OSError."""
+    """Writes an uncompressed .npz, whole or not at all; raises OSError, also where something lies
+    there that is no regular file."""
     final = Path(path)
+    if os.path.lexists(final) and (final.is_symlink() or not final.is_file()):
+        raise OSError(f"{final} is there and is no regular file")
     draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         with open(draft, "xb") as file:

@@ -8,7 +8,7 @@ A log is read once, line by line. Many open with the script's whole source, whic
 begins at a line that only a program has and ends at a rule of '=' or where log lines begin. Nothing
 of the folder is run or imported.
 
-Sections: what lines state, logs, files of logs, submission.json.
+Sections: what lines state, logs, files of logs, scores of prefixes, submission.json.
 """
 
 import math
@@ -254,6 +254,44 @@ def read_logs(folder: Path, files: list[Path]) -> list[Log]:
             texts = [line.quote.partition(": ")[2] for line in stated]
             logs.setdefault((log.seed, *texts), log)
     return list(logs.values())
+
+
+# ---------------------------------------------------------------- scores of prefixes
+
+PREFIX = compiled(
+    r"(.{1,80}): scored:([0-9]{1,12}) nats:NUMBER bytes:([0-9]{1,15}) val_bpb:NUMBER$"
+)
+ARTIFACT = compiled(r"artifact_sha256:([0-9a-f]{64})\b")
+MAX_PREFIXES = 1_000  # kept of a log
+
+
+class Prefix(NamedTuple):
+    """What the first positions of a scored pass came to, by one line of a log."""
+
+    name: str  # of the pass: "after export, sliding window"
+    count: int  # positions
+    nats: float
+    bytes: int
+    bpb: float
+    artifact: str  # sha256 of the artifact that the log named last; empty where it named none
+    quote: str  # "train_seed42.log:1203: after export, sliding window: scored:2048 nats:..."
+
+
+def read_prefixes(path: Path) -> list[Prefix]:
+    """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to."""
+    found = []
+    artifact = ""
+    for number, text in bounded_lines(path):
+        named = ARTIFACT.match(text)
+        if named:
+            artifact = named[1]
+        stated = PREFIX.match(text)
+        if stated and len(found) < MAX_PREFIXES:
+            name, count, nats, size, bpb = stated.groups()
+            quote = f"{path.name}:{number}: {text[:160]}"
+            numbers = (int(count), float(nats), int(size), float(bpb))
+            found.append(Prefix(name, *numbers, artifact, quote))
+    return found
 
 
 # ---------------------------------------------------------------- submission.json

@@ -71,3 +71,6 @@ def make_demo_data(base: Path) -> Path:
 @pytest.fixture
 def one_rank() -> train_gpt.Ranks:
     return train_gpt.Ranks(0, 1, torch.device("cpu"))
+
+
+from artifacts import demo, home  # noqa: E402, F401 - fixtures; they need what stands above

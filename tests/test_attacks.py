@@ -69,6 +69,9 @@ DISALLOWED = {
     "two tensors of one name, or names out of order": [
         ("names_twice_or_out_of_order", "comes out of order or twice"),
     ],
+    "a name that is another's with .npy behind it": [
+        ("names_that_collide_in_np_load", "collides with a(.npy)? in np.load"),
+    ],
     "centroids, steps, floats, values that are NaN or infinite": [
         (
             "centroids_that_are_not_a_codebook",

@@ -439,6 +439,23 @@ def test_npz_is_written_whole_or_not_at_all(artifact, tmp_path, monkeypatch, cap
     assert out.read_bytes() == b"earlier" and len(list(tmp_path.iterdir())) == 2
 
 
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_npz_takes_the_place_of_regular_files_alone(artifact, tmp_path, capsys, kind):
+    out = tmp_path / "out.npz"
+    (tmp_path / "other").write_bytes(b"other")
+    make = {"pipe": os.mkfifo, "link": lambda path: path.symlink_to("other"), "folder": os.mkdir}
+    make[kind](out)
+    assert main([str(artifact), "--npz", str(out)]) == 2
+    assert "is no regular file" in capsys.readouterr().err
+    assert (tmp_path / "other").read_bytes() == b"other"
+
+
+def test_a_pipe_is_not_read(tmp_path, capsys):
+    os.mkfifo(tmp_path / "pipe")
+    assert main([str(tmp_path / "pipe")]) == 2
+    assert "no regular file" in capsys.readouterr().err
+
+
 def test_bad_input_writes_no_npz(tmp_path, capsys):
     (tmp_path / "bad.pcll").write_bytes(sample().file()[:-1])
     assert main([str(tmp_path / "bad.pcll"), "--npz", str(tmp_path / "out.npz")]) == 2

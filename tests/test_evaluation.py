@@ -2,7 +2,6 @@
 
 import copy
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,9 +440,8 @@ def test_rates_fall_as_a_cosine(one_rank):
 
 def theirs(network, tokens: np.ndarray, config: dict):
     """The adaptation of verify.py, which shares no code with ours: learn(chunk, begin, end)."""
-    split = verify.Split(tokens, byte_count=0, whole=len(tokens))
-    options = SimpleNamespace(device="cpu", progress=verify.Progress())
-    return verify.learner(network, split, config, options)
+    split = verify.Split(tokens, len, "data", len(tokens))
+    return verify.learner(network, split, config, verify.Options("artifact.pcll"))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -128,6 +128,7 @@ TRIALS = {  # what a command begins with -> its trial
 PLACEHOLDERS = {
     "DIR": "data/demo",
     "FILE": "data/demo/bpe_1024.model",
+    "LOG": "logs/A.txt",
     "TRACK": "10min_16mb",
     "NAME": "another",
     "DATE_name": "2026-03-01_entry",

@@ -1,13 +1,10 @@
 """verify.py on artifacts made here by hand: its network against a plain one, its loop, its probes,
 its verdicts."""
 
-import hashlib
 import itertools
-import json
 import math
 import os
 import re
-import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -17,153 +14,12 @@ import pytest
 import sentencepiece
 import torch
 import torch.nn.functional as F
-import zstandard
+from artifacts import CONFIG, TEXTS, make, pack, random_weights, run, settings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
 from records.code import code_bytes, read_code
-
-CONFIG = dict(
-    vocab_size=320,
-    num_layers=5,
-    model_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_hidden=24,
-    rope_dims=4,
-    rope_base=100.0,
-    logit_softcap=30.0,
-    xsa_last_n=2,
-    bigram_buckets=64,
-    bigram_dim=8,
-    mlp_negative_slope=0.5,
-    ln_scale=True,
-    smear_gate=True,
-    value_residual=True,
-    gated_attention=True,
-    unet_skips=True,
-    bos_reset=True,
-    train_seq_len=32,
-    eval_stride=8,
-    ttt_protocol="off",
-    ttt_chunk_tokens=128,
-    ttt_epochs=2,
-    ttt_optimizer="adamw",
-    ttt_lr=0.01,
-    ttt_batch_seqs=2,
-    ttt_grad_clip=1.0,
-    tokenizer_sha256="",
-    preset="test",
-)
-TEXTS = [
-    "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
-    "A list is a mutable sequence; naïve readers call it an array. "
-    "Ünïcode — 漢字 — needs byte pieces!",
-    "  Two spaces lead this one, and two  stand inside.",
-    "x",
-    "Arguments are passed by assignment in Python. "
-    "Since assignment creates references to objects, there is no alias.",
-] * 3
-
-
-# ---------------------------------------------------------------- artifacts, data, runs
-
-
-def pack(path: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
-    """Writes a PCLL container of float32 tensors (codec 0)."""
-    header = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    names = sorted(weights)
-    table = [struct.pack("<H", len(names))]
-    for name in names:
-        shape = weights[name].shape
-        table.append(
-            struct.pack(
-                f"<B{len(name)}sBB{len(shape)}I", len(name), name.encode(), 0, len(shape), *shape
-            )
-        )
-    planes = [
-        np.frombuffer(weights[n].astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes()
-        for n in names
-    ]
-    content = struct.pack("<I", len(header)) + header + b"".join(table + planes)
-    frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=True).compress(content)
-    path.write_bytes(struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(frame)) + frame)
-    return path
-
-
-def random_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
-    """Weights of order one everywhere, so that every feature shows in the logits."""
-    draw = np.random.default_rng(seed)
-    shapes = verify.expected_shapes(config)
-    return {
-        n: (draw.normal(size=s) * (0.5 if len(s) < 2 else s[1] ** -0.5)).astype("f4")
-        for n, s in shapes.items()
-    }
-
-
-@pytest.fixture(scope="session")
-def demo(tmp_path_factory) -> Path:
-    """A folder with data/demo: a tokenizer of 320 pieces with byte fall-back, and one validation
-    shard."""
-    folder = tmp_path_factory.mktemp("demo")
-    data = folder / "data" / "demo"
-    data.mkdir(parents=True)
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS),
-        model_prefix=str(data / "bpe"),
-        vocab_size=320,
-        model_type="bpe",
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        byte_fallback=True,
-        character_coverage=0.98,
-        minloglevel=2,
-        normalization_rule_name="identity",
-        remove_extra_whitespaces=False,
-        hard_vocab_limit=True,
-    )
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(data / "bpe.model"))
-    write_shard(
-        data / "fineweb_val_000000.bin", [i for text in TEXTS for i in [1, *pieces.encode(text)]]
-    )
-    return folder
-
-
-def write_shard(path: Path, tokens: list[int]) -> None:
-    header = np.zeros(256, "<i4")
-    header[:3] = 20240520, 1, len(tokens)
-    path.write_bytes(header.tobytes() + np.array(tokens, "<u2").tobytes())
-
-
-@pytest.fixture
-def home(demo, tmp_path, monkeypatch) -> Path:
-    """A working folder as after the demo: data/demo, a train_gpt.py, no artifact yet."""
-    (tmp_path / "data").symlink_to(demo / "data")
-    (tmp_path / "train_gpt.py").write_text("print('train')\n")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(verify, "PROBE_SUFFIXES", 4)
-    return tmp_path
-
-
-def settings_of(home: Path, **changes) -> dict:
-    sha = hashlib.sha256((home / "data/demo/bpe.model").read_bytes()).hexdigest()
-    return CONFIG | {"tokenizer_sha256": sha} | changes
-
-
-def make(home: Path, **changes) -> Path:
-    config = settings_of(home, **changes)
-    return pack(home / "artifact.pcll", config, random_weights(config))
-
-
-def run(capsys, *arguments) -> tuple[int, dict[str, dict]]:
-    """(exit code, findings by check) of `verify.py arguments --json`."""
-    code = verify.main([*map(str, arguments), "--json"])
-    out = capsys.readouterr().out
-    return code, {f["check"]: f for f in json.loads(out)["findings"]} if out else {}
-
 
 # ---------------------------------------------------------------- the network
 
@@ -391,10 +247,8 @@ def smear_across_documents(patch):
 def rotate_queries_one_too_far(patch):
     original = verify.rotate
 
-    def rotate(x, dims, base):
-        if x.shape[1] != CONFIG["num_heads"]:
-            return original(x, dims, base)
-        return original(F.pad(x, (0, 0, 1, 0)), dims, base)[:, :, 1:]
+    def rotate(x, dims, base, first=0):
+        return original(x, dims, base, first + (x.shape[1] == CONFIG["num_heads"]))
 
     patch.setattr(verify, "rotate", rotate)
 
@@ -474,8 +328,9 @@ def adaptation_optimizer(config: dict, model: verify.Model) -> torch.optim.Optim
     return torch.optim.AdamW(groups, weight_decay=0.0)
 
 
-def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
-    """Score-first adaptation step by step, with no batches of windows and no micro-batches."""
+def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> np.ndarray:
+    """Each position's nats under score-first adaptation step by step, with no batches of windows
+    and no micro-batches."""
     model = verify.Model(config, weights, "cpu")
     for parameter in model.params.values():
         parameter.requires_grad_()
@@ -485,14 +340,14 @@ def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> float:
     by_chunk: dict[int, list] = {}
     for window in defined_windows(n - 1, length, config["eval_stride"]):
         by_chunk.setdefault((window[1] - 1) // size, []).append(window)
-    ids, nats = torch.from_numpy(tokens.astype("i8")), 0.0
+    ids, nats = torch.from_numpy(tokens.astype("i8")), []
     for chunk, group in by_chunk.items():
         for start, end, first in group:
             with torch.no_grad():
                 logits = model(ids[None, start:end])[0, first - start :]
-            nats += F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="sum").item()
+            nats += F.cross_entropy(logits, ids[first + 1 : end + 1], reduction="none").tolist()
         if chunk == max(by_chunk):
-            return nats
+            return np.array(nats)
         for parameters in optimizer.param_groups:
             parameters["lr"] = (
                 config["ttt_lr"]
@@ -519,7 +374,7 @@ def test_adaptation_replay(home, capsys, monkeypatch, optimizer):
     weights = random_weights(config)
     artifact = pack(home / "artifact.pcll", config, weights)
     tokens = verify.read_tokens(Path("data/demo"), 320)
-    expected = adapted_nats(config, weights, tokens) / (len(tokens) - 1)
+    expected = adapted_nats(config, weights, tokens).mean()
     claim = expected * (len(tokens) - 1) / math.log(2) / verify.count_bytes(tokens, pieces_of(home))
     code, found = run(capsys, artifact, "--ttt", "--claim", claim, "--tolerance", 1e-5)
     assert code == 0 and found["claim"]["verdict"] == found["val_bpb_ttt"]["verdict"] == "PROVEN"
@@ -542,14 +397,15 @@ def test_what_is_learned_comes_after_the_score(home):
     seen = []
     for data in (tokens, other):
         model, nats = verify.Model(config, random_weights(config), "cpu"), []
-        split = verify.Split(data, 1, len(data))
+        split = verify.Split(data, len, "data", len(data))
         learn = verify.learner(model, split, config, options)
 
         def watch(chunk, lo, hi, learn=learn, model=model, nats=nats):
             nats.append((chunk, lo, hi, model.params["tok_emb"].sum().item()))
             learn(chunk, lo, hi)
 
-        verify.score(model, split, config, options, watch)
+        run = verify.Pass(verify.ADAPTED, config["eval_stride"], learn=watch)
+        verify.score(model, split, config, options, run)
         seen.append(nats)
     assert seen[0] == seen[1] and [row[:3] for row in seen[0]] == [
         (0, 0, 128),
@@ -612,14 +468,14 @@ def test_their_model_is_scored_by_our_loop(home, capsys):
     assert code == 0 and found["val_bpb"]["verdict"] == found["model"]["verdict"] == "CONSISTENT"
     assert {
         found[name]["verdict"] for name in ("causality", "normalised", "determinism", "isolation")
-    } == {"PROVEN"}
+    } == {"CONSISTENT"}
 
 
 @pytest.mark.parametrize(
     "probe, verdict, extra, causal",
     [
         ("causality", "FAILED", "", False),
-        ("causality", "FAILED", "x = x + 0.001 * x.mean(1, keepdim=True)", True),
+        ("causality", "FAILED", "x = x + 0.01 * x.mean(1, keepdim=True)", True),
         ("determinism", "FAILED", "x = x + 0.001 * torch.rand_like(x)", True),
         ("determinism", "FAILED", "x = x + 0.001 * x.mean(0, keepdim=True)", True),
         ("isolation", "NOT CHECKABLE", "x = x + F.pad(x, (0, 0, 1, 0))[:, :-1]", True),
@@ -630,19 +486,20 @@ def test_their_model_is_scored_by_our_loop(home, capsys):
 def test_probes_notice(  # noqa: PLR0913 - the columns above and the fixtures
     home, capsys, monkeypatch, probe, verdict, extra, causal
 ):
-    monkeypatch.setattr(verify, "check_score", lambda *_: [])
-    assert run(capsys, *their_model(home, extra, causal))[1][probe]["verdict"] == verdict
+    monkeypatch.setattr(verify, "check_scores", lambda *_: [])
+    found = run(capsys, *their_model(home, extra, causal))[1]
+    assert found[probe]["verdict"] == verdict, found
 
 
 def test_their_code_runs_only_when_trusted(home, capsys):
     artifact, option, file, _ = their_model(home)
-    file.write_text("raise SystemExit(open('ran', 'w').close())")
-    assert verify.main([str(artifact), option, str(file)]) == 2 and not (home / "ran").exists()
-    assert (
-        verify.main([str(artifact), option, str(file), "--trust-code"]) == 2
-        and (home / "ran").exists()
-    )
-    assert capsys.readouterr().err.count("\n") == 2
+    ran = home / "ran"
+    file.write_text(f"raise SystemExit(open({str(ran)!r}, 'w').close())")
+    assert verify.main([str(artifact), option, str(file)]) == 2 and not ran.exists()
+    assert capsys.readouterr().err.count("\n") == 1
+    code, found = run(capsys, artifact, option, file, "--trust-code")
+    assert code == 0 and ran.exists()
+    assert "ended without an answer" in found["model"]["detail"]
 
 
 def test_a_leak_across_documents_fails(home, capsys):
@@ -751,21 +608,26 @@ def test_the_tokenizer_must_be_the_artifacts(home, capsys, tmp_path_factory):
     )
 
 
-def test_the_challenges_split_must_be_whole_for_a_submitted_score(home, capsys, monkeypatch):
-    sha = settings_of(home)["tokenizer_sha256"]
+def test_a_submitted_score_is_of_the_challenges_split(home, capsys, monkeypatch):
     artifact = make(home)
     bpb = run(capsys, artifact)[1]["val_bpb"]["number"]
-    args = ["--tolerance", "1e-6"]
+    args = [home, "--tolerance", "1e-6"]
     monkeypatch.setattr(verify, "submitted_scores", lambda folder: [bpb + 0.1, bpb])
-    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "PROVEN"
+    assert run(capsys, *args)[1]["claim"]["verdict"] == "PROVEN"
     monkeypatch.setattr(verify, "submitted_scores", lambda folder: [bpb + 0.1])
-    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "FAILED"
-    monkeypatch.setattr(verify, "SP1024_SHA256", sha[:8])
-    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "NOT CHECKABLE"
+    assert run(capsys, *args)[1]["claim"]["verdict"] == "FAILED"
+
     make(home, ttt_protocol="score_first")
-    monkeypatch.setattr(verify, "SP1024_SHA256", "-")
-    assert run(capsys, home, *args)[1]["claim"]["verdict"] == "NOT CHECKABLE"
-    assert run(capsys, home, *args, "--ttt")[1]["claim"]["verdict"] == "FAILED"
+    found = run(capsys, *args)[1]["claim"]
+    assert found["verdict"] == "NOT CHECKABLE" and "add --ttt" in found["detail"]
+    assert run(capsys, *args, "--ttt")[1]["claim"]["verdict"] == "FAILED"
+
+    make(home)
+    monkeypatch.setattr(verify, "SPLIT_TOKENS", {320: 10**6})
+    for claim in (bpb, bpb + 0.1):
+        monkeypatch.setattr(verify, "submitted_scores", lambda folder, claim=claim: [claim])
+        found = run(capsys, *args)[1]["claim"]
+        assert found["verdict"] == "NOT CHECKABLE" and "not the challenge's" in found["detail"]
 
 
 # ---------------------------------------------------------------- size
@@ -882,18 +744,23 @@ def test_progress_on_stderr_at_least_every_ten_seconds(home, capsys, monkeypatch
     make(home, ttt_protocol="score_first")
     verify.main(["artifact.pcll", "--ttt", "--json"])
     lines = capsys.readouterr().err.splitlines()
-    scored = re.compile(r" *[\d.]+% scored, bpb [\d.]+, [\d,]+ s left")
-    assert len(list(filter(scored.fullmatch, lines))) > 10
-    assert "probing the network" in lines and any(
-        x.startswith("learning from chunk 2 of ") for x in lines
+    scored = re.compile(
+        r"after .*: *[\d.]+%, [\d,]+ positions scored, [\d.]+ nats a token, [\d,]+ s left.*"
     )
+    assert len(list(filter(scored.fullmatch, lines))) > 10
+    assert "probing the network" in lines
+    learning = [line for line in lines if line.startswith("learning from chunk 2 of ")]
+    assert len(learning) == len(set(learning)) > 1  # a step each
 
 
 def test_as_a_program(home):
     make(home)
     program = [sys.executable, Path(verify.__file__), "artifact.pcll"]
     done = subprocess.run(
-        [*program, "--claim", "1"], capture_output=True, text=True, env=os.environ | {"LC_ALL": "C"}
+        [*program, "--claim", "1", "--data", "data/demo"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LC_ALL": "C"},
     )
     assert done.returncode == 1 and "FAILED" in done.stdout and "Traceback" not in done.stderr
     done = subprocess.run([*program[:2], "absent"], capture_output=True, text=True)
@@ -908,6 +775,7 @@ def test_unusable_input_is_one_sentence(home, capsys):
     options = [
         "--data shards",
         "--max-tokens 1",
+        "--seed -1",
         "--code absent.py",
         "--model x.py",
         "--tokenizer absent.model",

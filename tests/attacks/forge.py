@@ -375,6 +375,12 @@ def names_twice_or_out_of_order() -> Files:
 
 
 @attack
+def names_that_collide_in_np_load() -> Files:
+    yield sign(table_of(record(b"a", 1), record(b"a.npy", 1)) + bytes(8))
+    yield sign(table_of(record(b"a.npy", 1), record(b"a.npy.npy", 1)) + bytes(8))
+
+
+@attack
 def names_that_are_not_plain() -> Files:
     names = [
         b"",
