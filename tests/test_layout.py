@@ -16,7 +16,6 @@ ARROWS = {  # file -> the project's modules that it imports
         "records.check",
         "records.logs",
         "records.their_network",
-        "records",
     },
     "records/their_network.py": {"decode_artifact", "verify"},  # in a process of its own
     "records/check.py": {"records.code", "records.logs"},
