@@ -192,12 +192,16 @@ class Model:
         """What enters the first layer, [B, T, D]; only the bigram and the smear look at another
         position here."""
         p = self.params
+        c = self.config
         x = p["tok_emb"][tokens]
-        if self.config["bigram_buckets"]:
+        if c["smear_gate"] and c["smear_dims"]:
+            gate = torch.sigmoid(x[..., : c["smear_dims"]] @ p["smear_gate"])
+            x = x + p["smear_scale"] * gate[..., None] * self.previous(x, tokens)
+        if c["bigram_buckets"]:
             table = p["bigram.table"][self.bigram_buckets(tokens)]
             x = x + p["bigram.scale"] * F.linear(table, p["bigram.proj"])
         x = rms_norm(x)
-        if self.config["smear_gate"]:
+        if c["smear_gate"] and not c["smear_dims"]:
             gate = torch.sigmoid(p["smear_gate"])
             x = (1 - gate) * x + gate * self.previous(x, tokens)
         return x
@@ -221,12 +225,15 @@ class Model:
         p = {name.removeprefix(prefix): self.params[name] for name in names}
 
         q, k, v = (F.linear(h, p[name]).unflatten(-1, (-1, d)).transpose(1, 2) for name in "qkv")
-        if c["value_residual"] and v_first is not None:
+        if c["value_residual"] and i > 0:
             v = p["value_mix"][0] * v_first + p["value_mix"][1] * v
         q, k = (rotate(rms_norm(x), c["rope_dims"], c["rope_base"]) for x in (q, k))
         y = attention(q * p["q_gain"][:, None, None], k, v)
 
-        if c["gated_attention"]:
+        if c["gated_attention"] and c["gate_dims"]:
+            gate = 2 * torch.sigmoid(F.linear(h[..., : c["gate_dims"]], p["gate_weight"]))
+            y = y * gate.mT[..., None]
+        elif c["gated_attention"]:
             y = y * torch.sigmoid(F.linear(h, p["gate_weight"], p["gate_bias"])).mT[..., None]
         if i >= c["num_layers"] - c["xsa_last_n"]:
             y = without_own_value(y, v)
@@ -238,33 +245,61 @@ class Model:
         up = torch.where(up < 0, self.config["mlp_negative_slope"] * up, up).square()
         return F.linear(up, self.params[f"blocks.{i}.mlp.down"])
 
+    def block(self, i: int, x: Tensor, x0: Tensor, v_first: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What leaves layer i, [B, T, D], and its values."""
+        c = self.config
+        p = {name: self.params[f"blocks.{i}.{name}"] for name in BLOCK_VECTORS}
+        scale = 1 / math.sqrt(i + 1) if c["ln_scale"] else 1.0
+
+        x = p["resid_mix"][0] * x + p["resid_mix"][1] * x0
+        y, v = self.attend(i, rms_norm(x) * scale, v_first)
+        attended = x + p["attn_scale"] * y
+        parallel = i >= c["num_layers"] - c["parallel_last_n"]
+        read = x if parallel else attended
+        return attended + p["mlp_scale"] * self.feed_forward(i, rms_norm(read) * scale), v
+
+    def with_skip(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, T, D] joined by the i-th of the skips."""
+        skip = self.params["skip_weights"][i] * skip
+        if not self.config["skip_gates"]:
+            return x + skip
+        gate = torch.sigmoid(self.params["skip_gates"][i])
+        return gate * x + (1 - gate) * skip
+
     def __call__(self, tokens: Tensor, first: int = 0) -> Tensor:
         """Logits [B, T - first, V] of the positions from `first` on, for ids int64 [B, T]."""
-        p = self.params
         c = self.config
-        half = c["num_layers"] // 2
+        order = layer_order(c)
+        half = len(order) // 2
         x0 = x = self.embed(tokens)
         v_first = None
         skips = []
 
-        for i in range(c["num_layers"]):
-            if c["unet_skips"] and half <= i < 2 * half:
-                x = x + p["skip_weights"][i - half] * skips.pop()
-            mix = p[f"blocks.{i}.resid_mix"]
-            scale = 1 / math.sqrt(i + 1) if c["ln_scale"] else 1.0
-
-            x = mix[0] * x + mix[1] * x0
-            y, v = self.attend(i, rms_norm(x) * scale, v_first)
-            x = x + p[f"blocks.{i}.attn_scale"] * y
-            x = x + p[f"blocks.{i}.mlp_scale"] * self.feed_forward(i, rms_norm(x) * scale)
-
-            if i == 0:
+        for place, i in enumerate(order):
+            if c["unet_skips"] and half <= place < 2 * half:
+                x = self.with_skip(place - half, x, skips.pop())
+            x, v = self.block(i, x, x0, v_first)
+            if place == 0:
                 v_first = v
-            if i < half:
+            if place < half:
                 skips.append(x)
 
         cap = c["logit_softcap"]
-        return cap * torch.tanh(F.linear(rms_norm(x[:, first:]), p["tok_emb"]) / cap)
+        logits = F.linear(rms_norm(x[:, first:]), self.params["tok_emb"])
+        return cap * torch.tanh(logits / cap)
+
+
+BLOCK_VECTORS = ("resid_mix", "attn_scale", "mlp_scale")
+
+
+def layer_order(c: dict) -> list[int]:
+    """The layers in the order in which they are passed: those of the loop several times."""
+    layers = [*range(c["num_layers"])]
+    stop = c["loop_last"] + 1
+    order = layers[: c["loop_first"]]
+    for _ in range(c["loop_passes"]):
+        order += layers[c["loop_first"] : stop]
+    return order + layers[stop:]
 
 
 def without_own_value(y: Tensor, v: Tensor) -> Tensor:
@@ -613,6 +648,22 @@ CONFIG = SCORING | {  # what the network needs
     "gated_attention": FLAG,
     "unet_skips": FLAG,
     "bos_reset": FLAG,
+    "parallel_last_n": COUNT,
+    "loop_first": COUNT,
+    "loop_last": COUNT,
+    "loop_passes": Allowed(int, 1, 16),
+    "gate_dims": COUNT,
+    "smear_dims": COUNT,
+    "skip_gates": FLAG,
+}
+ABSENT = {  # what a file means that does not state it
+    "parallel_last_n": 0,
+    "loop_first": 0,
+    "loop_last": 0,
+    "loop_passes": 1,
+    "gate_dims": 0,
+    "smear_dims": 0,
+    "skip_gates": False,
 }
 
 
@@ -639,6 +690,11 @@ def config_problems(c: dict, weights: Weights, theirs: bool) -> list[str]:
             "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
             "rope_dims is odd or above the head size": c["rope_dims"] in rotated,
             "bigram_buckets is 1": c["bigram_buckets"] != 1,
+            "loop_first or loop_last is no layer": (
+                c["loop_first"] <= c["loop_last"] < c["num_layers"]
+            ),
+            "gate_dims is above model_dim": c["gate_dims"] <= c["model_dim"],
+            "smear_dims is above model_dim": c["smear_dims"] <= c["model_dim"],
         }
     found = [text for text, holds in rules.items() if not holds]
     return found if theirs or found else shape_problems(expected_shapes(c), weights)
@@ -670,12 +726,14 @@ def expected_shapes(c: dict) -> Shapes:
         "attn.v": (kv, D),
         "attn.out": (D, D),
         "attn.q_gain": (H,),
-        "attn.gate_weight": (H, D),
+        "attn.gate_weight": (H, c["gate_dims"] or D),
         "attn.gate_bias": (H,),
         "attn.value_mix": (2,),
     }
     if not c["gated_attention"]:
-        del block["attn.gate_weight"], block["attn.gate_bias"]
+        del block["attn.gate_weight"]
+    if not c["gated_attention"] or c["gate_dims"]:
+        del block["attn.gate_bias"]
     if not c["value_residual"]:
         del block["attn.value_mix"]
     shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
@@ -686,9 +744,14 @@ def expected_shapes(c: dict) -> Shapes:
         shapes["bigram.proj"] = (D, c["bigram_dim"])
         shapes["bigram.scale"] = ()
     if c["smear_gate"]:
-        shapes["smear_gate"] = (D,)
-    if c["unet_skips"] and layers > 1:
-        shapes["skip_weights"] = (layers // 2, D)
+        shapes["smear_gate"] = (c["smear_dims"] or D,)
+    if c["smear_gate"] and c["smear_dims"]:
+        shapes["smear_scale"] = ()
+    skips = len(layer_order(c)) // 2
+    if c["unet_skips"] and skips:
+        shapes["skip_weights"] = (skips, D)
+    if c["unet_skips"] and skips and c["skip_gates"]:
+        shapes["skip_gates"] = (skips, D)
     shapes["tok_emb"] = (c["vocab_size"], D)
     return shapes
 
@@ -713,7 +776,8 @@ def check_artifact(path: Path, options: Options, submitted: list[float]) -> list
         script = beside
     found = check_size(path, Path(script) if script else None)
     try:
-        config, weights = read_pcll(path)
+        stated, weights = read_pcll(path)
+        config = ABSENT | stated
     except ArtifactError as error:
         return [*found, Finding(FAILED, "integrity", str(error))]
     count = sum(array.size for array in weights.values())

@@ -44,6 +44,13 @@ CONFIG = dict(
     gated_attention=True,
     unet_skips=True,
     bos_reset=True,
+    parallel_last_n=0,
+    loop_first=0,
+    loop_last=0,
+    loop_passes=1,
+    gate_dims=0,
+    smear_dims=0,
+    skip_gates=False,
     train_seq_len=32,
     eval_stride=8,
     ttt_protocol="off",
@@ -443,6 +450,20 @@ def test_claims_made_with_a_fault_fail(home, capsys, fault):
     assert code == 1 and found["claim"]["verdict"] == "FAILED"
     code, found = run(capsys, artifact, "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5)
     assert code == 0 and found["claim"]["verdict"] == "PROVEN"
+
+
+LATER = ["parallel_last_n", "loop_first", "loop_last", "loop_passes", "gate_dims", "smear_dims"]
+
+
+def test_files_from_before_a_setting_mean_that_it_is_off(home, capsys):
+    stated = run(capsys, make(home))[1]["val_bpb"]["number"]
+    artifact = make(home)
+    config, weights = verify.read_pcll(artifact)
+    for name in (*LATER, "skip_gates"):
+        del config[name]
+    pack(artifact, config, weights)
+    code, found = run(capsys, artifact)
+    assert code == 0 and found["val_bpb"]["number"] == stated
 
 
 def test_documents_scored_apart_are_refused(home, capsys):
