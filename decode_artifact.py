@@ -131,11 +131,13 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import zstandard
 
-MAGIC, VERSION = b"PCLL", 1
+MAGIC = b"PCLL"
+VERSION = 1
 HEADER = struct.Struct("<4sHHII")  # magic, version, zero, content length, frame length
 MAX_FILE = 2**28  # bytes
 MAX_CONFIG = 2**16  # bytes
@@ -143,7 +145,10 @@ MAX_TENSORS = 512
 MAX_DIMENSIONS = 4
 NAME = re.compile(rb"[a-z0-9_.]{1,100}")
 
-FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4
+FLOAT32 = 0
+FLOAT16 = 1
+TRELLIS = 3
+HUFFMAN = 4
 CODECS = {FLOAT32: "float32", FLOAT16: "float16", TRELLIS: "trellis", HUFFMAN: "huffman"}
 MAX_LANES = 1024
 MIN_ROWS = 16  # of a trellis tensor
@@ -250,7 +255,8 @@ class Words:
 
     def take(self, count: int) -> np.ndarray:
         """(count,) uint32."""
-        start, self.position = self.position, self.position + count
+        start = self.position
+        self.position += count
         if self.position > len(self.words):
             raise ArtifactError(
                 f"the trellis stream ends after {len(self.words)} words, before its last element"
@@ -337,7 +343,9 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
     limit = 2**16 + 64 * file_size
     (count,) = cursor.unpack("H", "the number of tensors")
     require(1 <= count <= MAX_TENSORS, f"the table has {count} tensors and not 1 to {MAX_TENSORS}")
-    tensors, before, elements = [], b"", 0
+    tensors = []
+    before = b""  # the name before
+    elements = 0
     for index in range(count):
         (size,) = cursor.unpack("B", f"the name of tensor {index}")
         raw = bytes(cursor.take(size, f"the name of tensor {index}"))
@@ -570,9 +578,16 @@ def read_model(cursor: Cursor) -> TrellisModel:
     return TrellisModel(log2_states, largest, frequencies, totals == 0)
 
 
-def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every context and slot, (contexts * 2^14,): the symbol, its frequency, and the slot's
-    place within it."""
+@dataclass
+class SlotTables:
+    """For every context and slot, (contexts * 2^14,)."""
+
+    symbol_at: np.ndarray  # uint16
+    frequency_at: np.ndarray  # uint32: the symbol's
+    place_at: np.ndarray  # uint32: the slot's among those of its symbol
+
+
+def slot_tables(model: TrellisModel) -> SlotTables:
     contexts, symbols = model.frequencies.shape
     filled = model.frequencies.copy()
     filled[model.unused, 0] = SLOTS  # any symbol will do where none may occur
@@ -583,7 +598,7 @@ def slot_tables(model: TrellisModel) -> tuple[np.ndarray, np.ndarray, np.ndarray
     place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(
         starts.astype(np.uint32), spans
     )
-    return symbol_at, frequency_at, place_at
+    return SlotTables(symbol_at, frequency_at, place_at)
 
 
 def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
@@ -618,11 +633,10 @@ def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str,
 def decode_symbols(
     tensor: Tensor,
     model: TrellisModel,
-    tables: tuple[np.ndarray, np.ndarray, np.ndarray],  # of slot_tables
+    tables: SlotTables,
     states: np.ndarray,  # (lanes,) uint32, updated
     words: Words,
 ) -> np.ndarray:  # (elements,) uint16
-    symbol_at, frequency_at, place_at = tables
     contexts, kinds = model.frequencies.shape
     context = element_contexts(tensor, model)
     symbols = np.empty(tensor.size, np.uint16)
@@ -630,8 +644,8 @@ def decode_symbols(
         groups(symbols, len(states)), groups(context, len(states)), strict=True
     ):
         cells = block_context.astype(np.intp) * SLOTS
-        read_slots(states[: block.shape[1]], words, frequency_at, place_at, cells)
-        block[...] = symbol_at[cells]
+        read_slots(states[: block.shape[1]], words, tables, cells)
+        block[...] = tables.symbol_at[cells]
     cells, counts = distinct(context.astype(np.intp) * kinds + symbols, contexts * kinds)
     seen = cells // kinds
     require(
@@ -646,15 +660,14 @@ def decode_symbols(
 def read_slots(
     states: np.ndarray,  # (lanes,) uint32, updated
     words: Words,
-    frequency_at: np.ndarray,  # (contexts * 2^14,) uint32
-    place_at: np.ndarray,  # (contexts * 2^14,) uint32
+    tables: SlotTables,
     cells: np.ndarray,  # (groups, lanes) intp: context * 2^14, to which the decoded slot is added
 ) -> None:
     for cell in cells:
         cell += states & (SLOTS - 1)
         states >>= SLOT_BITS
-        states *= frequency_at[cell]
-        states += place_at[cell]
+        states *= tables.frequency_at[cell]
+        states += tables.place_at[cell]
         low = (states < STATE_FLOOR).nonzero()[0]
         if len(low):
             states[low] = states[low] << 16 | words.take(len(low))
@@ -711,8 +724,16 @@ def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
 # ---------------------------------------------------------------- reading
 
 
-def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
-    """Config, table, and weights (float32, in the shapes of the table); raises ArtifactError."""
+class Parsed(NamedTuple):
+    """What an artifact holds."""
+
+    config: dict
+    tensors: list[Tensor]  # the table
+    weights: dict[str, np.ndarray]  # float32, in the shapes of the table
+
+
+def parse_pcll(data: bytes) -> Parsed:
+    """Raises ArtifactError with the sentence that says what is wrong with the file."""
     content = inflate(data)
     cursor = Cursor(content)
     config = read_config(cursor)
@@ -732,7 +753,7 @@ def parse_pcll(data: bytes) -> tuple[dict, list[Tensor], dict[str, np.ndarray]]:
             weights.update(decode(cursor, coded))
     left = len(content) - cursor.position
     require(not left, f"{left} bytes follow the last part at content byte {cursor.position}")
-    return config, tensors, weights
+    return Parsed(config, tensors, weights)
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:
@@ -770,7 +791,8 @@ def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
         }
         for tensor in tensors
     ]
-    weights, tensor_bytes = sum(row["weights"] for row in rows), sum(row["bytes"] for row in rows)
+    weights = sum(row["weights"] for row in rows)
+    tensor_bytes = sum(row["bytes"] for row in rows)
     totals = {
         "weights": weights,
         "tensor_bytes": tensor_bytes,

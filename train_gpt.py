@@ -1506,7 +1506,10 @@ def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: f
 
 Array = np.ndarray
 
-FLOAT32, FLOAT16, TRELLIS, HUFFMAN = 0, 1, 3, 4  # codec numbers in the table of tensors
+FLOAT32 = 0  # these are the codec numbers in the table of tensors
+FLOAT16 = 1
+TRELLIS = 3
+HUFFMAN = 4
 HALF_LIMIT = 65504  # the largest float16
 KMEANS_ITERATIONS = 20  # entry 532
 MAX_CODE_LENGTH = 16  # bits of a Huffman code
@@ -2689,8 +2692,8 @@ class Trainer:
         AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
         """
         decay = self.s.training.ema_decay if self.step > 1 else 0.0
-        average, present = self.average.module.parameters(), self.model.parameters()
-        torch._foreach_lerp_(list(average), list(present), 1 - decay)
+        average = list(self.average.module.parameters())
+        torch._foreach_lerp_(average, list(self.model.parameters()), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
         """Notes the step's loss and norms, unless a step before it had one that is not finite."""

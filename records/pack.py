@@ -158,7 +158,8 @@ def check_finished(path: Path, source: str, lines: str, found: dict) -> None:
     if re.search(CHANGED, lines, re.M) and not re.search("^headline: ", lines, re.M):
         raise UserError(f"{path} has no line with headline: the run was interrupted.")
 
-    code_bytes, own_bytes = int(found["Code size"][1]), len(source.encode())
+    code_bytes = int(found["Code size"][1])
+    own_bytes = len(source.encode())
     if code_bytes != own_bytes:
         raise UserError(
             f"{path} states a code of {code_bytes} bytes, but its source has {own_bytes}."
@@ -212,7 +213,8 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
     for number, run in enumerate(runs):
         if twin := next((other for other in runs[:number] if other.seed == run.seed), None):
             raise UserError(f"{twin.path} and {run.path} are both of seed {run.seed}.")
-        first, own = shared(runs[0]), shared(run)
+        first = shared(runs[0])
+        own = shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
             raise UserError(
                 f"{runs[0].path} and {run.path} differ in more than the seed: "
@@ -222,7 +224,8 @@ def check_runs(runs: list[Run], kind: str, track: str) -> None:
             raise UserError(
                 f"{run.path} states {run.total_bytes} bytes in all, above the cap of {CAP_BYTES}."
             )
-        train, evaluation = run.train_seconds, run.scores[kind].seconds
+        train = run.train_seconds
+        evaluation = run.scores[kind].seconds
         if track == "10min_16mb" and (train > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S):
             raise UserError(
                 f"{run.path}: the track {track} allows {LIMIT_S} s for training and for "
@@ -270,7 +273,8 @@ def summary(run: Run) -> str:
 
 def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
     """The fields of submission.json."""
-    run, scores = runs[0], [run.scores[kind] for run in runs]
+    run = runs[0]
+    scores = [run.scores[kind] for run in runs]
     bpbs = [score.val_bpb for score in scores]
     results = {
         str(run.seed): dict(
@@ -401,7 +405,8 @@ def pack(args: argparse.Namespace) -> str:
     }
     files |= {f"train_seed{run.seed}.log": run.data for run in runs}
     if args.artifact:
-        data, sizes = read_bytes(args.artifact, CAP_BYTES), [run.artifact_bytes for run in runs]
+        data = read_bytes(args.artifact, CAP_BYTES)
+        sizes = [run.artifact_bytes for run in runs]
         if len(data) not in sizes or not data.startswith(b"PCLL"):
             raise UserError(
                 f"{args.artifact}, {len(data)} bytes, is no artifact of the logs, which state "

@@ -56,13 +56,8 @@ def write_shard(
     path.write_bytes(header.tobytes() + tokens.tobytes())
 
 
-@pytest.fixture(scope="session")
-def demo_data(tmp_path_factory) -> Path:
-    """The demo's data with a validation split of 3,000 tokens; made once, only to be copied."""
-    return make_demo_data(tmp_path_factory.getbasetemp())
-
-
 def make_demo_data(base: Path) -> Path:
+    """The demo's data with a validation split of 3,000 tokens; made once, only to be copied."""
     folder = base / "demo_data"
     if not folder.exists():
         names = dict(DATA_PATH=str(folder), TOKENIZER_PATH=str(folder / "bpe_1024.model"))

@@ -1,8 +1,8 @@
 """Evaluation: each token once, by what stood before it; learning only from what is scored."""
 
-import argparse
 import copy
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -441,7 +441,9 @@ def test_rates_fall_as_a_cosine(one_rank):
 
 def theirs(network, tokens: np.ndarray, config: dict):
     """The adaptation of verify.py, which shares no code with ours: learn(chunk, begin, end)."""
-    return verify.learner(network, tokens, config, argparse.Namespace(device="cpu"), len(tokens))
+    split = verify.Split(tokens, byte_count=0, whole=len(tokens))
+    options = SimpleNamespace(device="cpu", progress=verify.Progress())
+    return verify.learner(network, split, config, options)
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])

@@ -146,41 +146,37 @@ def test_bigram_buckets_as_numbers():
     assert buckets.tolist() == [2047, 1082, 53, 1757]
 
 
+def head_output(model, attn, head: int, h, v_first) -> torch.Tensor:
+    """One head of four, which share two key/value heads, by a loop over positions: [T,E]."""
+    mine, shared = slice(8 * head, 8 * head + 8), slice(8 * (head // 2), 8 * (head // 2) + 8)
+    keys = rotate(rms_norm(h @ attn.k[shared].T), model.cos, model.sin)
+    queries = rotate(rms_norm(h @ attn.q[mine].T), model.cos, model.sin) * attn.q_gain[head]
+    values = attn.value_mix[0] * v_first[head // 2] + attn.value_mix[1] * (h @ attn.v[shared].T)
+    rows = []
+    for t in range(len(h)):
+        weights = torch.softmax(queries[t] @ keys[: t + 1].T / math.sqrt(8), dim=0)
+        y = weights @ values[: t + 1]
+        own = values[t] / values[t].norm()
+        y = y - (y @ own) * own
+        rows.append(y * torch.sigmoid(attn.gate_weight[head] @ h[t] + attn.gate_bias[head]))
+    return torch.stack(rows)
+
+
 def test_attention_and_mlp_follow_their_formulas():
-    """A block by plain loops over heads and positions."""
-    s = tiny_settings()
-    model = random_model(s)
+    """The third block, with value mix, gate and exclusive attention."""
+    model = random_model(tiny_settings())
     block, attn = model.blocks[2], model.blocks[2].attn
-    assert attn.exclusive and attn.gated and attn.mixes_values
     x, x0, v_first = torch.randn(1, 16, 32), torch.randn(1, 16, 32), torch.randn(1, 2, 16, 8)
     got, raw = block(x, x0, v_first, (model.cos, model.sin))
 
-    mixed = (block.resid_mix[0] * x + block.resid_mix[1] * x0)[0]
-    h = rms_norm(mixed) / math.sqrt(3)
-    q, k, v = (h @ w.T for w in (attn.q, attn.k, attn.v))
-    torch.testing.assert_close(raw[0].transpose(0, 1).flatten(1), v)
-    out = torch.zeros(16, 32)
-    for head in range(4):
-        kv = head // 2
-        keys = rotate(rms_norm(k[:, kv * 8 : kv * 8 + 8]), model.cos, model.sin)
-        values = attn.value_mix[0] * v_first[0, kv] + attn.value_mix[1] * v[:, kv * 8 : kv * 8 + 8]
-        queries = (
-            rotate(rms_norm(q[:, head * 8 : head * 8 + 8]), model.cos, model.sin)
-            * attn.q_gain[head]
-        )
-        for t in range(16):
-            weights = torch.softmax(queries[t] @ keys[: t + 1].T / math.sqrt(8), dim=0)
-            y = weights @ values[: t + 1]
-            own = values[t] / values[t].norm()
-            y = y - (y @ own) * own
-            out[t, head * 8 : head * 8 + 8] = y * torch.sigmoid(
-                attn.gate_weight[head] @ h[t] + attn.gate_bias[head]
-            )
-    x = mixed + block.attn_scale * (out @ attn.out.T)
+    x = (block.resid_mix[0] * x + block.resid_mix[1] * x0)[0]
+    h = rms_norm(x) / math.sqrt(3)
+    torch.testing.assert_close(raw[0].transpose(0, 1).flatten(1), h @ attn.v.T)
+    heads = [head_output(model, attn, head, h, v_first[0]) for head in range(4)]
+    x = x + block.attn_scale * (torch.cat(heads, dim=1) @ attn.out.T)
     hidden = F.leaky_relu(rms_norm(x) / math.sqrt(3) @ block.mlp.up.T, 0.5) ** 2
-    torch.testing.assert_close(
-        got[0], x + block.mlp_scale * (hidden @ block.mlp.down.T), atol=1e-5, rtol=1e-4
-    )
+    expected = x + block.mlp_scale * (hidden @ block.mlp.down.T)
+    torch.testing.assert_close(got[0], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_logits_are_capped_and_tied_to_the_embedding():

@@ -47,6 +47,20 @@ TRAINED_AS = {
 }
 
 
+# The end of a quantised matrix's name -> which of the codebook sizes is its.
+LEVELS = {
+    "attn.q": "qkv",
+    "attn.k": "qkv",
+    "attn.v": "qkv",
+    "mlp.up": "mlp",
+    "mlp.down": "mlp",
+    "attn.out": "other",
+    "bigram.table": "other",
+    "bigram.proj": "other",
+    "tok_emb": "other",
+}
+
+
 def trained_as(name: str) -> str:
     (kind,) = [kind for end, kind in TRAINED_AS.items() if f".{name}".endswith(f".{end}")]
     return kind
@@ -260,6 +274,12 @@ def test_a_parameter_without_a_role_stops_the_run(one_rank):
     sentence = "The parameter blocks.1.attn.temperature has no row in ROLES, which says how it is"
     with pytest.raises(UserError, match=sentence):
         build_optimizers(model, s.training, one_rank)
+
+
+def test_which_codebook_size_is_whose():
+    for name, _ in random_model(tiny_settings()).named_parameters():
+        expected = [size for end, size in LEVELS.items() if f".{name}".endswith(f".{end}")]
+        assert [role_of(name).levels] == (expected or [""]), name
 
 
 @pytest.mark.parametrize("name", ["temperature", "q", "blocks.0.q", "blocks.x.attn.q", "bigram"])

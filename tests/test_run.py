@@ -23,6 +23,7 @@ import torch
 from conftest import ROOT, make_demo_data
 
 import train_gpt
+from decode_artifact import read_pcll
 from train_gpt import NOT_LEGAL
 
 SMALL = dict(
@@ -145,6 +146,27 @@ def test_two_runs_agree_to_the_byte(home, plain):
     assert again.numbers(LOSSES) == plain.numbers(LOSSES)
     for line in (SLIDING, ADAPTED):
         assert again.numbers(line) == plain.numbers(line)
+
+
+def test_codebooks_have_their_numbers_of_levels(home):
+    """Those of entry 532: 48 for the MLP, 80 for queries, keys and values, 64 for the rest."""
+    finished(home, run_here(home, CODEC="huffman", EMBED_CODEC="float16", ITERATIONS=2))
+    weights = read_pcll(home / "artifact.pcll")[1]
+    for end, levels in (
+        ("mlp.up", 48),
+        ("mlp.down", 48),
+        ("attn.q", 80),
+        ("attn.k", 80),
+        ("attn.v", 80),
+        ("attn.out", 64),
+        ("bigram.proj", 64),
+        ("bigram.table", 64),
+    ):
+        for name in [name for name in weights if name.endswith(end)]:
+            assert 0.8 * levels <= len(np.unique(weights[name])) <= levels, name
+    embedding = weights["tok_emb"]
+    assert len(np.unique(embedding)) > 1000
+    assert (embedding == embedding.astype(np.float16)).all()
 
 
 @pytest.mark.parametrize("codec", ["huffman", "trellis"])

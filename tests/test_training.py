@@ -483,6 +483,22 @@ def test_a_signal_ends_training_after_its_step_with_a_checkpoint(home, monkeypat
     assert torch.load(path, weights_only=True)["step"] == 4
 
 
+def test_more_ranks_than_sequences_are_refused(home):
+    sentence = "TRAIN_BATCH_TOKENS=64 holds fewer sequences than there are ranks."
+    make_trainer(world=4)
+    with pytest.raises(UserError, match=sentence):
+        make_trainer(world=5)
+
+
+def test_fewer_gpus_than_processes_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    for device in ("auto", "cuda"):
+        with pytest.raises(UserError, match="Process 2 finds only 2 CUDA GPUs"):
+            train_gpt.join_ranks(tiny_settings(DEVICE=device).run)
+    assert train_gpt.join_ranks(tiny_settings(DEVICE="cpu").run).device == CPU
+
+
 def test_all_ranks_stop_if_the_first_one_was_asked_to(home, monkeypatch):
     """Rank 1 has had no signal; it saves nothing."""
     trainer = make_trainer(world=2)
@@ -556,6 +572,19 @@ def test_validation_is_no_training_time(home, monkeypatch):
     lines = (home / "logs/x.txt").read_text().splitlines()
     assert "step:3/7 val_bpb:2.5 train_time:6000ms" in lines
     assert "step:6/7 val_bpb:2.5 train_time:12000ms" in lines
+
+
+def test_progress_is_told_at_most_every_five_seconds(home, clock, capsys):
+    log = Log("x", Ranks(0, 1, CPU), append=False)
+    told = []
+    for clock[0] in (100, 101, 104.9, 105, 109.9, 110):
+        told.append(log.progress_is_due())
+    assert told == [True, False, False, True, False, True]
+    log.progress("training", 0.25, 30.0, "note, ")
+    assert capsys.readouterr().out == "training: 25 %, note, 90 s left\n"
+    assert (home / "logs/x.txt").read_text() == ""  # it stands on the console alone
+    assert not Log("y", Ranks(1, 2, CPU), append=False).progress_is_due()
+    assert not (home / "logs/y.txt").exists()
 
 
 def test_which_steps_have_a_line(home, monkeypatch):
