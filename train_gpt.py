@@ -1070,19 +1070,20 @@ class Attention(nn.Module):
             v = mix[0] * v_first + mix[1] * v
 
         own = v
-        mask = None
         if at is not None:
             x = at_positions(x, at)
             cos = cos[at][:, None]
             sin = sin[at][:, None]
-            mask = torch.arange(v.size(2), device=x.device) <= at[:, None, :, None]
             own = torch.take_along_dim(v, at[:, None, :, None], dim=2)
         q = rotate(rms_norm(self.heads(x, self.q)), cos, sin)
         q = q * self.q_gain.to(x.dtype)[:, None, None]
 
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        if at is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:  # no kernel takes both a mask and groups of heads
+            k, v = (z.repeat_interleave(self.group, dim=1) for z in (k, v))
+            mask = torch.arange(k.size(2), device=x.device) <= at[:, None, :, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if self.exclusive:  # take away each head's projection on the position's own value
             own = F.normalize(own, dim=-1).repeat_interleave(self.group, dim=1)
             y = y - (y * own).sum(dim=-1, keepdim=True) * own
