@@ -1080,7 +1080,7 @@ class Attention(nn.Module):
 
         if at is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        else:  # no kernel takes both a mask and groups of heads
+        else:  # only cuDNN's kernel takes both a mask and groups of heads
             k, v = (z.repeat_interleave(self.group, dim=1) for z in (k, v))
             mask = torch.arange(k.size(2), device=x.device) <= at[:, None, :, None]
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -1287,6 +1287,7 @@ def choose_attention(m: Model, device: torch.device, dtype: torch.dtype) -> str:
     installed = importlib.util.find_spec("flash_attn_interface")
     if installed and hasattr(torch.nn.attention, "activate_flash_attention_impl"):
         torch.nn.attention.activate_flash_attention_impl("FA3")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # PyTorch would prefer it
         return "FlashAttention-3"
 
     head_dim = m.model_dim // m.num_heads
