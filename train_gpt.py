@@ -164,6 +164,14 @@ class Model:
     qk_gain_init: float = setting(1.5, "initial gain of each query head", "532", high=1e6)
     logit_softcap: float = setting(30.0, "c in c * tanh(logit / c)", "base", low=1e-3, high=1e6)
     xsa_last_n: int = setting(4, "last layers with exclusive self-attention", "532", high=256)
+    parallel_last_n: int = setting(
+        0, "last layers whose attention and MLP read the same input", "1412", high=256
+    )
+    loop_first: int = setting(
+        0, "first block of those that are passed several times", "1204", high=255
+    )
+    loop_last: int = setting(0, "last block of those", "1204", high=255)
+    loop_passes: int = setting(1, "how often they are passed", "1204", low=1, high=16)
     bigram_buckets: int = setting(2048, "rows of the bigram hash table, 0: none", "532", high=2**24)
     bigram_dim: int = setting(128, "width of the bigram hash table", "532", low=1, high=2**24)
     bigram_init_std: float = setting(
@@ -174,13 +182,20 @@ class Model:
     )
     ln_scale: bool = setting(True, "normed inputs of layer i are scaled by 1/sqrt(i+1)", "532")
     smear_gate: bool = setting(True, "each position mixes in the one before", "532")
+    smear_dims: int = setting(
+        0, "leading channels that say how much (0: as much everywhere)", "1787", high=65_536
+    )
     value_residual: bool = setting(
         True, "layers mix in the first layer's values (arXiv 2410.17897)", "532"
     )
     gated_attention: bool = setting(True, "a sigmoid gate per head (arXiv 2505.06708)", "532")
+    gate_dims: int = setting(
+        0, "leading channels that the gate reads, 0: all of them", "1970", high=65_536
+    )
     unet_skips: bool = setting(
         True, "the first half's outputs are added in the second half", "base"
     )
+    skip_gates: bool = setting(False, "a sigmoid gate by channel between stream and skip", "1218")
     bos_reset: bool = setting(
         True, "smear gate and bigram hash do not look across a BOS (532 looked across)", "ours"
     )
@@ -202,8 +217,9 @@ class Training:
     warmdown_fraction: float = setting(
         0.0, "last part of the training in place of WARMDOWN_ITERS, 0: none", "1394", high=1
     )
+    warmdown_floor: float = setting(0.0, "scale of the rates at the end", "532", high=1)
     matrix_optimizer: str = setting(
-        "normuon", "of the blocks' matrices", "532", choices=("normuon", "adamw")
+        "normuon", "of the blocks' matrices", "532", choices=("normuon", "muon_rows", "adamw")
     )
     matrix_lr: float = setting(0.03, "learning rate of the matrices", "532")
     embed_lr: float = setting(0.04, "learning rate of the embeddings", "532")
@@ -217,6 +233,16 @@ class Training:
     embed_weight_decay: float = setting(0.0, "of the embeddings", "532")
     scalar_weight_decay: float = setting(0.0, "of vectors and scalars", "532")
     grad_clip_norm: float = setting(0.3, "global norm of the gradient at most, 0: no limit", "532")
+    adam_beta2: float = setting(0.95, "of AdamW's second moment", "532", high=0.99999)
+    loop_from: float = setting(
+        0.35, "part of the training after which LOOP_PASSES holds; once before", "1445", high=1
+    )
+    loader: str = setting(
+        "sequential",
+        "random: sequences from anywhere in the shards",
+        "base",
+        choices=("sequential", "random"),
+    )
     ema_decay: float = setting(
         0.997,
         "of the averaged weights that are exported, 0: the last weights; 0.97 at 200 steps",
@@ -336,16 +362,41 @@ FIELDS = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "pcll": {},
-    # By records/measurements.md: whole heads rotate, no U-Net skips, and a quarter more weights at
-    # 3.9 bits each.
+    # What public entries measured to help at full size; records/measurements.md has each one's
+    # source.
     "frontier": dict(
-        model_dim=576,
-        num_heads=9,
-        num_kv_heads=3,
-        mlp_hidden=1728,
-        rope_dims=64,
-        unet_skips=False,
+        data_path="data/datasets/fineweb10B_sp8192",
+        tokenizer_path="data/tokenizers/fineweb_8192_bpe.model",
+        vocab_size=8192,
+        mlp_hidden=2048,
+        rope_base=10000.0,
+        qk_gain_init=5.25,
+        xsa_last_n=11,
+        parallel_last_n=4,
+        loop_first=3,
+        loop_last=5,
+        loop_passes=3,
+        bigram_buckets=0,
+        smear_dims=12,
+        value_residual=False,
+        gate_dims=32,
+        skip_gates=True,
+        loader="random",
+        warmdown_fraction=0.75,
+        warmdown_floor=0.1,
+        matrix_optimizer="muon_rows",
+        matrix_lr=0.026,
+        embed_lr=0.03,
+        muon_momentum=0.97,
+        weight_decay=0.095,
+        embed_weight_decay=0.085,
+        scalar_weight_decay=0.02,
+        adam_beta2=0.99,
+        ema_decay=0.9965,
+        late_qat_threshold=0.0,
         fit="fill",
+        eval_stride=64,
+        ttt_lr=0.005,
     ),
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores:
     # not legal.
@@ -488,6 +539,12 @@ def check_together(s: Settings) -> None:
         "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
         "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
+        "LOOP_LAST must be a block, and LOOP_FIRST none after it": (
+            m.loop_first <= m.loop_last < m.num_layers
+        ),
+        "GATE_DIMS and SMEAR_DIMS must be at most MODEL_DIM": (
+            max(m.gate_dims, m.smear_dims) <= m.model_dim
+        ),
         "RUN_ID must be of letters, digits, '_', '-' and '.', and begin with no '.'": (
             not s.run.run_id or re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,99}", s.run.run_id)
         ),
@@ -515,7 +572,9 @@ ROLES = {
     "bigram.proj": Role("matrix", levels="other"),
     "bigram.scale": Role("vector"),
     "smear_gate": Role("vector"),
+    "smear_scale": Role("vector"),
     "skip_weights": Role("vector"),
+    "skip_gates": Role("vector"),
     "resid_mix": Role("vector"),
     "attn_scale": Role("vector"),
     "mlp_scale": Role("vector"),
@@ -809,14 +868,21 @@ class Batch(NamedTuple):
 def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks) -> Iterator[Batch]:
     """This rank's part of a step as micro-batches; all ranks together see the same tokens."""
     length = s.model.train_seq_len
-    share = ranks.share(s.training.train_batch_tokens // length)
-    for first in range(share.start, share.stop, s.run.micro_batch_seqs):
-        count = min(s.run.micro_batch_seqs, share.stop - first)
-        start = step * s.training.train_batch_tokens + first * length
-        tokens = torch.from_numpy(stream.read(start, count * length + 1).astype(np.int64))
+    sequences = s.training.train_batch_tokens // length
+    starts = step * s.training.train_batch_tokens + length * np.arange(sequences)
+    if s.training.loader == "random":
+        draw = np.random.default_rng((s.training.seed, step))
+        starts = draw.integers(0, stream.total, sequences)
+
+    share = ranks.share(sequences)
+    mine = starts[share.start : share.stop]
+    for first in range(0, len(mine), s.run.micro_batch_seqs):
+        rows = mine[first : first + s.run.micro_batch_seqs].tolist()
+        tokens = np.stack([stream.read(start, length + 1) for start in rows])
+        tokens = torch.from_numpy(tokens.astype(np.int64))
         if ranks.device.type == "cuda":
             tokens = tokens.pin_memory().to(ranks.device, non_blocking=True)
-        yield Batch(tokens[:-1].view(count, length), tokens[1:].view(count, length))
+        yield Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous())
 
 
 def training_rows(s: Settings, ranks: Ranks) -> int:
@@ -972,6 +1038,19 @@ def at_positions(x: Tensor, at: Tensor) -> Tensor:
     return torch.take_along_dim(x, at[..., None], dim=1)
 
 
+def previous(x: Tensor, starts: Tensor) -> Tensor:
+    """x [B,T,D] of the position before; 0 where starts [B,T] says that none may be looked at."""
+    return x.roll(1, dims=1).masked_fill(starts[..., None], 0)
+
+
+def block_passes(m: Model) -> list[int]:
+    """The blocks in the order in which they are passed."""
+    blocks = list(range(m.num_layers))
+    after = m.loop_last + 1
+    again = blocks[m.loop_first : after] * (m.loop_passes - 1)
+    return blocks[:after] + again + blocks[after:]
+
+
 class Attention(nn.Module):
     def __init__(self, m: Model, index: int):
         super().__init__()
@@ -988,8 +1067,11 @@ class Attention(nn.Module):
         self.v = nn.Parameter(torch.empty(kv_dim, m.model_dim))
         self.q_gain = nn.Parameter(torch.full((m.num_heads,), m.qk_gain_init))
         if self.gated:
-            self.gate_weight = nn.Parameter(torch.zeros(m.num_heads, m.model_dim))
-            self.gate_bias = nn.Parameter(torch.full((m.num_heads,), 4.0))
+            self.gate_dims = m.gate_dims or m.model_dim
+            self.gate_weight = nn.Parameter(torch.zeros(m.num_heads, self.gate_dims))
+            self.gate_bias = None
+            if m.gate_dims == 0:
+                self.gate_bias = nn.Parameter(torch.full((m.num_heads,), 4.0))
         if self.mixes_values:
             self.value_mix = nn.Parameter(torch.tensor([0.5, 0.5]))
 
@@ -1010,26 +1092,30 @@ class Attention(nn.Module):
             v = mix[0] * v_first + mix[1] * v
 
         own = v
-        mask = None
         if at is not None:
             x = at_positions(x, at)
             cos = cos[at][:, None]
             sin = sin[at][:, None]
-            mask = torch.arange(v.size(2), device=x.device) <= at[:, None, :, None]
             own = torch.take_along_dim(v, at[:, None, :, None], dim=2)
         q = rotate(rms_norm(self.heads(x, self.q)), cos, sin)
         q = q * self.q_gain.to(x.dtype)[:, None, None]
 
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, enable_gqa=True
-        )
+        if at is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        else:  # only cuDNN's kernel takes both a mask and groups of heads
+            k, v = (z.repeat_interleave(self.group, dim=1) for z in (k, v))
+            mask = torch.arange(k.size(2), device=x.device) <= at[:, None, :, None]
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         if self.exclusive:  # take away each head's projection on the position's own value
             own = F.normalize(own, dim=-1).repeat_interleave(self.group, dim=1)
             y = y - (y * own).sum(dim=-1, keepdim=True) * own
         y = y.transpose(1, 2)
         if self.gated:
-            gate = linear(x, self.gate_weight) + self.gate_bias.to(x.dtype)
-            y = y * torch.sigmoid(gate)[..., None]
+            gate = linear(x[..., : self.gate_dims], self.gate_weight)
+            if self.gate_bias is not None:
+                y = y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]
+            else:  # 1 at first, as the weights are 0
+                y = y * 2 * torch.sigmoid(gate)[..., None]
         return linear(y.flatten(-2), self.out), v_raw
 
 
@@ -1055,6 +1141,7 @@ class Block(nn.Module):
         mix = torch.stack((torch.ones(m.model_dim), torch.zeros(m.model_dim)))
         self.resid_mix = nn.Parameter(mix)  # of the residual stream and the first hidden state
         self.norm_scale = 1 / math.sqrt(index + 1) if m.ln_scale else 1.0
+        self.parallel = index >= m.num_layers - m.parallel_last_n
 
     def forward(
         self,
@@ -1072,9 +1159,10 @@ class Block(nn.Module):
 
         if at is not None:
             x = at_positions(x, at)
-        x = x + self.attn_scale.to(x.dtype) * y
-        y = self.mlp(rms_norm(x) * self.norm_scale)
-        return x + self.mlp_scale.to(x.dtype) * y, v
+        attended = x + self.attn_scale.to(x.dtype) * y
+        read = x if self.parallel else attended
+        y = self.mlp(rms_norm(read) * self.norm_scale)
+        return attended + self.mlp_scale.to(x.dtype) * y, v
 
 
 class BigramHash(nn.Module):
@@ -1103,14 +1191,23 @@ class GPT(nn.Module):
         self.dtype = dtype
         self.logit_softcap = m.logit_softcap
         self.bos_reset = m.bos_reset
-        self.half = m.num_layers // 2  # blocks before this one feed the U-Net skips
+        self.smear_dims = m.smear_dims
+        self.passes = block_passes(m)
+        self.order = self.passes  # as it is now: before LOOP_FROM each block is passed once
 
         self.tok_emb = nn.Parameter(torch.empty(m.vocab_size, m.model_dim))
         self.bigram = BigramHash(m) if m.bigram_buckets else None
-        self.smear_gate = nn.Parameter(torch.zeros(m.model_dim)) if m.smear_gate else None
-        self.skip_weights = None
-        if m.unet_skips and self.half:
-            self.skip_weights = nn.Parameter(torch.ones(self.half, m.model_dim))
+        self.smear_gate = self.smear_scale = None
+        if m.smear_gate:
+            self.smear_gate = nn.Parameter(torch.zeros(m.smear_dims or m.model_dim))
+        if m.smear_gate and m.smear_dims:
+            self.smear_scale = nn.Parameter(torch.zeros(()))
+        skips = len(self.passes) // 2
+        self.skip_weights = self.skip_gates = None
+        if m.unet_skips and skips:
+            self.skip_weights = nn.Parameter(torch.ones(skips, m.model_dim))
+        if m.skip_gates and self.skip_weights is not None:
+            self.skip_gates = nn.Parameter(torch.zeros(skips, m.model_dim))
         self.blocks = nn.ModuleList(Block(m, index) for index in range(m.num_layers))
 
         exponents = torch.arange(0, m.rope_dims, 2, dtype=torch.float32) / m.rope_dims
@@ -1132,14 +1229,20 @@ class GPT(nn.Module):
             starts = starts | (tokens == BOS_ID)
 
         x = F.embedding(tokens, self.tok_emb).to(self.dtype)
+        if self.smear_scale is not None:
+            gate = linear(x[..., : self.smear_dims], self.smear_gate[None])
+            x = x + self.smear_scale.to(x.dtype) * torch.sigmoid(gate) * previous(x, starts)
         if self.bigram is not None:
             x = x + self.bigram(tokens, starts, self.dtype)
         x = rms_norm(x)
-        if self.smear_gate is not None:
+        if self.smear_gate is not None and self.smear_scale is None:
             gate = torch.sigmoid(self.smear_gate).to(x.dtype)
-            previous = x.roll(1, dims=1).masked_fill(starts[..., None], 0)
-            x = (1 - gate) * x + gate * previous
+            x = (1 - gate) * x + gate * previous(x, starts)
         return x
+
+    def loop(self, on: bool) -> None:
+        """Passes blocks LOOP_FIRST to LOOP_LAST several times, or once like all others."""
+        self.order = self.passes if on else list(range(len(self.blocks)))
 
     def hidden(self, tokens: Tensor, at: Tensor | None) -> Tensor:
         """tokens [B,T] -> the last hidden state [B,T,D], at the positions `at` alone [B,S,D]."""
@@ -1147,16 +1250,28 @@ class GPT(nn.Module):
         x0 = x = self.embed(tokens)
         v_first = None
         skips = []
-        for index, block in enumerate(self.blocks):
-            if self.skip_weights is not None and self.half <= index < 2 * self.half:
-                x = x + self.skip_weights[index - self.half].to(x.dtype) * skips.pop()
-            last = index == len(self.blocks) - 1
-            x, v = block(x, x0, v_first, rotary, at if last else None)
-            if index == 0:
+        half = (
+            len(self.order) // 2
+        )  # the first half's outputs come back in the second, last in first
+
+        for place, index in enumerate(self.order):
+            if self.skip_weights is not None and half <= place < 2 * half:
+                x = self.join(x, skips.pop(), place - half)
+            last = place == len(self.order) - 1
+            x, v = self.blocks[index](x, x0, v_first, rotary, at if last else None)
+            if place == 0:
                 v_first = v
-            if index < self.half:
+            if place < half:
                 skips.append(x)
         return x
+
+    def join(self, x: Tensor, skip: Tensor, index: int) -> Tensor:
+        """The stream [B,T,D] with a skip [B,T,D]."""
+        skip = self.skip_weights[index].to(x.dtype) * skip
+        if self.skip_gates is None:
+            return x + skip
+        gate = torch.sigmoid(self.skip_gates[index]).to(x.dtype)
+        return gate * x + (1 - gate) * skip
 
     def forward(
         self, tokens: Tensor, targets: Tensor | None = None, at: Tensor | None = None
@@ -1194,6 +1309,7 @@ def choose_attention(m: Model, device: torch.device, dtype: torch.dtype) -> str:
     installed = importlib.util.find_spec("flash_attn_interface")
     if installed and hasattr(torch.nn.attention, "activate_flash_attention_impl"):
         torch.nn.attention.activate_flash_attention_impl("FA3")
+        torch.backends.cuda.enable_cudnn_sdp(False)  # PyTorch would prefer it
         return "FlashAttention-3"
 
     head_dim = m.model_dim // m.num_heads
@@ -1264,11 +1380,14 @@ class NorMuon(torch.optim.Optimizer):
         lr: float,
         momentum: float,
         weight_decay: float,
-        beta2: float = 0.95,
+        rows_first: bool = False,
     ):
-        defaults = dict(base_lr=lr, momentum=momentum, beta2=beta2, weight_decay=weight_decay)
+        """With rows_first each row of the update has the norm 1 before it is made orthogonal, and
+        there is no second moment (MuonEq-R, entry 1285)."""
+        defaults = dict(base_lr=lr, momentum=momentum, beta2=0.95, weight_decay=weight_decay)
         super().__init__(params, defaults)
         self.ranks = ranks
+        self.rows_first = rows_first
 
         by_shape: dict[torch.Size, list[nn.Parameter]] = {}
         for p in self.param_groups[0]["params"]:
@@ -1307,8 +1426,12 @@ class NorMuon(torch.optim.Optimizer):
     def step(self) -> None:
         group = self.param_groups[0]
         updates = [self.nesterov(stack, group["momentum"]) for stack in self.stacks]
+        if self.rows_first:
+            updates = [F.normalize(update, dim=-1) for update in updates]
         for stack, update in zip(self.stacks, self.orthogonalize(updates), strict=True):
-            update = self.normalize_rows(stack, update.float(), group["beta2"])
+            update = update.float()
+            if not self.rows_first:
+                update = self.normalize_rows(stack, update, group["beta2"])
             aspect = max(1.0, update.size(-2) / update.size(-1)) ** 0.5
             update *= -group["lr"] * aspect
             torch._foreach_mul_(stack.params, 1 - group["lr"] * group["weight_decay"])
@@ -1351,10 +1474,13 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
         matrices = dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=t.weight_decay)
         groups.append(matrices)
     fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=fused)
+    adamw = torch.optim.AdamW(groups, betas=(0.9, t.adam_beta2), fused=fused)
     if t.matrix_optimizer == "adamw":
         return [adamw]
-    muon = NorMuon(params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay)
+    rows_first = t.matrix_optimizer == "muon_rows"
+    muon = NorMuon(
+        params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay, rows_first
+    )
     return [muon, adamw]
 
 
@@ -2475,10 +2601,11 @@ class Learner:
 
 
 def rate_scale(steps_left: float, part_done: float, t: Training) -> float:
-    """Scale of all learning rates: 1, then linearly to 0 at the training's end."""
+    """Scale of all learning rates: 1, then linearly to WARMDOWN_FLOOR at the training's end."""
+    left = steps_left / max(t.warmdown_iters, 1)
     if t.warmdown_fraction:
-        return max(0.0, min(1.0, (1 - part_done) / t.warmdown_fraction))
-    return max(0.0, min(1.0, steps_left / max(t.warmdown_iters, 1)))
+        left = (1 - part_done) / t.warmdown_fraction
+    return t.warmdown_floor + (1 - t.warmdown_floor) * max(0.0, min(1.0, left))
 
 
 def momentum_at(step: int, t: Training) -> float:
@@ -2542,6 +2669,7 @@ class Trainer:
         t = self.s.training
         scale = rate_scale(self.steps_left(), self.part_done(), t)
         set_rates(self.optimizers, scale, momentum_at(self.step, t))
+        self.model.loop(self.part_done() >= t.loop_from)
 
         self.quantised = []
         if scale < t.late_qat_threshold:
@@ -2663,10 +2791,12 @@ class Trainer:
         before = {name: w.clone() for name, w in self.model.state_dict().items()}
         set_rates(self.optimizers, 1.0)
         for step in range(self.s.training.warmup_steps):
+            self.model.loop(step % 2 == 1)  # the graphs of before and after LOOP_FROM
             if log.progress_is_due():
                 log.write(sys.stdout, f"warmup_step:{step}/{self.s.training.warmup_steps}")
             self.update()
         self.model.load_state_dict(before)
+        self.model.loop(True)
         self.start()
 
     def save(self, folder: Path) -> Path:
@@ -2754,11 +2884,14 @@ def training_flops(model: GPT, m: Model) -> float:
 
     6 for each weight of a matrix, and 6 T D a layer for causal attention, forward and back.
     """
-    weights = 0
-    for name, p in model.named_parameters():
-        if name == "tok_emb" or role_of(name).trained_as == "matrix":
-            weights += p.numel()
-    return 6.0 * (weights + m.num_layers * m.train_seq_len * m.model_dim)
+    weights = model.tok_emb.numel()
+    if model.bigram is not None:
+        weights += model.bigram.proj.numel()
+    for index in model.order:
+        for name, p in model.blocks[index].named_parameters():
+            if role_of(name).trained_as == "matrix":
+                weights += p.numel()
+    return 6.0 * (weights + len(model.order) * m.train_seq_len * m.model_dim)
 
 
 def find_checkpoint(run: Run) -> Path:
@@ -3167,6 +3300,7 @@ def finish(
     """Exports the averaged weights and scores the artifact; a checkpoint is enough to repeat it."""
     s = trainer.s
     model = trainer.model
+    model.loop(True)
     model.load_state_dict(trainer.average.module.state_dict())
     scores = {BEFORE: evaluator.score(model, BEFORE, s.model.train_seq_len)}
     if not math.isfinite(scores[BEFORE].val_bpb):

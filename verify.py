@@ -297,12 +297,16 @@ class Model:
         """What enters the first layer, [B, T, D]; only the bigram and the smear look at another
         position here."""
         p = self.params
+        c = self.config
         x = p["tok_emb"][tokens]
-        if self.config["bigram_buckets"]:
+        if c["smear_gate"] and c["smear_dims"]:
+            gate = torch.sigmoid(x[..., : c["smear_dims"]] @ p["smear_gate"])
+            x = x + p["smear_scale"] * gate[..., None] * self.previous(x, tokens)
+        if c["bigram_buckets"]:
             table = p["bigram.table"][self.bigram_buckets(tokens)]
             x = x + p["bigram.scale"] * F.linear(table, p["bigram.proj"])
         x = rms_norm(x)
-        if self.config["smear_gate"]:
+        if c["smear_gate"] and not c["smear_dims"]:
             gate = torch.sigmoid(p["smear_gate"])
             x = (1 - gate) * x + gate * self.previous(x, tokens)
         return x
@@ -328,13 +332,16 @@ class Model:
         asking = h[:, first:]
         inputs = {"q": asking, "k": h, "v": h}
         q, k, v = (split_heads(F.linear(x, p[name]), d) for name, x in inputs.items())
-        if c["value_residual"] and v_first is not None:
+        if c["value_residual"] and i > 0:
             v = p["value_mix"][0] * v_first + p["value_mix"][1] * v
         q = rotate(rms_norm(q), c["rope_dims"], c["rope_base"], first)
         k = rotate(rms_norm(k), c["rope_dims"], c["rope_base"])
         y = attention(q * p["q_gain"][:, None, None], k, v)
 
-        if c["gated_attention"]:
+        if c["gated_attention"] and c["gate_dims"]:
+            read = asking[..., : c["gate_dims"]]
+            y = y * 2 * torch.sigmoid(F.linear(read, p["gate_weight"])).mT[..., None]
+        elif c["gated_attention"]:
             gate = torch.sigmoid(F.linear(asking, p["gate_weight"], p["gate_bias"]))
             y = y * gate.mT[..., None]
         if i >= c["num_layers"] - c["xsa_last_n"]:
@@ -357,29 +364,41 @@ class Model:
 
         x = mix[0] * x + mix[1] * x0
         y, v = self.attend(i, rms_norm(x) * scale, v_first, first)
-        x = x[:, first:] + p[f"blocks.{i}.attn_scale"] * y
-        x = x + p[f"blocks.{i}.mlp_scale"] * self.feed_forward(i, rms_norm(x) * scale)
-        return x, v
+        x = x[:, first:]
+        attended = x + p[f"blocks.{i}.attn_scale"] * y
+        parallel = i >= self.config["num_layers"] - self.config["parallel_last_n"]
+        read = x if parallel else attended
+        y = self.feed_forward(i, rms_norm(read) * scale)
+        return attended + p[f"blocks.{i}.mlp_scale"] * y, v
+
+    def with_skip(self, i: int, x: Tensor, skip: Tensor) -> Tensor:
+        """x [B, T, D] joined by the i-th of the skips."""
+        skip = self.params["skip_weights"][i] * skip
+        if not self.config["skip_gates"]:
+            return x + skip
+        gate = torch.sigmoid(self.params["skip_gates"][i])
+        return gate * x + (1 - gate) * skip
 
     def features(self, tokens: Tensor, first: int = 0) -> Tensor:
         """What the head reads at the positions from `first` on, [B, T - first, D], for ids int64
         [B, T]. The last layer computes these positions alone."""
         c = self.config
-        half = c["num_layers"] // 2
+        order = layer_order(c)
+        half = len(order) // 2
         length = tokens.shape[1]
         late = first if (length - first) * length <= MASK_ELEMENTS else 0
         x0 = x = self.embed(tokens)
         v_first = None
         skips = []
 
-        for i in range(c["num_layers"]):
-            if c["unet_skips"] and half <= i < 2 * half:
-                x = x + self.params["skip_weights"][i - half] * skips.pop()
-            last = i == c["num_layers"] - 1
+        for place, i in enumerate(order):
+            if c["unet_skips"] and half <= place < 2 * half:
+                x = self.with_skip(place - half, x, skips.pop())
+            last = place == len(order) - 1
             x, v = self.block(i, x, x0, v_first, late if last else 0)
-            if i == 0:
+            if place == 0:
                 v_first = v
-            if i < half:
+            if place < half:
                 skips.append(x)
         return rms_norm(x[:, first - late :])
 
@@ -390,6 +409,16 @@ class Model:
     def __call__(self, tokens: Tensor, first: int = 0) -> Tensor:
         """Logits [B, T - first, V] of the positions from `first` on."""
         return self.head(self.features(tokens, first))
+
+
+def layer_order(c: dict) -> list[int]:
+    """The layers in the order in which they are passed: those of the loop several times."""
+    layers = [*range(c["num_layers"])]
+    stop = c["loop_last"] + 1
+    order = layers[: c["loop_first"]]
+    for _ in range(c["loop_passes"]):
+        order += layers[c["loop_first"] : stop]
+    return order + layers[stop:]
 
 
 def without_own_value(y: Tensor, v: Tensor) -> Tensor:
@@ -949,6 +978,22 @@ CONFIG = SCORING | {  # what the network needs
     "gated_attention": FLAG,
     "unet_skips": FLAG,
     "bos_reset": FLAG,
+    "parallel_last_n": COUNT,
+    "loop_first": COUNT,
+    "loop_last": COUNT,
+    "loop_passes": Allowed(int, 1, 16),
+    "gate_dims": COUNT,
+    "smear_dims": COUNT,
+    "skip_gates": FLAG,
+}
+ABSENT = {  # what a file means that does not state it
+    "parallel_last_n": 0,
+    "loop_first": 0,
+    "loop_last": 0,
+    "loop_passes": 1,
+    "gate_dims": 0,
+    "smear_dims": 0,
+    "skip_gates": False,
 }
 
 
@@ -975,6 +1020,11 @@ def config_problems(c: dict, shapes: Shapes, theirs: bool) -> list[str]:
             "num_kv_heads does not divide num_heads": c["num_heads"] % c["num_kv_heads"] == 0,
             "rope_dims is odd or above the head size": c["rope_dims"] in rotated,
             "bigram_buckets is 1": c["bigram_buckets"] != 1,
+            "loop_first or loop_last is no layer": (
+                c["loop_first"] <= c["loop_last"] < c["num_layers"]
+            ),
+            "gate_dims is above model_dim": c["gate_dims"] <= c["model_dim"],
+            "smear_dims is above model_dim": c["smear_dims"] <= c["model_dim"],
         }
     found = [text for text, holds in rules.items() if not holds]
     return found if theirs or found else shape_problems(expected_shapes(c), shapes)
@@ -1005,12 +1055,14 @@ def expected_shapes(c: dict) -> Shapes:
         "attn.v": (kv, D),
         "attn.out": (D, D),
         "attn.q_gain": (H,),
-        "attn.gate_weight": (H, D),
+        "attn.gate_weight": (H, c["gate_dims"] or D),
         "attn.gate_bias": (H,),
         "attn.value_mix": (2,),
     }
     if not c["gated_attention"]:
-        del block["attn.gate_weight"], block["attn.gate_bias"]
+        del block["attn.gate_weight"]
+    if not c["gated_attention"] or c["gate_dims"]:
+        del block["attn.gate_bias"]
     if not c["value_residual"]:
         del block["attn.value_mix"]
     shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block.items()}
@@ -1021,9 +1073,14 @@ def expected_shapes(c: dict) -> Shapes:
         shapes["bigram.proj"] = (D, c["bigram_dim"])
         shapes["bigram.scale"] = ()
     if c["smear_gate"]:
-        shapes["smear_gate"] = (D,)
-    if c["unet_skips"] and layers > 1:
-        shapes["skip_weights"] = (layers // 2, D)
+        shapes["smear_gate"] = (c["smear_dims"] or D,)
+    if c["smear_gate"] and c["smear_dims"]:
+        shapes["smear_scale"] = ()
+    skips = len(layer_order(c)) // 2
+    if c["unet_skips"] and skips:
+        shapes["skip_weights"] = (skips, D)
+    if c["unet_skips"] and skips and c["skip_gates"]:
+        shapes["skip_gates"] = (skips, D)
     shapes["tok_emb"] = (c["vocab_size"], D)
     return shapes
 
@@ -1054,7 +1111,7 @@ def read_head(data: bytes, memory: float) -> Head:
         require_memory(min(stated, 2**20 + 64 * len(data)), memory, "its content")
     content = inflate(data)
     cursor = Cursor(content)
-    config = read_config(cursor)
+    config = ABSENT | read_config(cursor)
     tensors = read_table(cursor, len(data))
     return Head(config, {tensor.name: tensor.shape for tensor in tensors}, len(content))
 
@@ -1072,7 +1129,7 @@ def require_memory(size: float, memory: float, what: str) -> None:
 def scoring_bytes(c: dict, elements: int, device: str) -> int:
     """What the network's weights and the largest batch take at most."""
     tokens = max(BATCH_TOKENS[device], c["train_seq_len"])
-    layers = c["num_layers"]
+    layers = len(layer_order(c))
     wide = 16 * c["model_dim"] + 3 * c["mlp_hidden"] + c["bigram_dim"]
     wide += (layers // 2) * c["model_dim"] + c["model_dim"] * c["unet_skips"]
     head = 4 * max(HEAD_ELEMENTS[device], c["vocab_size"]) + 24 * PROBE_ELEMENTS
@@ -1084,7 +1141,7 @@ def learning_bytes(c: dict, elements: int, device: str) -> int:
     """What a step of the adaptation takes besides: gradients, moments, and all activations."""
     tokens = max(BATCH_TOKENS[device] // 8, c["train_seq_len"])
     layer = 24 * c["model_dim"] + 6 * c["mlp_hidden"]
-    wide = c["num_layers"] * layer + 4 * c["vocab_size"] + 4 * c["bigram_dim"]
+    wide = len(layer_order(c)) * layer + 4 * c["vocab_size"] + 4 * c["bigram_dim"]
     return 16 * elements + 4 * tokens * wide
 
 
@@ -1097,8 +1154,10 @@ def window_seconds(c: dict, elements: int) -> float:
     """What one window of our network takes on the slowest machine."""
     length = c["train_seq_len"]
     tables = c["bigram_buckets"] * c["bigram_dim"]
-    seen = 2 * c["num_layers"] * length * c["model_dim"]
-    return length * (2 * (elements - tables) + seen) / SLOW_CORE
+    passes = len(layer_order(c))
+    read = 2 * (elements - tables) * passes / c["num_layers"]  # looped layers more than once
+    seen = 2 * passes * length * c["model_dim"]
+    return length * (read + seen) / SLOW_CORE
 
 
 def require_budget(head: Head, options: Options) -> None:

@@ -63,6 +63,12 @@ def test_smoke_logits_are_those_of_verify(device):
     state("difference of the losses, nats", (losses[1] - losses[0]).item())
     assert losses[0].item() == pytest.approx(losses[1].item(), abs=0.02)
 
+    with torch.inference_mode():  # of some positions, by another kernel: with a mask
+        some = model(tokens, at=torch.arange(8, 16, device=device).expand(32, 8))
+    difference = (some - exact[:, 8:]).abs().mean() / exact.std()
+    state("mean difference of some logits, standard deviations", difference.item())
+    assert difference < 0.03
+
 
 def orthogonalised(g: torch.Tensor) -> torch.Tensor:
     """Muon's iteration in float64, written out once more."""
@@ -153,6 +159,27 @@ def test_loss_and_gradients_are_those_of_the_cpu(device, dtype):
     rounded = dtype == torch.bfloat16
     assert loss == pytest.approx(exact, abs=5e-2 if rounded else 1e-4)
     assert F.cosine_similarity(gradient, other, dim=0) > (0.99 if rounded else 0.9999)
+
+
+def moments(device: str, folder) -> dict[str, train_gpt.Moments]:
+    """What calibration finds of one small network on the same tokens."""
+    s = tiny_settings(DATA_PATH=folder, CALIBRATION_TOKENS=256)
+    stream = train_gpt.TokenStream(str(folder), "train", s.model.vocab_size)
+    return train_gpt.calibrate(
+        random_model(s).to(device), stream, s, Ranks(0, 1, torch.device(device))
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_calibration_is_that_of_the_cpu(device, tmp_path):
+    """On a GPU the backward pass, and so its hooks, runs in a thread of its own."""
+    write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(4096) % 60 + 1)
+    exact = moments("cpu", tmp_path)
+    for name, other in moments(device, tmp_path).items():
+        np.testing.assert_allclose(other.rows, exact[name].rows, rtol=1e-2, err_msg=name)
+        np.testing.assert_allclose(
+            other.columns, exact[name].columns, rtol=1e-2, atol=1e-4, err_msg=name
+        )
 
 
 @pytest.mark.gpu

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
+from decode_artifact import read_pcll
 from records.code import code_bytes, read_code
 
 # ---------------------------------------------------------------- the network
@@ -297,6 +298,20 @@ def test_claims_made_with_a_fault_fail(home, capsys, fault):
     assert code == 1 and found["claim"]["verdict"] == "FAILED"
     code, found = run(capsys, artifact, "--claim", found["val_bpb"]["number"], "--tolerance", 1e-5)
     assert code == 0 and found["claim"]["verdict"] == "PROVEN"
+
+
+LATER = ["parallel_last_n", "loop_first", "loop_last", "loop_passes", "gate_dims", "smear_dims"]
+
+
+def test_files_from_before_a_setting_mean_that_it_is_off(home, capsys):
+    stated = run(capsys, make(home))[1]["val_bpb"]["number"]
+    artifact = make(home)
+    config, weights = read_pcll(artifact)
+    for name in (*LATER, "skip_gates"):
+        del config[name]
+    pack(artifact, config, weights)
+    code, found = run(capsys, artifact)
+    assert code == 0 and found["val_bpb"]["number"] == stated
 
 
 def test_documents_scored_apart_are_refused(home, capsys):

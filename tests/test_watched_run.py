@@ -23,7 +23,10 @@ STEPS = 7
 SETTINGS = dict(
     COMPILE="1",
     ITERATIONS=STEPS,
-    WARMUP_STEPS=1,
+    WARMUP_STEPS=2,
+    LOOP_FIRST=0,
+    LOOP_LAST=1,
+    LOOP_PASSES=2,
     VAL_LOSS_EVERY=3,
     MICRO_BATCH_SEQS=8,
     EVAL_BATCH_SEQS=5,  # 47 windows: the last batch of a chunk is not full
@@ -91,14 +94,16 @@ def watched(tmp_path_factory) -> Watched:
 
 
 def test_one_graph_for_each_of_training_scoring_and_learning(watched):
-    """Their inputs: the tokens and the targets, or the positions."""
-    training, scoring, learning = [(8, 256)] * 2, [(5, 256), (5, 64)], [(3, 256)] * 2
-    assert sorted(map(sorted, watched.graphs)) == sorted([training, sorted(scoring), learning])
+    """Their inputs: the tokens and the targets, or the positions. Training has one more, as blocks
+    are passed once at first."""
+    training, scoring, learning = [(8, 256)] * 2, [(5, 64), (5, 256)], [(3, 256)] * 2
+    expected = sorted([training, training, scoring, learning])
+    assert sorted(map(sorted, watched.graphs)) == expected
 
 
 def test_nothing_is_compiled_after_the_warm_up(watched):
     """Neither while training and validating, nor in any of the scores."""
-    assert watched.at_warm_up == [3] and len(watched.graphs) == 3
+    assert watched.at_warm_up == [4] and len(watched.graphs) == 4
 
 
 def test_the_run_had_all_of_that(watched):
