@@ -152,6 +152,16 @@ def test_logs_that_say_nothing_of_it(entry, capsys):
     assert row["verdict"] == "NOT CHECKABLE" and "no pass of this artifact" in row["detail"]
 
 
+def test_a_log_of_another_split_is_no_contradiction(entry, capsys, monkeypatch):
+    path = entry.log({verify.SLIDING: 0.9 * entry.nats[verify.SLIDING]})
+    path.write_text(path.read_text().replace("bytes:", "bytes:1"))
+    (row,) = prefixes(capsys, entry.artifact, "--log", path)
+    assert row["verdict"] == "FAILED"  # the split here is the challenge's
+    monkeypatch.setattr(verify, "SPLIT_TOKENS", {})
+    (row,) = prefixes(capsys, entry.artifact, "--log", path)
+    assert row["verdict"] == "NOT CHECKABLE" and "another split" in row["detail"]
+
+
 def stop_after(monkeypatch, calls: int, stop: type) -> None:
     """Ctrl-C, or the end of the minutes, after so many batches."""
     original = verify.batch_losses

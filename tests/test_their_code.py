@@ -42,7 +42,8 @@ def theirs(home, capsys):
         text = NETWORK.replace("BEFORE", before).replace("INIT", init or "pass")
         (home / "theirs.py").write_text(text.replace("FORWARD", forward))
         words = [str(artifact), "--model", str(home / "theirs.py"), "--trust-code", "--json"]
-        words += [str(word) for item in options.items() for word in (f"--{item[0]}", item[1])]
+        for name, value in options.items():
+            words += [f"--{name}"] if value is None else [f"--{name}", str(value)]
         code = verify.main(words)
         found = {row["check"]: row for row in json.loads(capsys.readouterr().out)["findings"]}
         assert found["integrity"]["verdict"] == "PROVEN"  # the report is whole
@@ -156,6 +157,13 @@ def test_reading_the_next_row_of_the_batch_is_seen(theirs, stride):
     )
     found = theirs(forward=leak, settings=dict(eval_stride=stride), **{"max-tokens": 99})
     assert found["determinism"]["verdict"] == "FAILED"
+
+
+def test_their_network_adapts_in_its_process(theirs):
+    settings = dict(ttt_protocol="score_first", ttt_lr=0.1)
+    found = theirs(settings=settings, ttt=None)
+    assert found["val_bpb_ttt"]["verdict"] == "CONSISTENT"
+    assert abs(found["val_bpb_ttt"]["number"] - found["val_bpb"]["number"]) > 1e-3
 
 
 def test_what_depends_on_the_order_of_rows_is_seen(theirs):
