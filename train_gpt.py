@@ -2927,9 +2927,17 @@ def changed_settings(s: Settings) -> dict[str, Any]:
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
-    """The source, so that the log can be rerun; then versions, machine and settings."""
+    """The source, so that the log can be rerun; then versions, machine and settings.
+
+    UserError if a log that goes on begins with another source: its score would be of neither.
+    """
     if log.active and log.empty:
         log(f"{source}\n{'=' * 80}", console=False)
+    elif log.active and not Path(log.file.name).read_bytes().startswith(source.encode()):
+        raise UserError(
+            f"{log.file.name} begins with another {Path(__file__).name}: give RUN_ID another name, "
+            "for a new log."
+        )
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
     log(
         f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "
