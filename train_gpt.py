@@ -719,7 +719,6 @@ def open_log(path: Path, resumed: bool) -> TextIO:
     mode = "a" if resumed else "x"
     try:
         file = open(path, mode, encoding="utf-8", errors="backslashreplace", buffering=1)
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileExistsError:
         way_on = ""
         if any(Path("checkpoints", path.stem).glob(CHECKPOINT_NAMES)):
@@ -727,8 +726,12 @@ def open_log(path: Path, resumed: bool) -> TextIO:
         raise UserError(
             f"RUN_ID={path.stem}: {path} is there already;{way_on} another RUN_ID begins a new one."
         ) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise UserError(f"RUN_ID={path.stem}: a run that writes to {path} is under way.") from None
+    except OSError:
+        pass  # a network's disk may have no locks
     return file
 
 
@@ -2966,7 +2969,9 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
             log(f"{trainer.step_text()} {loss} {trainer.time_text()} {average} {trainer.speed()}")
 
         if run.val_loss_every and trainer.step % run.val_loss_every == 0:
-            log(f"{trainer.step_text()} {validate('validation')} {trainer.time_text()}")
+            with saving_what_is_done(trainer, log, folder):
+                score = validate("validation")
+            log(f"{trainer.step_text()} {score} {trainer.time_text()}")
             began = time.monotonic() - seconds  # validation is not training time
         if stopping or (interval and time.monotonic() - saved >= interval):
             save_checkpoint(trainer, log, folder)
@@ -3023,14 +3028,15 @@ def save_checkpoint(trainer: Trainer, log: Log, folder: Path) -> None:
 
 @contextlib.contextmanager
 def saving_what_is_done(trainer: Trainer, log: Log, folder: Path) -> Iterator[None]:
-    """A step that fails before it changes the weights, by bad data or for lack of memory, loses no
-    other step."""
+    """What fails before it changes the weights, by bad data or for lack of memory, loses no step
+    but its own."""
     done = trainer.step
     try:
         yield
-    except Exception as error:
+    except BaseException as error:  # also a Ctrl-C
         if 0 < done == trainer.step:
-            save_checkpoint(trainer, log, folder)
+            with contextlib.suppress(Exception):  # as the GPU may have failed
+                save_checkpoint(trainer, log, folder)
         error.add_note(way_on(trainer))
         raise
 
@@ -3054,9 +3060,17 @@ def changed_settings(s: Settings) -> dict[str, Any]:
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
-    """The source, so that the log can be rerun; then versions, machine and settings."""
+    """The source, so that the log can be rerun; then versions, machine and settings.
+
+    UserError if a log that goes on begins with another source: its score would be of neither.
+    """
     if log.active and log.empty:
         log(f"{source}\n{'=' * 80}", console=False)
+    elif log.active and not Path(log.file.name).read_bytes().startswith(source.encode()):
+        raise UserError(
+            f"{log.file.name} begins with another {Path(__file__).name}: give RUN_ID another name, "
+            "for a new log."
+        )
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
     log(
         f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "

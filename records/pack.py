@@ -389,6 +389,8 @@ def method(run: Run, kind: str) -> list[str]:
     )
     codec = CODECS.get(s["codec"], s["codec"])
     table = CODECS.get(s["embed_codec"], s["embed_codec"])
+    if s["embed_codec"] == s["codec"]:
+        table = "the same"
     return [
         f"- Settings: {summary(run)}.",
         f"- Network: {network}; with {', '.join(parts) or 'no further parts'}.",

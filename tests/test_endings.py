@@ -152,6 +152,23 @@ def test_a_longer_run_goes_on_from_a_finished_one(home):
     assert refused.returncode == 2 and "MATRIX_LR=0.5, but RESUME=" in refused.stderr
 
 
+def test_a_script_that_was_changed_goes_on_in_a_log_of_its_own(home):
+    """Whoever reads a log finds in it the source that its score comes from."""
+    assert run_here(home, TTT_PROTOCOL="off", **FAST).returncode == 0
+    log = home / "logs/test.txt"
+    older = log.read_text().replace("Trains a small", "Trains a smaller", 1)
+    log.write_text(older)
+    done = run_here(home, RESUME="latest", RUN_ID="", TTT_PROTOCOL="off", **FAST)
+    assert done.returncode == 2 and done.stderr.startswith(
+        "logs/test.txt begins with another train_gpt.py: give RUN_ID another name"
+    )
+    assert log.read_text() == older
+    path = "checkpoints/test/00000003.pt"
+    again = run_here(home, RESUME=path, RUN_ID="b", TTT_PROTOCOL="off", **FAST)
+    assert again.returncode == 0 and "resumed from" in lines_of(home, "b")
+    assert (home / "logs/b.txt").read_text().startswith((ROOT / "train_gpt.py").read_text())
+
+
 # ---- What is no number
 
 

@@ -178,6 +178,7 @@ def test_no_part_is_longer_than_its_step(tmp_path):
     """Even where other work has slowed down the parts, which are measured alone."""
     environment = TINY | {"NUM_LAYERS": "1", "MICRO_BATCH_SEQS": "3"}  # two unequal batches
     trainer = train.make_trainer(environment, tmp_path)
+    train.next_step(trainer)
     for step in (1e-6, 10.0):
         parts = train.time_parts(trainer, step, repeats=1)
         assert list(parts) == ["forward", "backward", "optimizers", "all else"]

@@ -539,7 +539,14 @@ def test_bad_data_late_in_a_run_cost_one_step(home):
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("full"), OSError(errno.EIO, "Input/output error"), KeyError()]
+    "error",
+    [
+        torch.OutOfMemoryError("full"),
+        OSError(errno.EIO, "Input/output error"),
+        RuntimeError("gloo: Connection closed by peer"),
+        KeyError(),
+        KeyboardInterrupt(),
+    ],
 )
 def test_a_step_that_fails_in_its_second_half_is_undone(home, monkeypatch, error):
     """In the second of two passes, with the weights rounded: what is saved are the exact ones."""
@@ -560,6 +567,33 @@ def test_a_step_that_fails_in_its_second_half_is_undone(home, monkeypatch, error
     second = make_trainer()
     second.load(home / "checkpoints/00000006.pt")
     assert same_weights(second.model, trainer.model)
+
+
+def test_a_validation_that_fails_costs_no_step(home):
+    trainer = make_trainer(CHECKPOINT_EVERY=0, VAL_LOSS_EVERY=3)
+
+    def failing(name):
+        raise torch.OutOfMemoryError("full")
+
+    with pytest.raises(torch.OutOfMemoryError) as caught:
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", failing)
+    path = home / "checkpoints/00000003.pt"
+    assert caught.value.__notes__ == [f" To go on: RESUME={path}, all else the same."]
+    make_trainer().load(path)
+
+
+def test_a_second_fault_does_not_hide_the_first(home, monkeypatch):
+    """After an error on a GPU nothing else may work there, and so no checkpoint."""
+    trainer = make_trainer(CHECKPOINT_EVERY=0)
+    go(trainer, 1)
+
+    def failing(*_):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(trainer, "save", failing)
+    monkeypatch.setattr(train_gpt, "train_batches", lambda *_: iter([None]))
+    with pytest.raises(TypeError):
+        train(trainer, Log("x", trainer.ranks, resumed=False), home / "checkpoints", None)
 
 
 def test_a_step_that_fails_while_it_changes_the_weights_is_not_saved(home, monkeypatch):
@@ -673,6 +707,15 @@ def test_a_log_is_begun_once(home, one_rank):
     again = Log("x", one_rank, resumed=True)
     again("more")
     assert not again.empty and (home / "logs/x.txt").read_text() == "mine\nmore\n"
+
+
+def test_a_disk_without_locks_has_logs(home, monkeypatch, one_rank):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(train_gpt.fcntl, "flock", refuse)
+    Log("x", one_rank, resumed=False)("line")
+    assert (home / "logs/x.txt").read_text() == "line\n"
 
 
 def test_a_log_holds_every_letter(home, one_rank):
