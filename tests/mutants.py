@@ -634,6 +634,13 @@ EXPORT = [
 EVALUATION = [
     Mutant(
         TRAIN_GPT,
+        "load_artifact(model, artifact)\n    headline = SLIDING",
+        "headline = SLIDING",
+        "scores of the artifact's own weights",
+        "test_evaluation.py::test_the_artifacts_weights_are_scored",
+    ),
+    Mutant(
+        TRAIN_GPT,
         "eval_stride: int = setting(",
         "eval_stride: int = setting(2 * ",
         "a stride of 32",

@@ -564,6 +564,22 @@ def test_the_headline_is_made_first(scored):
     assert len(lines) == 3
 
 
+@pytest.mark.parametrize("protocol", ["off", "score_first"])
+def test_the_artifacts_weights_are_scored(protocol):
+    """And not those that the model has until then."""
+    s = tiny_settings(TTT_PROTOCOL=protocol, TTT_LR=0)
+    exported = random_model(s, seed=1)
+    state = exported.state_dict().items()
+    tensors = {name: train_gpt.code_floats(w.numpy(), "float32") for name, w in state}
+    artifact = train_gpt.encode_pcll({}, tensors, 8)
+
+    e = evaluator(random_tokens(60), s)
+    scores = {train_gpt.BEFORE: Score(0, 0, 0, 0, 0)}
+    headline = score_artifact(random_model(s), artifact, e, scores, e.log)
+    expected = e.score(exported, "", 4).val_loss
+    assert scores[headline].val_loss == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_fixed_weights_are_back_for_the_sliding_window(scored):
     _, scores, _ = scored()
     _, alone, _ = scored(TTT_PROTOCOL="off")
