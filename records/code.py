@@ -153,7 +153,8 @@ def is_no_code(path: Path) -> bool:
 # ---------------------------------------------------------------- references
 
 READS_FIRST = {  # calls whose first argument is a path
-    *"open fdopen CDLL PyDLL LoadLibrary load_library load fromfile memmap loadtxt genfromtxt".split(),
+    *"open fdopen CDLL PyDLL LoadLibrary load_library load fromfile memmap loadtxt".split(),
+    *"genfromtxt".split(),
     *"open_memmap from_file run_path zipimporter ZipFile load_file safe_open FileIO".split(),
     *"imread GzipFile BZ2File LZMAFile read_csv getlines fromregex".split(),
 }
@@ -189,12 +190,12 @@ MODULES = {  # that read or run a file through the calls and attributes above al
     *"typing_extensions safetensors flash_attn_3 fla causal_conv1d mamba_ssm".split(),
     *"__future__ abc argparse array ast atexit base64 binascii bisect bz2 cmath codecs".split(),
     *"collections concurrent contextlib contextvars copy csv ctypes dataclasses datetime".split(),
-    *"decimal enum errno faulthandler fnmatch fractions functools gc glob gzip hashlib heapq".split(),
-    *"html importlib inspect io itertools json keyword lzma marshal math mmap numbers".split(),
-    *"operator os pathlib pickle platform pprint pydoc_data queue random re resource runpy".split(),
-    *"secrets shlex shutil signal statistics string struct subprocess sys tempfile textwrap".split(),
-    *"threading time timeit traceback types typing unicodedata uuid warnings weakref".split(),
-    *"zipfile zipimport zlib multiprocessing logging socket select asyncio".split(),
+    *"decimal enum errno faulthandler fnmatch fractions functools gc glob gzip heapq".split(),
+    *"hashlib html importlib inspect io itertools json keyword lzma marshal math mmap numbers".split(),
+    *"operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
+    *"secrets shlex shutil signal statistics string struct subprocess sys textwrap".split(),
+    *"tempfile threading time timeit traceback types typing unicodedata uuid warnings weakref".split(),
+    *"platform zipfile zipimport zlib multiprocessing logging socket select asyncio".split(),
 }
 COMMANDS = ("nvidia-smi",)  # that read no file of ours
 MAX_PARTS = 32  # of a dotted name
@@ -315,7 +316,9 @@ class References:
             return None
         if name == "getattr" and not dotted:
             return self.read_getattr(call)
-        if self.named(owner) == "subprocess" or (name in ("system", "popen") and self.named(owner) == "os"):
+        if self.named(owner) == "subprocess" or (
+            name in ("system", "popen") and self.named(owner) == "os"
+        ):
             return self.read_command(call, name)
         if name in REACHING:
             return self.read_target(call, name, dotted)
@@ -325,7 +328,12 @@ class References:
 
     def may_read(self, call: ast.Call, name: str, owner: ast.expr | None) -> bool:
         """Whether a call that REACHING does not know may reach a file."""
-        if name in self.defined and owner is None or HARMLESS_CALLS.match(name) or name in NAMES - REACHING - {"vars"}:
+        if (
+            name in self.defined
+            and owner is None
+            or HARMLESS_CALLS.match(name)
+            or name in NAMES - REACHING - {"vars"}
+        ):
             return name in ("globals", "locals", "__loader__", "breakpoint")
         if name == "vars" and not call.args:
             return True
@@ -334,7 +342,9 @@ class References:
         if name == "loads" and self.named(owner) == "json":
             return False
         if name == "replace":
-            return len(call.args) != 2 or self.named(owner) == "os"  # text.replace(old, new) has two
+            return (
+                len(call.args) != 2 or self.named(owner) == "os"
+            )  # text.replace(old, new) has two
         if name == "rename":
             return True
         return may_reach(name)
@@ -428,7 +438,9 @@ class References:
             if node.id in NAMES | {"open"} or (node.id in REACHING and node.id not in self.defined):
                 if not (node.id == "compile" and node.id in self.defined):
                     self.leave(node, f"{node.id} {'bound anew' if bound else 'by another name'}")
-        elif ATTRIBUTES.match(node.attr) or (node.attr == "path" and self.named(node.value) == "sys"):
+        elif ATTRIBUTES.match(node.attr) or (
+            node.attr == "path" and self.named(node.value) == "sys"
+        ):
             self.leave(node, ast.unparse(node) if self.named(node.value) else node.attr)
         elif node.attr in REACHING | {"system", "popen"} and self.is_module(node.value):
             self.leave(node, f"{node.attr} by another name")

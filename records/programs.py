@@ -15,7 +15,6 @@ import ast
 import base64
 import binascii
 import bz2
-import codecs
 import lzma
 import os
 import re
@@ -208,8 +207,8 @@ class Constants:
             return value[index] if isinstance(index, int) and -1 <= index < len(value) > 0 else None
         ends = [node.slice.lower, node.slice.upper, node.slice.step]
         numbers = [self.of(end) for end in ends]
-        known = all(end is None or number is not None for end, number in zip(ends, numbers))
-        return value[slice(*numbers)] if known else None
+        known = [number is not None for end, number in zip(ends, numbers, strict=True) if end]
+        return value[slice(*numbers)] if all(known) else None
 
     def of_list(self, node: ast.List | ast.Tuple) -> object:
         items = [self.of(item) for item in node.elts]

@@ -125,7 +125,8 @@ def print_runs(runs: tuple[RunRow, ...]) -> None:
         seed = "?" if run.seed is None else run.seed
         print(f"  {seed!s:<10}" + cells(run[1:]))
     if len(runs) > 1:
-        stated = [[value for value in column if value is not None] for column in zip(*runs)][1:]
+        columns = list(zip(*runs, strict=True))[1:]
+        stated = [[value for value in column if value is not None] for column in columns]
         print(f"  {'mean':<10}" + cells([fmean(column) if column else None for column in stated]))
         spread = [stdev(column) if len(column) > 1 else None for column in stated]
         print(f"  {'deviation':<10}" + cells(spread))
