@@ -32,6 +32,8 @@ import math
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, variance
@@ -125,7 +127,8 @@ SETTLES = {  # what would settle a finding that is no more than consistent
 # ---------------------------------------------------------------- the folder
 
 
-class Entry(NamedTuple):
+@dataclass
+class Entry:
     """What was read of a folder."""
 
     folder: Folder
@@ -135,6 +138,15 @@ class Entry(NamedTuple):
     script: Path | None  # the one that is like train_gpt.py
     readme: Path | None
     record: bool  # whether it stands in the record track, where the limits bind
+
+    @cached_property
+    def size(self) -> CodeSize:
+        return measure_code(self.script, self.folder) if self.script else CodeSize()
+
+    @cached_property
+    def programs(self) -> tuple[list[Program], list[str]]:
+        """Those that are searched; what of them could not be read."""
+        return programs_of(self)
 
 
 def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
@@ -146,14 +158,13 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
     entry, parsed = read_entry(listed)
     score, lines = check_val_bpb(entry)
     used = used_runs(entry, lines)
-    size = measure_code(entry.script, listed) if entry.script else CodeSize()
 
     found = [
         check_files(entry),
         parsed,
         score._replace(runs=tuple(run_row(log, lines) for log in used[:16])),
         check_readme(claimed_bpb(entry.table), listed, entry.readme),
-        *check_log_size(entry, used, size),
+        *check_log_size(entry, used),
         check_claimed_bytes(entry.table, entry.logs, entry.scripts),
         *check_artifact_bytes(entry.logs, listed.files),
         check_hardware(used, entry.record),
@@ -518,8 +529,9 @@ def stated_total(log: Log) -> int:
     return last_export(log).total
 
 
-def check_log_size(entry: Entry, used: list[Log], size: CodeSize) -> list[Finding]:
+def check_log_size(entry: Entry, used: list[Log]) -> list[Finding]:
     """The largest last export of the claimed runs against the cap and the files; and the code."""
+    size = entry.size
     logs = [log if stated_total(log) else training_of(log) for log in used]
     sized = [log for log in logs if stated_total(log)]
     if not size.used:
@@ -535,7 +547,7 @@ def check_log_size(entry: Entry, used: list[Log], size: CodeSize) -> list[Findin
     export = last_export(log)
     if export.code == 0:
         export = export._replace(code=raw, total=max(export.total, export.model + raw))
-    verdict, note = judge_size(entry, log, export, size, packed)
+    verdict, note = judge_size(entry, log, export, packed)
     logged = f"{log.last('code_bytes'):,}" if log.last("code_bytes") else "no code"
     sums = f"model {export.model:,} + code {export.code:,} = {export.model + export.code:,}"
     detail = (
@@ -546,10 +558,9 @@ def check_log_size(entry: Entry, used: list[Log], size: CodeSize) -> list[Findin
     return [Finding(verdict, "size", detail, export.total, "bytes", log.name), code]
 
 
-def judge_size(
-    entry: Entry, log: Log, export: Export, size: CodeSize, packed: int
-) -> tuple[str, str]:
+def judge_size(entry: Entry, log: Log, export: Export, packed: int) -> tuple[str, str]:
     """The verdict on a run's size, and what to add to its detail."""
+    size = entry.size
     least = packed * 9 // 10  # there are better compressors
     if log.last("code_bytes"):
         least = min(least, log.last("code_bytes"))
@@ -1055,7 +1066,7 @@ def settings_of_one(logs: list[Log], entry: Entry) -> list[str]:
             if off or not is_setting(name, value):
                 continue
             if known is None:
-                known = "\n".join(program.text for program in programs_of(entry)[0])
+                known = "\n".join(program.text for program in entry.programs[0])
             if not re.search(rf"(?i)\b{re.escape(name)}\b", known):
                 found.append(f"{name} {value[:40]} in {log.name} alone")
     return found
@@ -1069,7 +1080,7 @@ MAX_SCRIPTS = 12  # whose statements are searched
 def programs_of(entry: Entry) -> tuple[list[Program], list[str]]:
     """The script and what is named like training or evaluation, with what is packed in them, and
     the files that the script runs; what of it could not be read."""
-    used = measure_code(entry.script, entry.folder).used if entry.script else []
+    used = entry.size.used
     searched = [entry.script] if entry.script else []
     searched += [path for path in entry.scripts if re.match("train|eval", path.name)]
     searched += [path for path in used if path.suffix not in (".json", ".so")]
@@ -1092,7 +1103,7 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
     """The first script that each log embeds against those in the folder, comments and layout
     aside."""
     own = [entry.folder.text(path) for path in entry.scripts[:40]]
-    own += [program.text for program in programs_of(entry)[0]]
+    own += [program.text for program in entry.programs[0]]
     own = [lines_of_code(text) for text in dict.fromkeys(own) if text]
     checked = 0
     for log in logs:
@@ -1140,7 +1151,8 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
         if log.facts["traceback"]:
             hits["a log that ends in an error"] = log.facts["traceback"][-1].quote
 
-    programs, unread = programs_of(entry)
+    programs, problems = entry.programs
+    unread = list(problems)
     searched = []
     for program in programs:
         try:

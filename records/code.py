@@ -175,8 +175,8 @@ ATTRIBUTES = re.compile(  # of any object: they lead to a file, or to the names 
 )
 CALLS = re.compile(  # what is called so may read or run a file
     r"(?i)open|load|read|import|exec|spawn|system|popen|file|mmap|txt|regex|source|dll|run_path"
-    r"|run_module|get_data|unpack_archive|connect|getlines|archive|zipimp|copy(2|tree|$)|^link|symlink"
-    r"|rename|^replace$|^move$|include|addsitedir"
+    r"|run_module|get_data|unpack_archive|connect|getlines|archive|zipimp|copy(2|tree|$)|^link"
+    r"|symlink|rename|^replace$|^move$|include|addsitedir"
 )
 HARMLESS_CALLS = re.compile(  # of those, what reads no file by its path
     r"(?i)^(load_state_dict|thread\w*|\w*threads?|read|readline|readlines|readinto|is_file|isfile"
@@ -191,11 +191,11 @@ MODULES = {  # that read or run a file through the calls and attributes above al
     *"__future__ abc argparse array ast atexit base64 binascii bisect bz2 cmath codecs".split(),
     *"collections concurrent contextlib contextvars copy csv ctypes dataclasses datetime".split(),
     *"decimal enum errno faulthandler fnmatch fractions functools gc glob gzip heapq".split(),
-    *"hashlib html importlib inspect io itertools json keyword lzma marshal math mmap numbers".split(),
-    *"operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
+    *"hashlib html importlib inspect io itertools json keyword lzma marshal math mmap".split(),
+    *"numbers operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
     *"secrets shlex shutil signal statistics string struct subprocess sys textwrap".split(),
-    *"tempfile threading time timeit traceback types typing unicodedata uuid warnings weakref".split(),
-    *"platform zipfile zipimport zlib multiprocessing logging socket select asyncio".split(),
+    *"tempfile threading time timeit traceback types typing unicodedata uuid".split(),
+    *"platform warnings weakref zipfile zipimport zlib multiprocessing logging socket select asyncio".split(),
 }
 COMMANDS = ("nvidia-smi",)  # that read no file of ours
 MAX_PARTS = 32  # of a dotted name
@@ -213,7 +213,7 @@ class References:
         self.unresolved: list[str] = []
         self.defined: set[str] = set()  # its own functions and classes
         self.modules: dict[str, str] = {}  # "sp" -> "subprocess"
-        self.constants = Constants(ast.Module([], []))
+        self.constants = Constants([])
 
     def read(self) -> None:
         size = self.file.stat().st_size
@@ -231,13 +231,12 @@ class References:
             self.unresolved.append(f"{name} as a whole ({type(error).__name__})")
 
     def read_program(self, text: str, depth: int) -> None:
-        tree, problem = parse(text)
+        _, problem, nodes = parse(text)
         if problem:
             self.unresolved.append(f"{self.file.name} as a whole ({problem})")
         outer = self.constants
-        self.constants = Constants(tree, str(self.file), str(self.home))
+        self.constants = Constants(nodes, str(self.file), str(self.home))
         definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
-        nodes = list(ast.walk(tree))
         imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
         for node in imports:  # first, as they name modules
             self.read_import(node)

@@ -53,13 +53,20 @@ class Folder:
     budget: Budget
     files: list[Path] = field(default_factory=list)  # regular and visible, nearest the top first
     hidden: list[Path] = field(default_factory=list)  # regular ones under a name like .x
+    contents: dict = field(default_factory=dict)  # Path -> bytes or None
     skipped: list[str] = field(default_factory=list)  # links out of it, pipes, folders too deep
 
     def name(self, path: Path) -> str:
         return str(path.relative_to(self.root))
 
     def bytes(self, path: Path, most: int = TEXT_BYTES) -> bytes | None:
-        """A file's content; None where it is over `most`, or over what is left to read."""
+        """A file's content; None where it is over `most`, or over what is left to read. It is kept
+        for who asks again."""
+        if path not in self.contents:
+            self.contents[path] = self.read(path, most)
+        return self.contents[path]
+
+    def read(self, path: Path, most: int) -> "bytes | None":
         size = path.stat().st_size
         if size > most or not self.budget.allows(size, self.name(path)):
             return None

@@ -65,7 +65,7 @@ FAST_STEP = compiled(
 )
 WORTH_A_LOOK = compiled(  # a line without any of these states nothing
     r"(?i)bpb|time|step|stop|loss|elapsed|seed|world_size|token|vocab|fineweb|_sp\d|bytes|size"
-    r"|artifact|budget|calib|hessian|gptq|ttt|adapt|pass|gate|valonly|val_only|traceback|NVIDIA"
+    r"|artifact|budget|calib|hessian|gptq|ttt|adapt|pass|gate|valonly|val_only|traceback|NVIDIA|nan|inf"
 )
 SIZES = compiled(r"(?i)bytes|size|total|artifact|submission")
 LARGE = compiled(r"(?<![\d.,])\d{1,3}(?:,\d{3}){2}(?![\d,])|(?<![\d.,])\d{7,9}(?![\d.])")
@@ -76,6 +76,7 @@ LOG_PATTERNS = {  # what has invalidated entries before
     ),
     "a second pass over scored tokens": r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass",
     "hints within words, of what is scored": r"(?i)\b(?:within|word)_gate[:=] ?[1-9]",
+    "a score that is no number": r"(?i)^(?!.*train_).*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b",
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
         r"(?:val_?only|fineweb_val)|\bvalonly|_valonly"
@@ -122,6 +123,29 @@ STATEMENTS = LOG_PATTERNS | {  # a number, with a unit where it is a time
     "traceback": r"^Traceback \(most recent call last\)",
 }
 FACTS = {name: compiled(text) for name, text in STATEMENTS.items()}
+TRIGGERS = {  # one of these words is in each line that a pattern fits, in small letters
+    "epochs over the tokens that are scored": ("ttt",),
+    "a second pass over scored tokens": ("pass",),
+    "hints within words, of what is scored": ("_gate",),
+    "a training set that is named after the validation": ("only", "fineweb_val"),
+    "a score that is no number": ("nan", "inf"),
+    "stop": ("stopping_early", "step:"),
+    "train": ("train",),
+    "step": ("step_avg",),
+    "eval": ("eval_time", "bpb"),
+    "eval_total": ("total",),
+    "adaptation": ("ttt", "adapt"),
+    "calibration": ("gptq", "hessian", "calib"),
+    "dequantising": ("dequanti", "deseriali"),
+    "seed": ("seed",),
+    "world_size": ("world_size",),
+    "val_tokens": ("tokens",),
+    "vocab_size": ("vocab_size", "fineweb_", "_sp"),
+    "model_bytes": ("model", "artifact", "quant", "bytes"),
+    "code_bytes": ("code",),
+    "total_bytes": ("total", "budget"),
+    "traceback": ("traceback",),
+}
 
 
 class Line(NamedTuple):
@@ -276,8 +300,11 @@ class Log:
 
     def read_facts(self, text: str, quote: str, number: int) -> None:
         legal = "NOT LEGAL" not in text
-        for name, pattern in FACTS.items():
-            found = pattern.search(text)
+        small = text.lower()
+        for name, words in TRIGGERS.items():
+            found = None
+            if any(word in small for word in words):
+                found = FACTS[name].search(text)
             if not found:
                 continue
             if name in LOG_PATTERNS and not legal:

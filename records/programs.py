@@ -20,8 +20,10 @@ import os
 import re
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import lru_cache
 from typing import NamedTuple
 
 import zstandard
@@ -50,15 +52,22 @@ class Parsed(NamedTuple):
 
     tree: ast.Module  # of all statements that could be read
     problem: str  # "" or "line 2 has no syntax of Python 3.11"
+    nodes: list[ast.AST]  # of the tree, the outer ones first
 
 
+@lru_cache(maxsize=4)
 def parse(text: str) -> Parsed:
     """A program as far as it can be read: statement by statement where it does not parse."""
+    tree, problem = parse_statements(text)
+    return Parsed(tree, problem, list(ast.walk(tree)))
+
+
+def parse_statements(text: str) -> tuple[ast.Module, str]:
     nothing = ast.Module([], [])
     if sum(1 for _ in re.finditer(r"\w+|[^\w\s]", text)) > MAX_TOKENS:
-        return Parsed(nothing, f"it has more than {MAX_TOKENS:,} words and signs")
+        return nothing, f"it has more than {MAX_TOKENS:,} words and signs"
     try:
-        return Parsed(ast.parse(text), "")
+        return ast.parse(text), ""
     except SyntaxError as error:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         problem = f"line {error.lineno or 1} has no syntax of Python {version}"
@@ -70,7 +79,7 @@ def parse(text: str) -> Parsed:
         with suppress(*UNREADABLE):
             part = ast.parse("\n".join(lines))
             tree.body += ast.increment_lineno(part, first).body
-    return Parsed(tree, problem)
+    return tree, problem
 
 
 def statements(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -85,28 +94,23 @@ def statements(text: str) -> Iterator[tuple[int, list[str]]]:
 # ---------------------------------------------------------------- constants
 
 
-def bindings(tree: ast.AST) -> dict[str, ast.expr | None]:
+def bindings(nodes: list[ast.AST]) -> dict[str, ast.expr | None]:
     """Each name that is bound, with its expression; None if bound twice, or otherwise than by an
     assignment or a with."""
-    found = {}
-
-    def bind(name: str, value: ast.expr | None) -> None:
-        found[name] = None if name in found else value
-
-    for node in ast.walk(tree):
+    values = {}
+    counts = Counter()
+    for node in nodes:
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-            bind(node.targets[0].id, node.value if len(node.targets) == 1 else None)
+            values[node.targets[0].id] = node.value if len(node.targets) == 1 else None
         elif isinstance(node, ast.withitem) and isinstance(node.optional_vars, ast.Name):
-            bind(node.optional_vars.id, node.context_expr)
-    simple = set(found)
-    counts = {}
-    for node in ast.walk(tree):
-        for name in names_bound_by(node):
-            counts[name] = counts.get(name, 0) + 1
-    for name, count in counts.items():
-        if count > 1 or name not in simple:
-            found[name] = None
-    return found
+            values[node.optional_vars.id] = node.context_expr
+        elif isinstance(node, BINDING):
+            counts.update(names_bound_by(node))
+    return {name: values.get(name) if count == 1 else None for name, count in counts.items()}
+
+
+BINDING = (ast.Name, ast.Attribute, ast.arg, ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+BINDING += (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
 
 
 def names_bound_by(node: ast.AST) -> list[str]:
@@ -131,8 +135,8 @@ class Constants:
     """Values of a program's expressions that are known without running it: text, bytes, numbers and
     lists of them. A path is text."""
 
-    def __init__(self, tree: ast.AST, file: str = "", folder: str = ""):
-        self.names = bindings(tree)
+    def __init__(self, nodes: list[ast.AST], file: str = "", folder: str = ""):
+        self.names = bindings(nodes)
         self.file = file  # what __file__ is
         self.folder = folder  # in which it runs
         self.active = set()  # names being looked up
@@ -385,17 +389,17 @@ class Program(NamedTuple):
 
     name: str  # "train_gpt.py"; of what is packed in it, too
     text: str
-    tree: ast.Module
+    nodes: list[ast.AST]  # of its tree
 
 
 def read_programs(name: str, text: str, depth: int = 0) -> tuple[list[Program], list[str]]:
     """A program and those packed in it; what of them could not be read, "train_gpt.py: ..."."""
-    tree, problem = parse(text)
+    _, problem, nodes = parse(text)
     unread = [f"{name}: {problem}"] if problem else []
-    programs = [Program(name, text, tree)]
-    constants = Constants(tree)
+    programs = [Program(name, text, nodes)]
+    constants = Constants(nodes)
 
-    for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+    for call in (node for node in nodes if isinstance(node, ast.Call)):
         if call_name(call) not in ("exec", "eval") or not call.args:
             continue
         if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) != "builtins":
@@ -468,7 +472,7 @@ def largest_packed(constants: Constants, call: ast.Call) -> str | None:
 
 def code_shape(text: str) -> str | None:
     """A program without its comments, docstrings and layout; None if it does not parse."""
-    tree, problem = parse(text)
+    tree, problem = parse_statements(text)  # anew, as it is changed
     if problem:
         return None
     for node in ast.walk(tree):
@@ -524,9 +528,9 @@ class Hit(NamedTuple):
 
 def code_patterns(program: Program) -> Iterator[Hit]:
     """The hits in a program, for a person to judge."""
-    yield from unscored_learning(program.tree)
+    yield from unscored_learning(program.nodes[0])
     lines = program.text.split("\n")
-    for node in ast.walk(program.tree):
+    for node in program.nodes:
         searched = searched_part(node)
         if searched is None:
             continue
