@@ -27,6 +27,7 @@ main.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import re
@@ -166,7 +167,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         check_readme(claimed_bpb(entry.table), listed, entry.readme),
         *check_log_size(entry, used),
         check_claimed_bytes(entry.table, entry.logs, entry.scripts),
-        *check_artifact_bytes(entry.logs, listed.files),
+        *check_artifact_bytes(entry.logs, listed),
         check_hardware(used, entry.record),
         *check_training_time(used, entry.record),
         check_evaluation_time(used, lines, entry.record),
@@ -316,8 +317,10 @@ def check_readme(claim: float | None, folder: Folder, readme: Path | None) -> Fi
     text = folder.text(readme)
     stated = list(re.finditer(r"(?<![\d.])\d\.\d{3,12}(?!\d)", text))
     if claim is None or not stated:
-        lacks = "submission.json" if claim is None else "README"
-        return Finding(NOT_CHECKABLE, "README", f"{lacks} states no val_bpb", claim, "bits/byte")
+        detail = "README states no val_bpb to three decimals"
+        if claim is None:
+            detail = "submission.json states no val_bpb"
+        return Finding(NOT_CHECKABLE, "README", detail, claim, "bits/byte")
 
     for found in stated:
         if agree(claim, float(found[0]), len(found[0]) - 2):
@@ -641,21 +644,28 @@ def stated_sizes(logs: list[Log], fact: str) -> list[int]:
     return [stated.value for log in logs for stated in log.facts[fact]]
 
 
-def check_artifact_bytes(logs: list[Log], files: list[Path]) -> list[Finding]:
+def check_artifact_bytes(logs: list[Log], folder: Folder) -> list[Finding]:
     """Each artifact file's size against the logs."""
     models = stated_sizes(logs, "model_bytes")
     found = []
-    for path in [path for path in files if path.suffix == ".pcll"][:8]:
+    for path in [path for path in folder.files if path.suffix == ".pcll"][:8]:
         size = path.stat().st_size
-        verdict = PROVEN if size in models else FAILED
+        verdict = CONSISTENT if size in models else FAILED
         if not models:
             verdict = NOT_CHECKABLE
         detail = f"of {path.name}, against the model sizes that the logs state"
-        if verdict == PROVEN:
-            verdict = CONSISTENT
-            detail = f"{path.name} is as large as a model that the logs state"
+        if verdict == CONSISTENT and states_hash(logs, folder, path):
+            verdict = PROVEN
+            detail = f"of {path.name}, whose sha256 a log states"
         found.append(Finding(verdict, "artifact bytes", detail, size, "bytes"))
     return found
+
+
+def states_hash(logs: list[Log], folder: Folder, path: Path) -> bool:
+    """Whether a log states the sha256 of a file."""
+    stated = set().union(*(log.hashes for log in logs))
+    content = folder.read(path, CAP_BYTES) if stated else None
+    return content is not None and hashlib.sha256(content).hexdigest() in stated
 
 
 # ---------------------------------------------------------------- times

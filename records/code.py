@@ -195,7 +195,8 @@ MODULES = {  # that read or run a file through the calls and attributes above al
     *"numbers operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
     *"secrets shlex shutil signal statistics string struct subprocess sys textwrap".split(),
     *"tempfile threading time timeit traceback types typing unicodedata uuid".split(),
-    *"platform warnings weakref zipfile zipimport zlib multiprocessing logging socket select asyncio".split(),
+    *"platform warnings weakref zipfile zipimport zlib multiprocessing logging socket".split(),
+    *"select asyncio".split(),
 }
 COMMANDS = ("nvidia-smi",)  # that read no file of ours
 MAX_PARTS = 32  # of a dotted name

@@ -65,7 +65,7 @@ FAST_STEP = compiled(
 )
 WORTH_A_LOOK = compiled(  # a line without any of these states nothing
     r"(?i)bpb|time|step|stop|loss|elapsed|seed|world_size|token|vocab|fineweb|_sp\d|bytes|size"
-    r"|artifact|budget|calib|hessian|gptq|ttt|adapt|pass|gate|valonly|val_only|traceback|NVIDIA|nan|inf"
+    r"|artifact|budget|calib|hessian|gptq|ttt|adapt|pass|gate|valonly|val_only|traceback|NVIDIA|nan|inf|sha256"
 )
 SIZES = compiled(r"(?i)bytes|size|total|artifact|submission")
 LARGE = compiled(r"(?<![\d.,])\d{1,3}(?:,\d{3}){2}(?![\d,])|(?<![\d.,])\d{7,9}(?![\d.])")
@@ -76,7 +76,9 @@ LOG_PATTERNS = {  # what has invalidated entries before
     ),
     "a second pass over scored tokens": r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass",
     "hints within words, of what is scored": r"(?i)\b(?:within|word)_gate[:=] ?[1-9]",
-    "a score that is no number": r"(?i)^(?!.*train_).*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b",
+    "a score that is no number": (
+        r"(?i)^(?!.*train_).*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
+    ),
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
         r"(?:val_?only|fineweb_val)|\bvalonly|_valonly"
@@ -200,6 +202,7 @@ class Log:
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # Facts
         self.passes: list[Pass] = []
         self.sizes: set[int] = set()  # large numbers in lines on sizes, after the training
+        self.hashes: set[str] = set()  # what reads like a sha256
         self.settings = {}  # name -> value, as printed before the first step
         self.listed = {}  # of these, the ones in a list of hyperparameters
         self.in_list = False
@@ -254,6 +257,9 @@ class Log:
             self.read_pass(text, quote, scores[-1])
         if SIZES.search(text) and len(self.sizes) < MAX_LINES:
             self.sizes |= {int(found.replace(",", "")) for found in LARGE.findall(text)[:9]}
+
+        if "sha256" in text and len(self.hashes) < MAX_LINES:
+            self.hashes |= set(re.findall(r"\b[0-9a-f]{64}\b", text))
 
         gpu = re.search(r"NVIDIA ([A-Z]+ ?\d\w*)", text)
         if gpu:

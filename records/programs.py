@@ -87,6 +87,8 @@ def statements(text: str) -> Iterator[tuple[int, list[str]]]:
     lines = text.split("\n")
     edges = [i for i, line in enumerate(lines) if re.match(r"[^\s#)\]}]", line)]
     edges = [i for i in edges if not re.match(r"(elif|else|except|finally)\b", lines[i])]
+    if not edges:
+        return
     for start, end in zip(edges, [*edges[1:], len(lines)], strict=True):
         yield start, lines[start:end]
 

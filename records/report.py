@@ -23,6 +23,7 @@ FAILED = "FAILED"
 COLOURS = {FAILED: 31, SUSPICION: 35, NOT_CHECKABLE: 33, CONSISTENT: 36, PROVEN: 32}  # in order
 SCORES = ("val_bpb", "claim")  # the findings on what an entry stands for
 WIDTH = 110  # columns
+DETAIL_CHARS = 1_500  # of a longer detail the rest is not printed
 
 
 class RunRow(NamedTuple):
@@ -141,7 +142,7 @@ def cells(values: list) -> str:
 
 def print_finding(finding: Finding) -> None:
     number = "" if finding.number is None else stated_number(finding.number, finding.unit)
-    text = f"  {finding.check:<15} {number:<22} {clean(finding.detail)}"
+    text = f"  {finding.check:<15} {number:<22} {clean(finding.detail, DETAIL_CHARS)}"
     print(textwrap.fill(text, WIDTH, subsequent_indent=" " * 41))
     if finding.line:
         print(f"{'':18}> {clean(finding.line, 90)}")

@@ -12,14 +12,38 @@ ROOT = Path(__file__).resolve().parent.parent
 ENTRY = next((ROOT / "records/track_non_record_16mb").iterdir())
 ARROWS = {  # file -> the project's modules that it imports
     "verify.py": {"decode_artifact", "records.check"},
-    "records/check.py": {"records.code", "records.logs"},
-    "records/logs.py": set(),
-    "records/code.py": set(),
+    "records/check.py": {
+        "records.code",
+        "records.files",
+        "records.logs",
+        "records.programs",
+        "records.report",
+    },
+    "records/logs.py": {"records.files"},
+    "records/code.py": {"records.files", "records.programs"},
+    "records/programs.py": {"records.files"},
+    "records/report.py": set(),
+    "records/files.py": set(),
     "decode_artifact.py": set(),
 }
 OURS = {"verify", "train_gpt", "decode_artifact", "records", "pack", "plot", "tests"}
-OURS |= {"check", "logs", "code"}  # as a script in records/ would see them
-DECOYS = ("check.py", "logs.py", "code.py", "decode_artifact.py", "records/__init__.py")
+OURS |= {
+    "check",
+    "logs",
+    "code",
+    "programs",
+    "report",
+    "files",
+}  # as a script in records/ would see them
+DECOYS = (
+    "check.py",
+    "logs.py",
+    "code.py",
+    "files.py",
+    "report.py",
+    "decode_artifact.py",
+    "records/__init__.py",
+)
 
 
 def imports(file: Path) -> set[str]:
