@@ -402,11 +402,15 @@ def label_of(line: Line) -> str:
     return re.split("val_loss|val_bpb", line.quote.partition(": ")[2])[0].strip()
 
 
-def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> bool:
+def decimals_of(claim: float) -> int:
+    """To how many a number is stated, which has lost its zeros at the end; at least two."""
+    return max(2, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
+
+
+def agree(claim: float, measured: float, digits: int, units: float = 1.0, least: int = 2) -> bool:
     """Equal in the decimals that both are stated to, give or take one unit there: people round, and
-    people cut."""
-    decimals = f"{claim:.12f}".rstrip("0").partition(".")[2]
-    stated = max(2, len(decimals))
+    people cut. The claim is stated to `least` decimals or more."""
+    stated = max(least, decimals_of(claim))
     return abs(claim - measured) <= 1.01 * units * 10.0 ** -min(stated, digits)
 
 
@@ -570,7 +574,9 @@ def judge_size(entry: Entry, log: Log, export: Export, packed: int) -> tuple[str
     claim = claimed(entry.table, BYTES_FIELDS)
     models = [fact.value for fact in log.facts["model_bytes"]]
     model = export.model if claim is not None else min(models, default=0)
-    fits_elsewhere = claim is not None and claim <= CAP_BYTES and int(claim) in log.sizes
+    exported = max((fact.number for fact in log.facts["model_bytes"]), default=0)
+    fits_elsewhere = claim is not None and claim <= CAP_BYTES
+    fits_elsewhere = fits_elsewhere and log.sizes.get(int(claim), -1) >= exported
     if model and model + least > CAP_BYTES and not fits_elsewhere:
         return FAILED, ""
 
@@ -1007,15 +1013,18 @@ def wrong_seeds(entry: Entry) -> list[WrongSeed]:
     found = []
     lines = {log: [*log.lines, *log.running] for log in entry.logs}
     everywhere = [line for stated in lines.values() for line in stated]
-    for seed, claim in claimed_seeds(entry.table).items():
+    claims = claimed_seeds(entry.table)
+    least = max((decimals_of(claim) for claim in claims.values() if claim), default=2)
+    least = min(least, 5)
+    for seed, claim in claims.items():
         own = [line for log, stated in lines.items() if log.seed == seed for line in stated]
         finals = [line for line in own if line.kind == "final"]
         if not claim or not finals or not 0 < claim < 10:
             continue
-        if any(agree(claim, line.bpb, line.digits) for line in own):
+        if any(agree(claim, line.bpb, line.digits, 1.0, least) for line in own):
             continue
         words = f"seed {seed} claims {claim:g}, its log ends at {finals[-1].bpb:g}"
-        elsewhere = any(agree(claim, line.bpb, line.digits) for line in everywhere)
+        elsewhere = any(agree(claim, line.bpb, line.digits, 1.0, least) for line in everywhere)
         if not elsewhere:
             elsewhere = stated_elsewhere(claim, entry.folder) or entry.folder.budget.unread
         found.append(WrongSeed(words, not elsewhere))

@@ -68,7 +68,7 @@ WORTH_A_LOOK = compiled(  # a line without any of these states nothing
     r"|artifact|budget|calib|hessian|gptq|ttt|adapt|pass|gate|valonly|val_only|traceback|NVIDIA|nan|inf|sha256"
 )
 SIZES = compiled(r"(?i)bytes|size|total|artifact|submission")
-LARGE = compiled(r"(?<![\d.,])\d{1,3}(?:,\d{3}){2}(?![\d,])|(?<![\d.,])\d{7,9}(?![\d.])")
+LARGE = compiled(r"(?<![\d.,])\d{1,3}(?:,\d{3}){2}(?!,?\d)|(?<![\d.,])\d{7,9}(?!\.?\d)")
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
 LOG_PATTERNS = {  # what has invalidated entries before
     "epochs over the tokens that are scored": (
@@ -201,7 +201,7 @@ class Log:
         self.running = deque(maxlen=MAX_LINES)
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # Facts
         self.passes: list[Pass] = []
-        self.sizes: set[int] = set()  # large numbers in lines on sizes, after the training
+        self.sizes: dict[int, int] = {}  # large numbers in lines on sizes -> their last line
         self.hashes: set[str] = set()  # what reads like a sha256
         self.settings = {}  # name -> value, as printed before the first step
         self.listed = {}  # of these, the ones in a list of hyperparameters
@@ -256,7 +256,8 @@ class Log:
             self.facts["traceback"].clear()
             self.read_pass(text, quote, scores[-1])
         if SIZES.search(text) and len(self.sizes) < MAX_LINES:
-            self.sizes |= {int(found.replace(",", "")) for found in LARGE.findall(text)[:9]}
+            found = [int(found.replace(",", "")) for found in LARGE.findall(text)[:9]]
+            self.sizes |= dict.fromkeys(found, number)
 
         if "sha256" in text and len(self.hashes) < MAX_LINES:
             self.hashes |= set(re.findall(r"\b[0-9a-f]{64}\b", text))

@@ -32,6 +32,7 @@ from records.files import TEXT_BYTES
 
 UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
 MAX_TOKENS = 200_000  # words and signs of a program; a tree takes about 1 kB for each
+MAX_NESTING = 100  # of an expression that is folded
 MAX_DEPTH = 5  # packed programs within packed programs
 STATEMENT_CHARS = 4_000  # of a longer statement the rest is not searched
 UNREADABLE = (  # what a program in any state may raise
@@ -141,7 +142,8 @@ class Constants:
         self.names = bindings(nodes)
         self.file = file  # what __file__ is
         self.folder = folder  # in which it runs
-        self.active = set()  # names being looked up
+        self.values = {}  # of names that were looked up; None while they are
+        self.depth = 0
         self.lacking = ""  # a decoder that is not installed here
 
     def of(self, node: ast.expr | None) -> str | bytes | int | list | None:
@@ -159,7 +161,13 @@ class Constants:
             ast.Tuple: self.of_list,
             ast.Call: self.of_call,
         }.get(type(node))
-        value = fold(node) if fold else None
+        if fold is None or self.depth > MAX_NESTING:
+            return None
+        self.depth += 1
+        try:
+            value = fold(node)
+        finally:
+            self.depth -= 1
         if isinstance(value, str | bytes | list) and len(value) > 4 * TEXT_BYTES:
             return None
         return value if isinstance(value, str | bytes | int | list) else None
@@ -168,13 +176,11 @@ class Constants:
         name = node.id
         if name == "__file__" and name not in self.names:
             return self.file
-        if self.names.get(name) is None or name in self.active:
-            return None
-        self.active.add(name)
-        try:
-            return self.of(self.names[name])
-        finally:
-            self.active.discard(name)
+        if name not in self.values:
+            self.values[name] = None  # so that a name which is bound to itself ends
+            bound = self.names.get(name)
+            self.values[name] = self.of(bound) if bound is not None else None
+        return self.values[name]
 
     def of_parts(self, node: ast.JoinedStr) -> object:
         parts = [self.of(part) for part in node.values]

@@ -183,8 +183,10 @@ def report_on(
 
     `suspect` ends the sentence on what nobody expected.
     """
-    if sys.stdout is not None:
-        sys.stdout.reconfigure(errors="replace")
+    if sys.stdout is None:
+        print(f"{program}: stdout is closed", file=sys.stderr)
+        return 2
+    sys.stdout.reconfigure(errors="replace")
     warnings.simplefilter("ignore", SyntaxWarning)  # of escapes in their strings
     try:
         findings = find()
@@ -193,8 +195,7 @@ def report_on(
             print_json(findings, target, code)
         else:
             print_report(findings)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
         return code
     except UnusableInput as error:
         problem = str(error)

@@ -50,9 +50,8 @@ TOKENS = (
     *"val_bpb: val_loss: seed: : = nan inf -1 0 1e999 99999999999999999 1.12 1.1211 ms".split(),
     *"s bytes".split(),
     *"step:1/2 step:0/5 world_size:8 eval_time: total_eval_time: ttt: epoch 1/3 hessian".split(),
-    *"NOT LEGAL Traceback exec( open( lambda: import a.b.c ( [ { \\ \x00 \r \u2028 \x1b[31m é".split(
-        " "
-    ),
+    *"NOT LEGAL Traceback exec( open( lambda: import a.b.c ( [ { é".split(" "),
+    *("\\", "\x00", "\r", "\u2028", "\x1b[31m"),
     "(" * 300,
     "[" * 5_000,
     "9" * 5_000,
