@@ -49,6 +49,7 @@ from records.code import CodeSize, code_bytes, measure_code
 from records.code import read_code as read_code
 from records.files import BUDGET_BYTES, BUDGET_SECONDS, TEXT_BYTES, Folder, list_folder
 from records.logs import (
+    BPB_FIELDS,
     BYTES_FIELDS,
     LOG_PATTERNS,
     Fact,
@@ -61,6 +62,7 @@ from records.logs import (
     read_logs,
     said_seeds,
     stated_value,
+    states_mean,
     to_number,
 )
 from records.logs import FACTS as LOG_FACTS
@@ -365,7 +367,9 @@ def check_val_bpb(entry: Entry) -> tuple[Finding, list[Line]]:
 
     unlogged = sorted(set(seeds) - {log.seed for log in logs})
     elsewhere = stated_elsewhere(claim, entry.folder)
-    return unexplained(claim, lines, headlines, unlogged, elsewhere), headlines
+    usual = claimed(entry.table, BPB_FIELDS) is not None or states_mean(entry.table)
+    finding = unexplained(claim, lines, headlines, unlogged, elsewhere or not usual)
+    return finding, headlines
 
 
 def explained(claim: float, found: Explanation, logs: list[Log]) -> Finding:
@@ -944,10 +948,11 @@ def split_fault(tokens: int | None, whole: int | None, ratios: list[float]) -> s
         return ""
     near = [ratio for ratio in ratios if abs(ratio / ratios[0] - 1) < 0.02]
     alike = len(near) > 1 and len(near) >= 0.8 * len(ratios)
+    same = len(ratios) > 2 and all(abs(ratio / ratios[0] - 1) < 0.005 for ratio in ratios)
     off = tokens * ratios[0] / SPLIT_BYTES - 1
     if whole:
         share = tokens / whole
-        if abs(share - 1) < 0.002 and abs(off) > 0.01 and alike and len(ratios) > 2:
+        if abs(share - 1) < 0.002 and abs(off) > 0.01 and same:
             return "its tokens, miscounted or not all scored"
         if share < 0.99 and abs(ratios[0] * whole / SPLIT_BYTES - 1) < 0.03:
             return "a part of it"
@@ -963,7 +968,7 @@ def check_seeds(entry: Entry, used: list[Log]) -> Finding:
     """The seeds of the logs against those that are claimed, and each one's score."""
     seeds = sorted((log.seed for log in used), key=str)
     count = len(set(seeds) - {None})
-    verdict, note = judge_seeds(entry, seeds)
+    verdict, note = judge_seeds(entry, used, seeds)
     wrong = wrong_seeds(entry)
     if wrong and verdict != FAILED:
         verdict = FAILED if wrong[0].proof else SUSPICION
@@ -977,8 +982,9 @@ def check_seeds(entry: Entry, used: list[Log]) -> Finding:
     return Finding(verdict, "seeds", detail, count, "seeds")
 
 
-def judge_seeds(entry: Entry, seeds: list) -> tuple[str, str]:
+def judge_seeds(entry: Entry, used: list[Log], seeds: list) -> tuple[str, str]:
     """The verdict on which seeds have logs, and why."""
+    files = len({log.name.split(" (run ")[0] for log in used})
     logs = entry.logs
     claims = claimed_seeds(entry.table)
     logged = {log.seed for log in logs}
@@ -997,7 +1003,7 @@ def judge_seeds(entry: Entry, seeds: list) -> tuple[str, str]:
         if len(claims) > len(logs) and not some_unread:  # with as many one may be mistyped
             return FAILED, note
         return SUSPICION, note
-    if len(set(seeds)) < len(seeds):
+    if len(set(seeds)) < len(seeds) and files > len(set(seeds)):
         return SUSPICION, "; one of them twice"
     return CONSISTENT, ""
 
@@ -1027,7 +1033,8 @@ def wrong_seeds(entry: Entry) -> list[WrongSeed]:
         elsewhere = any(agree(claim, line.bpb, line.digits, 1.0, least) for line in everywhere)
         if not elsewhere:
             elsewhere = stated_elsewhere(claim, entry.folder) or entry.folder.budget.unread
-        found.append(WrongSeed(words, not elsewhere))
+        lower = claim < min(line.bpb for line in own)  # what is higher flatters nobody
+        found.append(WrongSeed(words, lower and not elsewhere))
     return sorted(found, key=lambda one: not one.proof)
 
 

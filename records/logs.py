@@ -400,6 +400,7 @@ def read_runs(path: Path, name: str, budget: Budget) -> list[Log]:
     log = Log(name)
     runs = [log]
     in_source = False
+    later = []  # sources that follow the scores of a run: of the next one, if there is one
     kept = 0  # characters of the source
     last = 0  # number of the line before, as empty lines are left out
     for number, text in bounded_lines(path, budget):
@@ -408,20 +409,24 @@ def read_runs(path: Path, name: str, budget: Budget) -> list[Log]:
         elif not in_source and SOURCE_BEGINS.match(text):
             in_source = True
             kept = 0
-            log.sources += [[]] if len(log.sources) < 10 else []
+            sources = later if log.lines and log.trained else log.sources
+            sources += [[]] if len(sources) < 10 else []
 
         if in_source:
             empty = min(number - last - 1, 1_000) if kept else 0
             kept += len(text) + 1 + empty
             if kept <= SOURCE_CHARS:
-                log.sources[-1] += [""] * empty + [text]
+                sources[-1] += [""] * empty + [text]
             last = number
             continue
         text = text.strip()
         if NEW_RUN.match(text) and (log.lines and log.trained) and len(runs) < MAX_RUNS:
             log = next_run(log, name, len(runs) + 1)
+            log.sources = later or log.sources
+            later = []
             runs.append(log)
         log.read(text, number)
+    log.sources = log.sources + later
     return runs
 
 
@@ -445,7 +450,7 @@ def read_logs(folder: Folder) -> list[Log]:
 
     logs = {}
     for path in named[:MAX_LOGS]:
-        for log in read_runs(path, folder.name(path), folder.budget):
+        for log in without_repetition(read_runs(path, folder.name(path), folder.budget)):
             if log.is_log:
                 stated = [*log.lines, *log.running]
                 texts = [line.quote.partition(": ")[2] for line in stated] or [log.name]
@@ -453,6 +458,18 @@ def read_logs(folder: Folder) -> list[Log]:
     found = list(logs.values())
     join(found)
     return found
+
+
+def without_repetition(runs: list[Log]) -> list[Log]:
+    """The runs of a file but for those that a later one says again, with their seed and score."""
+    last = {}
+    for log in runs:
+        score = log.headline.bpb if log.headline else log.name
+        known = last.get((log.seed, score))
+        if known is not None and not log.trained:
+            log = known
+        last[log.seed, score] = log
+    return list(last.values())
 
 
 def join(logs: list[Log]) -> None:
@@ -530,6 +547,12 @@ def claimed_bpb(table: dict) -> float | None:
     inner = [table.get(name) for name in RESULT_FIELDS]
     numbers = (claimed_bpb(part) for part in inner if isinstance(part, dict))
     return next((number for number in numbers if number is not None), None)
+
+
+def states_mean(table: dict) -> bool:
+    """Whether a field of another name says that it is the mean of the runs' bits per byte."""
+    names = [name for name in list(table)[:1_000] if re.search("(?i)bpb", name)]
+    return any(re.search("(?i)mean|average|avg", name) for name in names)
 
 
 def claimed_seeds(table: dict) -> dict[int, float | None]:

@@ -237,6 +237,12 @@ def three_runs_in_one_log() -> Case:
 
 
 @case
+def a_run_whose_log_is_repeated() -> Case:
+    logs = {name: text * 2 for name, text in runs().items()}
+    return Case(entry(logs), {"val_bpb": ("CONSISTENT",)}, calm=("all",))
+
+
+@case
 def scored_prefixes_are_no_final_lines() -> Case:
     tail = "".join(
         f"final_int8: scored:{2**i} nats:{2**i * 2.1:.6f} bytes:{2**i * 2} val_bpb:1.0{i}000000\n"
@@ -261,6 +267,13 @@ def seeds_that_claim_each_others_numbers() -> Case:
     claims = {"1": 1.123, "2": 1.117, "3": 1.121}
     logs = runs({1: 1.117, 2: 1.123, 3: 1.121})
     return Case(entry(logs, seeds=claims, val_bpb=1.1203), {"seeds": ("SUSPICION",)})
+
+
+@case
+def seeds_that_claim_more_than_their_logs() -> Case:
+    """What is higher flatters nobody."""
+    claims = {"1": 1.121, "2": 1.123, "3": 1.124}
+    return Case(entry(runs(), seeds=claims), {"seeds": ("SUSPICION",)})
 
 
 @case
