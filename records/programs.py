@@ -32,6 +32,7 @@ from records.files import TEXT_BYTES
 
 UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
 MAX_TOKENS = 200_000  # words and signs of a program; a tree takes about 1 kB for each
+MAX_ATTEMPTS = 40  # lines that are left out so that the rest parses
 MAX_NESTING = 100  # of an expression that is folded
 MAX_DEPTH = 5  # packed programs within packed programs
 STATEMENT_CHARS = 4_000  # of a longer statement the rest is not searched
@@ -76,11 +77,30 @@ def parse_statements(text: str) -> tuple[ast.Module, str]:
         problem = f"{type(error).__name__} in it"
 
     tree = ast.Module([], [])
+    attempts = MAX_ATTEMPTS
     for first, lines in statements(text):
-        with suppress(*UNREADABLE):
-            part = ast.parse("\n".join(lines))
+        part = None
+        while part is None and attempts > 0:
+            part, wrong = parse_lines(lines)
+            if not wrong:
+                break
+            attempts -= 1
+            spaces = len(lines[wrong - 1]) - len(lines[wrong - 1].lstrip())
+            lines[wrong - 1] = " " * spaces + "pass"
+        if part:
             tree.body += ast.increment_lineno(part, first).body
     return tree, problem
+
+
+def parse_lines(lines: list[str]) -> tuple[ast.Module | None, int]:
+    """The tree of some lines, or the number of the one that does not parse; 0 where there is
+    none."""
+    try:
+        return ast.parse("\n".join(lines)), 0
+    except SyntaxError as error:
+        return None, min(error.lineno or 0, len(lines))
+    except UNREADABLE:
+        return None, 0
 
 
 def statements(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -413,7 +433,7 @@ def read_programs(name: str, text: str, depth: int = 0) -> tuple[list[Program], 
         if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) != "builtins":
             continue  # model.eval()
         inner = as_program(constants.of(call.args[0]))
-        inner = inner or largest_packed(constants, call)
+        inner = inner or largest_packed(constants, nodes)
         if inner is None or depth == MAX_DEPTH:
             lacking = f", by {constants.lacking}?" if constants.lacking else ""
             missing = f", {constants.lacking} is not installed here" if lacking else ""
@@ -458,19 +478,20 @@ def opening_call(node: ast.expr | None, constants: Constants) -> ast.Call | None
     return None
 
 
-def largest_packed(constants: Constants, call: ast.Call) -> str | None:
-    """The program in the largest literal that the packed call could mean, where its own expression
-    cannot be folded."""
-    literals = [node.value for node in ast.walk(call) if isinstance(node, ast.Constant)]
-    values = [constants.of(value) for value in constants.names.values() if value is not None]
-    literals = [x for x in (*literals, *values) if isinstance(x, str | bytes) and len(x) >= 500]
+def largest_packed(constants: Constants, nodes: list[ast.AST]) -> str | None:
+    """The program in the largest packed text of another, where the expression that is run cannot be
+    folded."""
+    assigned = [node.value for node in nodes if isinstance(node, ast.Assign)][:200]
+    literals = [node.value for node in nodes if isinstance(node, ast.Constant)]
+    literals += [constants.of(value) for value in assigned]
+    literals = [x for x in literals if isinstance(x, str | bytes) and len(x) >= 500]
 
     for literal in sorted(literals, key=len, reverse=True)[:2]:
         data = literal.encode() if isinstance(literal, str) else literal
         for name in ("b85decode", "b64decode", "a85decode", "unhexlify", None):
             blob = decode(name, data)[0] if name else data
             text = as_program(decode("decompress", blob)[0]) if blob else None
-            if text and not parse(text).problem:
+            if text and len(parse(text).nodes) > 3:
                 return text
     return None
 

@@ -1,5 +1,6 @@
 """The size of code is a proof or two bounds: each way to a file is counted, or listed as open."""
 
+import ast
 import base64
 import lzma
 import zlib
@@ -192,6 +193,7 @@ PACKED = {
     "zstd of an object": (
         f"exec(zstandard.ZstdDecompressor().decompress({zstandard.compress(INNER.encode())!r}))"
     ),
+    "a name that is bound twice": f"S=lzma.decompress({BLOB!r})\nS=S.decode()\nexec(S)",
     "compiled": f"exec(compile(lzma.decompress({BLOB!r}), 'x', 'exec'), globals())",
     "twice": f"exec({f'exec(lzma.decompress({BLOB!r}))'!r})",
     "through a function that is not known": f"exec(mystery({B85!r}))",
@@ -216,6 +218,13 @@ def test_a_packed_script_is_read(way):
 )
 def test_what_stays_packed_is_named(source, named):
     assert any(named in problem for problem in read_programs("train_gpt.py", source)[1])
+
+
+def test_what_stands_around_a_line_of_newer_syntax_is_read():
+    source = "def f(d):\n    x = f'{d['a']}'\n    return hf_hub_download(x)\n"
+    programs, unread = read_programs("train_gpt.py", source)
+    names = {node.id for node in programs[0].nodes if isinstance(node, ast.Name)}
+    assert "hf_hub_download" in names and "line 2" in unread[0]
 
 
 def test_brotli_is_named_where_it_is_not_installed(monkeypatch):
