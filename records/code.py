@@ -1,190 +1,494 @@
-"""What a script pulls in, and patterns in scripts that have invalidated entries before.
+"""How large the code of an entry is: a proof, or two bounds.
 
-    from records.code import code_bytes, read_code
-    files, computed = read_code(Path("train_gpt.py"))     # the files that count, calls not followed
-    as_they_lie, by_lzma = code_bytes(files)              # bytes
+    from records.code import code_bytes, measure_code, read_code
+    size = measure_code(Path("train_gpt.py"))
+    size.used, size.unresolved, size.others       # proven where nothing is unresolved
+    as_they_lie, by_lzma = code_bytes(size.used)  # bytes
 
 What a script pulls in from its own folder counts as code. It is found in the syntax tree, so
-nothing is run; a call whose target is only computed at run time is listed by itself.
+nothing is run. Every name that could reach a file has to be resolved: a call of a reading function
+with a path that is known, an import of a file that is here or of a module that reads nothing by
+itself. Whatever else could read or run a file is unresolved, and then the size lies between what is
+surely used and that together with all other files of the folder that are no log, text, tokenizer or
+shard.
 
-Sections: text of files, code size, references, programs as they are compared, patterns.
+Sections: code size, kinds of files, references, imports, calls, names.
 """
 
 import ast
-import base64
 import lzma
 import os
 import re
-from collections.abc import Iterator
+import struct
 from contextlib import suppress
-from itertools import product
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
-TEXT_BYTES = 1_000_000  # a larger script, README or submission.json is not read
-STATEMENT_CHARS = 4_000  # of a longer statement the rest is not searched
-UNREADABLE = (  # what a program in any state may raise
-    SyntaxError,
-    ValueError,
-    IndexError,
-    RecursionError,
-    MemoryError,
-    OSError,
+from records.files import TEXT_BYTES, Folder, list_folder, open_regular
+from records.programs import (
+    MAX_DEPTH,
+    UNREADABLE,
+    Constants,
+    as_program,
+    call_name,
+    opening_call,
+    parse,
 )
-
-
-# ---------------------------------------------------------------- text of files
-
-
-def read_text(path: Path | None) -> str:
-    """A text file; empty where there is none or it is over TEXT_BYTES."""
-    if path is None or path.stat().st_size > TEXT_BYTES:
-        return ""
-    return path.read_bytes().decode("utf-8-sig", "replace")
-
 
 # ---------------------------------------------------------------- code size
 
-NOT_CODE = {".bin", ".model", ".vocab", ".pcll"}  # shards, tokenizer, artifact
+
+@dataclass
+class CodeSize:
+    """The files that a script uses."""
+
+    used: list[Path] = field(default_factory=list)  # surely
+    unresolved: list[str] = field(default_factory=list)  # "x.py:12 open": what could reach others
+    others: list[Path] = field(default_factory=list)  # the largest first; [] where all is resolved
+
+    @property
+    def proven(self) -> bool:
+        return not self.others
+
+    @property
+    def most(self) -> int:
+        """Bytes at most."""
+        return sum(path.stat().st_size for path in (*self.used, *self.others))
+
+
+def measure_code(script: Path, folder: Folder | None = None) -> CodeSize:
+    """What a script uses, and what of its folder it may use besides."""
+    script = script.resolve()
+    folder = folder or list_folder(script.parent)
+    used, unresolved = follow(script, folder)
+    size = CodeSize(used, unresolved)
+    if unresolved:
+        rest = [path for path in (*folder.files, *folder.hidden) if path not in used]
+        rest = [path for path in rest if not is_no_code(path)]
+        size.others = sorted(rest, key=lambda path: -path.stat().st_size)
+    return size
 
 
 def read_code(script: Path) -> tuple[list[Path], list[str]]:
-    """A script and the files beside it that it pulls in; its calls that may read or run more."""
+    """A script and the files beside it that it surely uses; what may read or run more."""
     script = script.resolve()
+    return follow(script, list_folder(script.parent))
+
+
+def follow(script: Path, folder: Folder) -> tuple[list[Path], list[str]]:
+    """The files that are surely used, and what is unresolved in them."""
     files = [script]
-    computed = []
-
+    run = {script}
+    unresolved = []
     for file in files:  # grows on the way
-        if file.suffix != ".py":
+        if file not in run and file.suffix != ".py":
             continue
-        used, unknown = references(file, script.parent)
-        computed += unknown
-
-        for path in used:
-            if not os.path.isfile(path) or path.suffix in NOT_CODE:
-                continue
-            path = path.resolve()
-            if path.is_relative_to(script.parent) and path not in files:
+        found = References(file, folder, script.parent)
+        found.read()
+        unresolved += found.unresolved
+        run |= {inside(path, folder) for path in found.run}
+        for path in found.paths:
+            path = inside(path, folder)
+            if path and path not in files and (path in run or not is_data(path)):
                 files.append(path)
+    return files, unresolved
 
-    return files, computed
+
+def inside(path: Path, folder: Folder) -> Path | None:
+    """The regular file of the folder that a path means."""
+    if not os.path.isfile(path):
+        return None
+    path = path.resolve()
+    return path if path.is_relative_to(folder.root) else None
 
 
 def code_bytes(files: list[Path]) -> tuple[int, int]:
-    """Bytes of files as they lie there, and with each of them compressed by lzma."""
-    texts = [file.read_bytes() for file in files]
-    return sum(map(len, texts)), sum(len(lzma.compress(text)) for text in texts)
+    """Bytes of files as they lie there, and with each of them compressed by lzma; a large one is
+    taken as it is."""
+    raw = 0
+    packed = 0
+    for file in files:
+        size = file.stat().st_size
+        raw += size
+        if size <= TEXT_BYTES:
+            with open_regular(file) as opened:
+                size = len(lzma.compress(opened.read()))
+        packed += size
+    return raw, packed
+
+
+# ---------------------------------------------------------------- kinds of files
+
+TEXTS = set(".md .txt .log .out .json .jsonl .csv .tsv .yaml .yml .toml .cfg .ini .rst".split())
+NAMED_TEXTS = {"LICENSE", "README", "NOTICE", ".gitignore", ".gitattributes"}
+SHARD = struct.pack("<ii", 20240520, 1)  # magic and version
+
+
+def head_of(path: Path) -> bytes:
+    with suppress(OSError), open_regular(path) as file:
+        return file.read(4096)
+    return b""
+
+
+def is_data(path: Path) -> bool:
+    """Whether a file is a shard, a tokenizer or an artifact, by what it begins with."""
+    head = head_of(path)
+    if path.suffix == ".model":
+        return head[:1] == b"\n" and b"<unk>" in head[:64]
+    if path.suffix == ".vocab":
+        return b"\t" in head and is_text(head)
+    return head.startswith(SHARD) or (path.suffix == ".pcll" and head.startswith(b"PCLL"))
+
+
+def is_text(head: bytes) -> bool:
+    return b"\0" not in head and len(head.decode("utf-8", "ignore").encode()) > len(head) - 4
+
+
+def is_no_code(path: Path) -> bool:
+    """Whether a file is a log, a text, a tokenizer, a shard or an artifact."""
+    named = path.suffix in TEXTS or path.name in NAMED_TEXTS
+    return is_data(path) or (named and is_text(head_of(path)))
 
 
 # ---------------------------------------------------------------- references
 
-FILE_CALLS = {
-    "open",
-    "read_text",
-    "read_bytes",
-    "exec",
-    "eval",
-    "run_path",
-    "CDLL",
-    "spec_from_file_location",
+READS_FIRST = {  # calls whose first argument is a path
+    *"open fdopen CDLL PyDLL LoadLibrary load_library load fromfile memmap loadtxt".split(),
+    *"genfromtxt".split(),
+    *"open_memmap from_file run_path zipimporter ZipFile load_file safe_open FileIO".split(),
+    *"imread GzipFile BZ2File LZMAFile read_csv getlines fromregex".split(),
 }
-MODULE_CALLS = {"import_module", "__import__", "run_module"}
-PATH_WORDS = [  # names that a path may contain and still be constant
-    *FILE_CALLS,
-    *MODULE_CALLS,
-    *"__file__ Path pathlib os path str compile read parent join joinpath dirname".split(),
-    *"abspath resolve with_name io runpy importlib util ctypes".split(),
-]
+READS_SELF = {"read_text", "read_bytes"}  # methods of a path
+READS_SECOND = {"spec_from_file_location", "SourceFileLoader", "ExtensionFileLoader"}
+READS_SECOND |= {"SourcelessFileLoader", "load_source"}
+RUNS = {"exec", "eval"}
+IMPORTS = {"import_module", "__import__", "run_module"}
+REACHING = READS_FIRST | READS_SELF | READS_SECOND | RUNS | IMPORTS
+NAMES = {  # built-in names that lead to anything
+    *"open exec eval compile __import__ globals locals vars __builtins__ __loader__".split(),
+    *"__spec__ breakpoint".split(),
+}
+ATTRIBUTES = re.compile(  # of any object: they lead to a file, or to the names above
+    r"^(builtins|modules|path_hooks|meta_path|f_globals|f_builtins|__globals__|__dict__"
+    r"|__subclasses__|__builtins__|__getattribute__|__loader__|__import__|pythonapi|exec_module"
+    r"|load_module)$"
+)
+CALLS = re.compile(  # what is called so may read or run a file
+    r"(?i)open|load|read|import|exec|spawn|system|popen|file|mmap|txt|regex|source|dll|run_path"
+    r"|run_module|get_data|unpack_archive|connect|getlines|archive|zipimp|copy(2|tree|$)|^link"
+    r"|symlink|rename|^replace$|^move$|include|addsitedir"
+)
+HARMLESS_CALLS = re.compile(  # of those, what reads no file by its path
+    r"(?i)^(load_state_dict|thread\w*|\w*threads?|read|readline|readlines|readinto|is_file|isfile"
+    r"|profile\w*|reader|dictreader|upload|dataloader|getsource|register_\w+|getfilesystem\w*"
+    r"|isreadable|readable|fileno|clear_\w+|temporaryfile|namedtemporaryfile|write_text"
+    r"|removesuffix|reload_\w+|threadpoolexecutor|processpoolexecutor|zip|spread|copyto)$"
+)
+MODULES = {  # that read or run a file through the calls and attributes above alone
+    *"torch numpy scipy sentencepiece zstandard brotli triton tiktoken einops tqdm".split(),
+    *"flash_attn flash_attn_interface huggingface_hub numba psutil packaging xxhash".split(),
+    *"typing_extensions safetensors flash_attn_3 fla causal_conv1d mamba_ssm".split(),
+    *"__future__ abc argparse array ast atexit base64 binascii bisect bz2 cmath codecs".split(),
+    *"collections concurrent contextlib contextvars copy csv ctypes dataclasses datetime".split(),
+    *"decimal enum errno faulthandler fnmatch fractions functools gc glob gzip heapq".split(),
+    *"hashlib html importlib inspect io itertools json keyword lzma marshal math mmap".split(),
+    *"numbers operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
+    *"secrets shlex shutil signal statistics string struct subprocess sys textwrap".split(),
+    *"tempfile threading time timeit traceback types typing unicodedata uuid".split(),
+    *"platform warnings weakref zipfile zipimport zlib multiprocessing logging socket".split(),
+    *"select asyncio".split(),
+}
+COMMANDS = ("nvidia-smi",)  # that read no file of ours
+MAX_PARTS = 32  # of a dotted name
 
 
-def references(file: Path, folder: Path) -> tuple[list[Path], list[str]]:
-    """Paths that a Python file imports, opens or runs, from `folder` on, which need not exist; its
-    calls whose target is computed, "x.py:12 open", and the file where it cannot be read."""
-    if file.stat().st_size > TEXT_BYTES:
-        return [], [f"{file.name} as a whole (over {TEXT_BYTES:,} bytes)"]
+class References:
+    """What one Python file imports, opens and runs."""
 
-    paths = []
-    computed = []
-    names = dict.fromkeys(PATH_WORDS, "")  # name -> its text; None for one that is computed
-    try:
-        for node in ast.walk(ast.parse(file.read_bytes())):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                paths += imported_files(node, file, folder)
-            elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-                name = node.targets[0].id
-                text = constant_path(node.value, names)
-                names[name] = None if name in names else text  # one that changes is computed
-            elif isinstance(node, ast.Call):
-                target = call_target(node)
-                if target is None:
-                    continue
-                call = ast.unparse(node.func).split(".")[-1]
-                text = constant_path(target, names)
-                if text is None:
-                    computed.append(f"{file.name}:{node.lineno} {call}")
-                elif call in MODULE_CALLS:
-                    paths += module_files(text, folder)
-                else:
-                    beside = "__file__" in ast.unparse(target)
-                    paths.append((file.parent if beside else folder) / text)
-    except UNREADABLE as error:
-        computed.append(f"{file.name} as a whole ({type(error).__name__})")
-    return paths, computed
+    def __init__(self, file: Path, folder: Folder, home: Path):
+        self.file = file
+        self.folder = folder
+        self.home = home  # of the script, in which it runs
+        self.paths: list[Path] = []  # that it uses; they need not exist
+        self.run: set[Path] = set()  # of these, what it runs as code
+        self.unresolved: list[str] = []
+        self.defined: set[str] = set()  # its own functions and classes
+        self.modules: dict[str, str] = {}  # "sp" -> "subprocess"
+        self.constants = Constants([])
+
+    def read(self) -> None:
+        size = self.file.stat().st_size
+        name = self.file.name
+        if self.file.suffix == ".so":
+            return  # counted; what a library of machine code opens is not looked for
+        if size > TEXT_BYTES or not self.folder.budget.allows(size, name):
+            self.unresolved.append(f"{name} as a whole ({size:,} bytes)")
+            return
+        with open_regular(self.file) as file:
+            text = file.read(TEXT_BYTES).decode("utf-8-sig", "replace")
+        try:
+            self.read_program(text, 0)
+        except UNREADABLE as error:
+            self.unresolved.append(f"{name} as a whole ({type(error).__name__})")
+
+    def read_program(self, text: str, depth: int) -> None:
+        _, problem, nodes = parse(text)
+        if problem:
+            self.unresolved.append(f"{self.file.name} as a whole ({problem})")
+        outer = self.constants
+        self.constants = Constants(nodes, str(self.file), str(self.home))
+        definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+        imports = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom)]
+        for node in imports:  # first, as they name modules
+            self.read_import(node)
+        self.defined |= {node.name for node in nodes if isinstance(node, definitions)}
+
+        idle = set()  # names that are called, or that do nothing, by their nodes
+        for node in nodes:
+            if isinstance(node, ast.Call):
+                idle.add(node.func)
+                self.read_call(node, depth)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Attribute):
+                idle.add(node.value)
+            elif isinstance(node, ast.Name | ast.Attribute) and node not in idle:
+                self.read_name(node)
+        self.constants = outer
+
+    def leave(self, node: ast.AST, what: str) -> None:
+        """Notes what cannot be resolved."""
+        text = f"{self.file.name}:{getattr(node, 'lineno', 1)} {what[:60]}"
+        if text not in self.unresolved:
+            self.unresolved.append(text)
+
+    # ------------------------------------------------------------ imports
+
+    def read_import(self, node: ast.Import | ast.ImportFrom) -> None:
+        level = getattr(node, "level", 0)
+        module = getattr(node, "module", None) or ""
+        if level > len(self.file.parents):
+            return self.leave(node, "import from above the root")
+        base = self.file.parents[level - 1] if level else self.home
+        here = False
+        for alias in node.names:
+            full = f"{module}.{alias.name}".strip(".")
+            found = [path for path in module_files(full, base) if os.path.isfile(path)]
+            self.paths += found
+            self.run.update(found)
+            here = here or bool(found)
+            if len(full.split(".")) > MAX_PARTS:
+                self.leave(node, f"import of a name of over {MAX_PARTS} parts")
+
+        tops = [module] if module else [alias.name for alias in node.names]
+        unknown = [top for top in tops if top.split(".")[0] not in MODULES]
+        if not here and unknown:
+            self.leave(node, f"import {unknown[0]}, which is not here")
+        if not here:
+            self.read_imported_names(node)
+        return None
+
+    def read_imported_names(self, node: ast.Import | ast.ImportFrom) -> None:
+        """Names that lead to a file and are given another, and all names at once."""
+        if isinstance(node, ast.Import):
+            self.modules |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            return
+        for alias in node.names:
+            renamed = alias.asname not in (None, alias.name)
+            if alias.name == "*" or ATTRIBUTES.match(alias.name):
+                self.leave(node, f"import {alias.name} from {node.module}")
+            elif renamed and may_reach(alias.name):
+                self.leave(node, f"{alias.name} by another name")
+            elif node.module == "subprocess":
+                self.leave(node, f"subprocess.{alias.name}")
+            elif node.module == "sys" and alias.name in ("path", "modules"):
+                self.leave(node, f"sys.{alias.name}")
+
+    # ------------------------------------------------------------ calls
+
+    def read_call(self, call: ast.Call, depth: int) -> None:
+        name = call_name(call)
+        dotted = isinstance(call.func, ast.Attribute)
+        owner = call.func.value if dotted else None
+        if not name:
+            return  # what is called was looked at as a name
+        if name in RUNS and (not dotted or self.named(owner) == "builtins"):
+            return self.read_run(call, depth)
+        if name in RUNS or (name in self.defined and not dotted):
+            return None
+        if name == "getattr" and not dotted:
+            return self.read_getattr(call)
+        if self.named(owner) == "subprocess" or (
+            name in ("system", "popen") and self.named(owner) == "os"
+        ):
+            return self.read_command(call, name)
+        if name in REACHING:
+            return self.read_target(call, name, dotted)
+        if self.may_read(call, name, owner):
+            self.leave(call, name)
+        return None
+
+    def may_read(self, call: ast.Call, name: str, owner: ast.expr | None) -> bool:
+        """Whether a call that REACHING does not know may reach a file."""
+        if (
+            name in self.defined
+            and owner is None
+            or HARMLESS_CALLS.match(name)
+            or name in NAMES - REACHING - {"vars"}
+        ):
+            return name in ("globals", "locals", "__loader__", "breakpoint")
+        if name == "vars" and not call.args:
+            return True
+        if ATTRIBUTES.match(name):
+            return True
+        if name == "loads" and self.named(owner) == "json":
+            return False
+        if name == "replace":
+            return (
+                len(call.args) != 2 or self.named(owner) == "os"
+            )  # text.replace(old, new) has two
+        if name == "rename":
+            return True
+        return may_reach(name)
+
+    def read_run(self, call: ast.Call, depth: int) -> None:
+        """exec or eval: of a text that is known, or of a file's."""
+        target = call.args[0] if call.args else None
+        text = as_program(self.constants.of(target))
+        if text is not None and depth < MAX_DEPTH:
+            return self.read_program(text, depth + 1)
+        opening = opening_call(target, self.constants) if target else None
+        path = self.path_of(opening) if opening else None
+        if path is None:
+            return self.leave(call, call_name(call))
+        self.paths.append(path)
+        self.run.add(path)
+        return None
+
+    def read_getattr(self, call: ast.Call) -> None:
+        name = self.constants.of(call.args[1]) if len(call.args) > 1 else None
+        owner = call.args[0] if call.args else None
+        harmless = isinstance(name, str) and not may_reach(name) and not ATTRIBUTES.match(name)
+        if not harmless and not (name is None and isinstance(owner, ast.Name | ast.Attribute)):
+            self.leave(call, "getattr")
+        elif name is None and self.is_module(owner):
+            self.leave(call, "getattr")
+
+    def named(self, node: ast.expr | None) -> str:
+        """The module, or else the name, that an expression is; "" for any other."""
+        name = node.id if isinstance(node, ast.Name) else ""
+        return self.modules.get(name, name)
+
+    def is_module(self, node: ast.expr) -> bool:
+        """Whether an expression may be a module: an unbound name, or an attribute of one."""
+        while isinstance(node, ast.Attribute):
+            node = node.value
+        return isinstance(node, ast.Name) and node.id not in self.constants.names
+
+    def read_command(self, call: ast.Call, name: str) -> None:
+        target = call.args[0] if call.args else None
+        if isinstance(target, ast.List) and target.elts:
+            target = target.elts[0]
+        command = self.constants.of(target) if target is not None else None
+        if isinstance(command, list) and command:
+            command = command[0]
+        if not isinstance(command, str) or command.split()[:1] != [*COMMANDS]:
+            self.leave(call, f"{name} of a command")
+
+    def read_target(self, call: ast.Call, name: str, dotted: bool) -> None:
+        """A call of REACHING."""
+        if only_writes(call, name, dotted):
+            return
+        if name in IMPORTS:
+            module = self.constants.of(call.args[0]) if call.args else None
+            if not isinstance(module, str) or len(module.split(".")) > MAX_PARTS:
+                return self.leave(call, name)
+            found = [p for p in module_files(module, self.home) if os.path.isfile(p)]
+            self.paths += found
+            self.run.update(found)
+            if not found and module.split(".")[0] not in MODULES:
+                self.leave(call, f"{name} of {module}")
+            return None
+
+        inner = call.args[0] if call.args else None
+        if name == "load" and inner is not None and opening_call(inner, self.constants):
+            return None  # json.load(open(x)): the inner call is looked at by itself
+        path = self.path_of(call)
+        if path is None:
+            return self.leave(call, name)
+        self.paths.append(path)
+        if name in READS_SECOND or name in ("run_path", "zipimporter", "CDLL", "LoadLibrary"):
+            self.run.add(path)
+        return None
+
+    def path_of(self, call: ast.Call) -> Path | None:
+        """The path that a reading call names, if it is known."""
+        target = target_of(call)
+        value = self.constants.of(target)
+        if isinstance(value, bytes):
+            value = os.fsdecode(value)
+        if not isinstance(value, str) or "\0" in value or len(value) > 4_000:
+            return None
+        return self.home / value
+
+    # ------------------------------------------------------------ names
+
+    def read_name(self, node: ast.Name | ast.Attribute) -> None:
+        """A name that is no call's: whatever leads to a file may be called by another name."""
+        if isinstance(node, ast.Name):
+            bound = not isinstance(node.ctx, ast.Load)
+            if node.id in NAMES | {"open"} or (node.id in REACHING and node.id not in self.defined):
+                if not (node.id == "compile" and node.id in self.defined):
+                    self.leave(node, f"{node.id} {'bound anew' if bound else 'by another name'}")
+        elif ATTRIBUTES.match(node.attr) or (
+            node.attr == "path" and self.named(node.value) == "sys"
+        ):
+            self.leave(node, ast.unparse(node) if self.named(node.value) else node.attr)
+        elif node.attr in REACHING | {"system", "popen"} and self.is_module(node.value):
+            self.leave(node, f"{node.attr} by another name")
+        elif node.attr in READS_SELF or self.named(node.value) in ("subprocess", "builtins"):
+            self.leave(node, f"{node.attr} by another name")
 
 
-def imported_files(node: ast.Import | ast.ImportFrom, file: Path, folder: Path) -> list[Path]:
-    """Where the modules of an import in `file` could lie."""
-    level = getattr(node, "level", 0)
-    module = getattr(node, "module", None) or ""
-    base = file.parents[level - 1] if level else folder
-    found = []
-    for name in node.names:
-        found += module_files(f"{module}.{name.name}", base)
-    return found
+def may_reach(name: str) -> bool:
+    """Whether what is called so may read or run a file."""
+    if HARMLESS_CALLS.match(name):
+        return False
+    return name in REACHING | NAMES or bool(CALLS.search(name))
 
 
-def call_target(call: ast.Call) -> ast.expr | None:
-    """The expression that names what a call reads, runs or imports; None for a call that does
-    nothing of the kind."""
+def target_of(call: ast.Call) -> ast.expr | None:
+    """The expression that names what a call of REACHING reads."""
+    name = call_name(call)
     dotted = isinstance(call.func, ast.Attribute)
-    name = call.func.attr if dotted else getattr(call.func, "id", "")
-    if name not in FILE_CALLS | MODULE_CALLS:
-        return None
-    if name == "open":
-        return open_target(call, dotted)
-    if dotted and name in ("exec", "eval"):
-        return None  # a method of this name is neither
-    if dotted and name in ("read_text", "read_bytes"):
+    if name in READS_SELF:
+        return call.func.value if dotted else None
+    if name == "open" and dotted and is_method(call):
         return call.func.value
-    if not call.args:
-        return None
-    return call.args[-1] if name == "spec_from_file_location" else call.args[0]
-
-
-def open_target(call: ast.Call, dotted: bool) -> ast.expr | None:
-    """What a call of open, or of a method `dotted` of this name, reads; None if it only writes."""
-    others = call.args if dotted else call.args[1:]
-    others = [*others, *(keyword.value for keyword in call.keywords)]
-    constants = [other.value for other in others if isinstance(other, ast.Constant)]
-    modes = [value for value in constants if set(str(value)) <= set("rwaxbt+")]
-
-    if modes and not set(modes[0]) & set("r+"):
-        return None
-    if dotted and len(modes) == len(call.args):
-        return call.func.value
+    if name in READS_SECOND:
+        return call.args[-1] if len(call.args) > 1 else None
     return call.args[0] if call.args else None
 
 
-def constant_path(node: ast.expr, names: dict[str, str | None]) -> str | None:
-    """The path lib/x.py for Path(__file__).parent / "lib" / NAME and the like; None for what is
-    computed."""
-    parts = []
-    for text, word, other in re.findall(r"'([^'\\]*)'|(\w+)|([^\s./,()])", ast.unparse(node)):
-        part = names.get(word) if word else text
-        if other or part is None:
-            return None
-        parts.append(part)
-    return os.path.join("", *parts)
+def modes_of(call: ast.Call) -> list[str]:
+    """Constant arguments that read like the mode of open."""
+    others = [*call.args, *(keyword.value for keyword in call.keywords)]
+    values = [other.value for other in others if isinstance(other, ast.Constant)]
+    return [value for value in values if isinstance(value, str) and set(value) <= set("rwaxbt+")]
+
+
+def is_method(call: ast.Call) -> bool:
+    """Whether open is called as path.open(), of which all arguments are modes."""
+    return len(modes_of(call)) >= len(call.args)
+
+
+def only_writes(call: ast.Call, name: str, dotted: bool) -> bool:
+    """Whether a call of open only writes."""
+    if name != "open":
+        return False
+    first = 0 if dotted and is_method(call) else 1
+    modes = [mode for mode in modes_of(call) if mode]
+    if first and call.args and isinstance(call.args[0], ast.Constant):
+        modes = [mode for mode in modes if mode != call.args[0].value]
+    return bool(modes) and not set(modes[0]) & set("r+")
 
 
 def module_files(name: str, base: Path) -> list[Path]:
@@ -192,119 +496,10 @@ def module_files(name: str, base: Path) -> list[Path]:
     a/b.*.so, ..."""
     found = []
     stem = base
-    for part in name.split("."):
+    for part in name.split(".")[:MAX_PARTS]:
         if part.isidentifier():
             found += [stem / part / "__init__.py", stem / f"{part}.py", stem / f"{part}.pyc"]
-            found += stem.glob(f"{part}.*so")
+            with suppress(OSError):
+                found += sorted(stem.glob(f"{part}.*so"))[:20]
             stem = stem / part
     return found
-
-
-# ---------------------------------------------------------------- programs as they are compared
-
-PACKED = re.compile(r"['\"]([^'\"\s\\]{1000,})['\"]")  # a program as text of letters
-RAW_LZMA = {"format": lzma.FORMAT_RAW, "filters": [{"id": lzma.FILTER_LZMA2}]}
-
-
-def code_shape(lines: list[str]) -> str | None:
-    """A program without its comments and layout; None if it does not parse."""
-    with suppress(*UNREADABLE):
-        return ast.dump(ast.parse("\n".join(lines)))
-
-
-def unpack(text: str) -> str:
-    """The program inside exec(lzma.decompress(b85decode("..."))), as late entries pack it; else
-    the program itself."""
-    decoders = (base64.b85decode, base64.b64decode)
-    forms = ({"memlimit": 1 << 26}, RAW_LZMA)
-    for blob, decode, form in product(PACKED.findall(text)[:3], decoders, forms):
-        with suppress(ValueError, lzma.LZMAError):
-            return lzma.LZMADecompressor(**form).decompress(decode(blob), TEXT_BYTES).decode()
-    return text
-
-
-# ---------------------------------------------------------------- patterns
-
-CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
-    "picks by the validation score": (
-        r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"
-    ),
-    "scores in the last of several epochs": r"epoch\w* == .{0,40}epochs - 1",
-    "scores tokens in a second pass": r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\(",
-    "hash keyed on the target": (
-        r"^(full_(key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(tgt|target)\w*"
-    ),
-    "validation tokens in calibration": (
-        r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b"
-    ),
-    "downloads": (
-        r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "
-    ),
-}
-VAL_TOKENS = re.compile(r"\bval_(tokens|data|seqs)\b")
-SCORED = re.compile("byte|bpb|scored")
-
-
-class Hit(NamedTuple):
-    """A place that looks like something that has invalidated entries."""
-
-    what: str  # "downloads"
-    line: int  # number, from 1 on
-    text: str  # the statement or condition
-
-
-def code_patterns(tree: ast.Module) -> Iterator[Hit]:
-    """The hits in a program, for a person to judge."""
-    yield from unscored_learning(tree)
-    for node in ast.walk(tree):
-        searched = searched_part(node)
-        if searched is None:
-            continue
-        text = ast.unparse(searched)[:STATEMENT_CHARS]
-        for what, pattern in CODE_PATTERNS.items():
-            if re.search(pattern, text):
-                yield Hit(what, node.lineno, text)
-
-
-def searched_part(node: ast.AST) -> ast.AST | None:
-    """A condition, or a statement without a body that is no docstring."""
-    test = getattr(node, "test", None)
-    if test is not None:
-        return test
-    if not isinstance(node, ast.stmt) or hasattr(node, "body"):
-        return None
-    return None if isinstance(getattr(node, "value", None), ast.Constant) else node
-
-
-def unscored_learning(tree: ast.Module) -> Iterator[Hit]:
-    """Loops that train on validation tokens and score nothing, in functions that no function
-    calls which evaluates or scores: those adapt on what they scored."""
-    functions = {node.name: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
-    texts = {name: ast.unparse(node) for name, node in functions.items()}
-
-    for name, node in functions.items():
-        loops = [loop.lineno for loop in outer_loops(node) if learns_unscored(ast.unparse(loop))]
-        if not loops:
-            continue
-        callers = [other for other, text in texts.items() if other != name and f"{name}(" in text]
-        if any("eval" in caller or "score" in caller for caller in callers):
-            continue
-        for line in loops:
-            what = "trains on validation tokens without scoring them first"
-            yield Hit(what, line, f"loop in {name}")
-
-
-def learns_unscored(loop: str) -> bool:
-    steps = ".backward(" in loop and ".step(" in loop
-    return steps and bool(VAL_TOKENS.search(loop)) and not SCORED.search(loop)
-
-
-def outer_loops(node: ast.AST) -> list[ast.For | ast.While]:
-    """The loops of a function that lie in no other loop."""
-    loops = []
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.For | ast.While):
-            loops.append(child)
-        elif not isinstance(child, ast.FunctionDef):
-            loops += outer_loops(child)
-    return loops

@@ -2,6 +2,7 @@
 and its number."""
 
 import base64
+import hashlib
 import json
 import lzma
 import math
@@ -401,6 +402,10 @@ def test_artifact_in_the_folder(tmp_path):
     folder = make(tmp_path, artifact__pcll="x" * 100)
     assert check(folder)["artifact bytes"].verdict == FAILED
     (folder / "train_seed42.log").write_text(log_text(42, SCORES[42], model=100))
+    assert check(folder)["artifact bytes"].verdict == CONSISTENT, "no log states its sha256"
+    sha256 = hashlib.sha256(b"x" * 100).hexdigest()
+    stated = log_text(42, SCORES[42], model=100, last=f"sha256: {sha256}\n")
+    (folder / "train_seed42.log").write_text(stated)
     assert check(folder)["artifact bytes"].verdict == PROVEN
     assert records_check.submitted_scores(folder) == [1.1217]
     assert records_check.submitted_scores(tmp_path) == []
@@ -438,7 +443,8 @@ def one(tmp_path: Path, track="track_10min_16mb", **changes) -> dict[str, Findin
         (dict(stop=599_900), CONSISTENT),
         (dict(stop=600_900), CONSISTENT),
         (dict(stop=615_000), FAILED),
-        (dict(stop=615_000, world=1), SUSPICION),
+        (dict(stop=615_000, world=1), CONSISTENT),  # 615 of 4,800 GPU-seconds
+        (dict(stop=1_410_000, world=4), SUSPICION),
         (dict(stop=4_000_000, track="non-record-unlimited-compute-16mb"), NOT_CHECKABLE),
     ],
 )
@@ -479,7 +485,8 @@ def test_passes_that_are_too_long_together(tmp_path):
     assert found.line.endswith(sliding), "the longest one is quoted"
     assert evaluation(tmp_path / "b", sliding).verdict == CONSISTENT
     assert evaluation(tmp_path / "c", adapted).verdict == CONSISTENT
-    assert evaluation(tmp_path / "d", sliding, adapted, world=1).verdict == SUSPICION
+    alone = evaluation(tmp_path / "d", sliding, adapted, world=1)
+    assert alone.verdict == CONSISTENT and "682 of 4,800 GPU-seconds" in alone.detail
     other = evaluation(tmp_path / "e", sliding, adapted, track="non_record_16mb")
     assert other.verdict == NOT_CHECKABLE and other.number == pytest.approx(681.6)
 
@@ -887,10 +894,9 @@ def test_patterns_of_logs(tmp_path, line, what):
     ],
 )
 def test_no_pattern(tmp_path, text):
-    found = check(
-        make(tmp_path, script=SCRIPT + "\n\n" + text, logs={"train.log": log_text(script="")})
-    )
-    assert found["nothing like what has invalidated entries before"].verdict == CONSISTENT
+    folder = make(tmp_path, script=SCRIPT + "\n\n" + text, logs={"train.log": log_text(script="")})
+    found = next(f for f in check(folder).values() if f.check == "pattern")
+    assert found.verdict == CONSISTENT and "looked for in train_gpt.py, train.log" in found.detail
 
 
 OURS = """ttt_protocol:{protocol}
@@ -1033,7 +1039,7 @@ def test_exit_codes_and_one_screen(tmp_path, capsys):
     folder = make(tmp_path)
     assert verify.main([str(folder)]) == 0
     text = capsys.readouterr().out
-    assert "CONSISTENT" in text and len(text.splitlines()) < 60
+    assert text.startswith("OK — val_bpb 1.121700 agrees") and len(text.splitlines()) < 60
     (folder / "submission.json").write_text('{"val_bpb": 1.0}')
     assert verify.main([str(folder)]) == 1
     assert (
