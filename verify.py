@@ -87,6 +87,7 @@ from records.logs import LOG_SUFFIXES, Prefix, read_prefixes
 from records.their_network import ANSWER, APART, LEARN, LOGITS, MESSAGE, TROUBLE
 
 HERE = Path(__file__).resolve().parent
+WORKER = HERE / "records/their_network.py"
 TOLERANCE = 0.0005  # bits per byte between a claim, usually computed in bfloat16, and float32 here
 BOS = 1  # the id that starts every document
 OFFICIAL_TOKENIZERS = {  # sha256 of the challenge's, of 1,024 and 8,192 pieces
@@ -452,8 +453,7 @@ class TheirModel:
         (script.parent / "artifact.pcll").write_bytes(artifact)
         self.socket, theirs = socket.socketpair()
         memory = 0 if options.device == "cuda" else int(1e9 * options.memory)
-        worker = HERE / "records/their_network.py"
-        words = [worker, HERE, script, options.device, memory, theirs.fileno()]
+        words = [WORKER, WORKER.parents[1], script, options.device, memory, theirs.fileno()]
         kept = ("OMP_NUM_THREADS", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
         clean = {name: os.environ[name] for name in kept if name in os.environ}
         self.process = subprocess.Popen(

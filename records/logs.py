@@ -510,7 +510,7 @@ def read_prefixes(path: Path) -> list[Prefix]:
     """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to."""
     found = []
     artifact = ""
-    for number, text in bounded_lines(path):
+    for number, text in bounded_lines(path, Budget()):
         named = ARTIFACT.match(text)
         if named:
             artifact = named[1]

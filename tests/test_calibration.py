@@ -319,7 +319,8 @@ def test_weights_that_no_gradient_reaches_are_still_written(tmp_path):
 @pytest.mark.parametrize("preset", train_gpt.PRESETS)
 def test_presets_export_what_the_verifier_reads(preset, tmp_path):
     small = dict(NUM_LAYERS="3", MLP_HIDDEN="96", ROPE_DIMS="8", BIGRAM_BUCKETS="64")
-    lengths = dict(TRAIN_SEQ_LEN="32", EVAL_STRIDE="32", FIT="shrink")
+    lengths = dict(TRAIN_SEQ_LEN="32", EVAL_STRIDE="32", FIT="shrink", VOCAB_SIZE="1024")
+    lengths |= dict(LOOP_FIRST="0", LOOP_LAST="1")
     heads = train_gpt.load_settings({"PRESET": preset}).model.num_heads
     width = dict(MODEL_DIM=str(16 * heads))
     s = train_gpt.load_settings({"PRESET": preset} | small | lengths | width)

@@ -961,7 +961,9 @@ def test_more_ranks_than_sequences_are_refused(home):
 
 def test_fewer_gpus_than_processes_are_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("LOCAL_RANK", "2")
+    for name, value in dict(RANK="2", LOCAL_RANK="2", WORLD_SIZE="3").items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(train_gpt.dist, "init_process_group", lambda *_: None)
     for device in ("auto", "cuda"):
         with pytest.raises(UserError, match="Process 2 finds only 2 CUDA GPUs"):
             train_gpt.join_ranks(tiny_settings(DEVICE=device).run)
@@ -1057,15 +1059,15 @@ def test_validation_is_no_training_time(home, monkeypatch):
 
 
 def test_progress_is_told_at_most_every_five_seconds(home, clock, capsys):
-    log = Log("x", Ranks(0, 1, CPU), append=False)
+    log = Log("x", Ranks(0, 1, CPU), resumed=False)
     told = []
     for clock[0] in (100, 101, 104.9, 105, 109.9, 110):
         told.append(log.progress_is_due())
     assert told == [True, False, False, True, False, True]
-    log.progress("training", 0.25, 30.0, "note, ")
+    log.progress("training", 0.25, 90.0, "note, ")
     assert capsys.readouterr().out == "training: 25 %, note, 90 s left\n"
     assert (home / "logs/x.txt").read_text() == ""  # it stands on the console alone
-    assert not Log("y", Ranks(1, 2, CPU), append=False).progress_is_due()
+    assert not Log("y", Ranks(1, 2, CPU), resumed=False).progress_is_due()
     assert not (home / "logs/y.txt").exists()
 
 
