@@ -1151,6 +1151,13 @@ RECORDS = [
     ),
     Mutant(
         CODE,
+        "unresolved += found.unresolved",
+        "pass",
+        "size: what is known only when a script runs is listed",
+        "test_verify.py::test_code_that_the_script_pulls_in_counts",
+    ),
+    Mutant(
+        CODE,
         "return call.args[-1] if len(call.args) > 1 else None",
         "return None",
         "size: files that the script runs count",

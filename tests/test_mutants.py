@@ -15,7 +15,8 @@ in_a_checkout = pytest.mark.skipif(
 )
 ARROWS = "test_layout.py::test_arrows_point_one_way[records/logs.py]"
 HARMLESS = Mutant("records/logs.py", "MAX_LOGS = 64", "MAX_LOGS = 65", "nothing", ARROWS)
-HARMFUL = Mutant("records/logs.py", "import re\n", "import re\nimport pack\n", "it", ARROWS)
+SECOND = "import re\nimport decode_artifact\n"
+HARMFUL = Mutant("records/logs.py", "import re\n", SECOND, "it", ARROWS)
 
 
 # ---- The table
