@@ -745,7 +745,9 @@ def test_the_report_for_people(home, capsys):
     artifact = make(home)
     assert verify.main([str(artifact), "--claim", "1.0"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "PROVEN" and "FAILED" in lines and lines[-1].endswith("1 FAILED")
+    assert lines[0].startswith("FAILED — claim: -5.598265 from 6.598265 here")
+    assert "PROVEN" in lines and lines.index("FAILED") < lines.index("PROVEN")
+    assert lines[-1].startswith("1 FAILED")
     assert (
         len(lines) < 40
         and max(map(len, lines)) <= 120
