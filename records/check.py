@@ -1135,7 +1135,7 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
     for log in logs:
         source = next((lines for lines in training_of(log).sources if len(lines) > 20), None)
         embedded = lines_of_code("\n".join(source)) if source else None
-        if not own or embedded is None:
+        if not own or embedded is None or entry.folder.budget.is_late():
             continue
         if embedded not in own and not any(same_program(embedded, mine) for mine in own):
             if code_shape("\n".join(embedded)) is None:
@@ -1181,6 +1181,9 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
     unread = list(problems)
     searched = []
     for program in programs:
+        if entry.folder.budget.is_late():
+            unread.append(f"{program.name}: the time is used up")
+            continue
         try:
             for hit in code_patterns(program):
                 hits.setdefault(hit.what, f"{program.name}:{hit.line}: {hit.text[:160]}")

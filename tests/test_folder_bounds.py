@@ -99,8 +99,22 @@ def test_twenty_scripts_of_a_megabyte(tmp_path):
     script = "\n".join(f"x{i} = function(argument, {i})" for i in range(33_000))[:995_000]
     files = {f"train_{i}.py": script for i in range(20)}
     seconds, rows = measured(write(tmp_path, entry(runs()) | files))
-    assert seconds < 30
+    assert seconds < 10
     assert any("train_" in row[2] for row in rows if row[0] == "NOT CHECKABLE")
+
+
+def test_many_scripts_end_within_the_budget(tmp_path, monkeypatch):
+    """Each of them is as costly as one may be; what comes after the time is named."""
+    script = "\n".join(f"open(a{i})" for i in range(33_000))
+    names = [f"train_{i}.py" for i in range(8)]
+    imports = "".join(f"import {name[:-3]}\n" for name in names)
+    files = entry(runs(), imports) | dict.fromkeys(names, script)
+    folder = write(tmp_path, files)
+    monkeypatch.setattr(Budget.__init__, "__defaults__", (2.0, 64_000_000))
+    began = time.process_time()
+    found = check_folder(folder)
+    assert time.process_time() - began < 15
+    assert any("the time is used up" in finding.detail for finding in found)
 
 
 def test_many_folders_and_files(tmp_path):
