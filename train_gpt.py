@@ -125,10 +125,7 @@ class Run:
     train_log_every: int = setting(50, "steps between lines of the log", "base", low=1)
     val_loss_every: int = setting(0, "steps between plain validations, 0: at the end only", "base")
     checkpoint_every: float = setting(
-        -1.0,
-        "seconds between checkpoints, 0: none but the last; -1: 60, or 0 if the cap is 600 or less",
-        "ours",
-        low=-1,
+        60.0, "seconds between checkpoints, 0: none but the last", "ours"
     )
     resume: str = setting(
         "", 'a checkpoint to go on from, or "latest" (of RUN_ID, if that is set)', "ours"
@@ -2932,15 +2929,6 @@ class StopRequest:
         self.requested = True
 
 
-def checkpoint_interval(s: Settings) -> float:
-    """Seconds between checkpoints; 0: none."""
-    if s.run.checkpoint_every >= 0:
-        return s.run.checkpoint_every
-    if 0 < s.training.max_wallclock_seconds <= 600:
-        return 0.0
-    return 60.0
-
-
 def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Score]) -> None:
     """Trains until the last step or the wall-clock cap; UserError if it was asked to stop.
 
@@ -2948,7 +2936,6 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     """
     run = trainer.s.run
     stop = StopRequest()
-    interval = checkpoint_interval(trainer.s)
     pace = Pace(trainer)
     saved = time.monotonic()
     began = saved - trainer.seconds
@@ -2973,7 +2960,7 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
                 score = validate("validation")
             log(f"{trainer.step_text()} {score} {trainer.time_text()}")
             began = time.monotonic() - seconds  # validation is not training time
-        if stopping or (interval and time.monotonic() - saved >= interval):
+        if stopping or 0 < run.checkpoint_every <= time.monotonic() - saved:
             save_checkpoint(trainer, log, folder)
             saved = time.monotonic()
             began = saved - seconds  # nor is writing

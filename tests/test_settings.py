@@ -177,7 +177,7 @@ def test_switches(text):
         ("RUN_ID", "a/b"),
         ("TTT_PROTOCOL", "best_of_10"),
         ("EVAL_BATCH_SEQS", "0"),
-        ("CHECKPOINT_EVERY", "-2"),
+        ("CHECKPOINT_EVERY", "-1"),
         ("DEVICE", "tpu"),
     ],
 )

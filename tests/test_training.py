@@ -25,7 +25,6 @@ from train_gpt import (
     TokenStream,
     Trainer,
     UserError,
-    checkpoint_interval,
     find_checkpoint,
     publish,
     rounded_to_int6,
@@ -1026,7 +1025,7 @@ def test_the_cap_holds_to_a_step_and_the_schedule_ends_there(home, monkeypatch, 
 
 @pytest.mark.parametrize(
     ("every", "cap", "saves"),
-    [("-1", "600", 1), ("-1", "601", 5), ("0", "601", 1), ("100", "300", 3)],
+    [("60", "600", 5), ("60", "0", 5), ("0", "601", 1), ("100", "300", 3)],
 )
 def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
     trainer = make_trainer(ITERATIONS=31, MAX_WALLCLOCK_SECONDS=cap, CHECKPOINT_EVERY=every)
@@ -1035,10 +1034,9 @@ def test_when_checkpoints_are_written(home, monkeypatch, every, cap, saves):
     assert (home / "logs/x.txt").read_text().count("checkpoint: ") == saves
 
 
-def test_seconds_between_checkpoints():
-    for cap, seconds in (("600", 0), ("599", 0), ("601", 60), ("0", 60)):
-        assert checkpoint_interval(tiny_settings(MAX_WALLCLOCK_SECONDS=cap)) == seconds
-    assert checkpoint_interval(tiny_settings(CHECKPOINT_EVERY="7.5")) == 7.5
+def test_a_kill_costs_a_minute_at_most():
+    assert tiny_settings().run.checkpoint_every == 60
+    assert train_gpt.load_settings({}).run.checkpoint_every == 60
 
 
 def test_validation_is_no_training_time(home, monkeypatch):
