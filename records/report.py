@@ -66,7 +66,8 @@ def print_report(findings: list[Finding]) -> None:
     """The answer, the table of runs, the findings with failures first, then the count of each."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     answer = answer_of(findings)
-    print(f"{answer} — {clean(sentence_of(findings, answer))}")
+    sentence = f"{answer} — {clean(sentence_of(findings, answer))}"
+    print(textwrap.fill(sentence, WIDTH, subsequent_indent="    "))
     runs = next((finding.runs for finding in findings if finding.runs), ())
     if runs:
         print_runs(runs)
