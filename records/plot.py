@@ -7,7 +7,7 @@
                  means over the runs
     bytes.png    what the bytes are spent on, if an artifact.pcll lies there
     rate.png     bits per byte against rate, if a rate.csv lies there, with the columns
-                 codec,allocation,feedback,multiplier,bytes,bits_per_weight,val_bpb
+                 way,bits_per_weight,val_bpb (and any others)
 
 Made for grey print and half size: black and greys, line styles, markers and hatches, labels at what
 they name. The same folder gives the same bytes (with one version of matplotlib). An error leaves
@@ -62,15 +62,6 @@ PARTS = {
     "token embedding": ("tok_emb",),
     "vectors": ("",),
 }  # by ending
-WORDS = {
-    ", row, column": ", a step per row and column",
-    ", one step": ", one step for all",
-    ", relative": ", equal relative error",
-    ", tensor": ", a step per matrix",
-    ", levels": ", steps as wide as the codebooks'",
-    ", none": "",
-    ", blocks": ", error feedback",
-}  # what a table of rates says -> what a picture says
 HIGHEST = 6  # a picture of rates ends so many times as far above the lowest point as the median
 CAPTIONS = {
     "loss.png": "Training loss against tokens seen.",
@@ -249,28 +240,20 @@ def draw_bytes(data: bytes, code: int) -> bytes:
 
 
 def read_rates(path: Path) -> dict[str, Points]:
-    """(bits per weight, bpb) by rising rate, by the columns that tell the rows' kinds apart."""
+    """(bits per weight, bpb) by rising rate, for each way to quantise."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         points = [(float(row["bits_per_weight"]), float(row["val_bpb"])) for row in rows]
-        kinds = [(row["codec"], row["allocation"], row["feedback"]) for row in rows]
+        ways = [row["way"] for row in rows]
         if not points or not all(map(math.isfinite, sum(points, ()))):
             raise ValueError
     except (KeyError, TypeError, ValueError, csv.Error):
         raise UserError(f"{path} is no table of rates: plot.py --help names its columns.") from None
-    varied = [i for i in range(3) if i == 0 or len({kind[i] for kind in kinds}) > 1]
     curves = {}
-    for kind, point in sorted(zip(kinds, points, strict=True)):
-        curves.setdefault(", ".join(kind[i] for i in varied), []).append(point)
+    for way, point in sorted(zip(ways, points, strict=True)):
+        curves.setdefault(way, []).append(point)
     return curves
-
-
-def in_words(name: str) -> str:
-    """What a kind of rows is called in a picture."""
-    for raw, words in WORDS.items():
-        name = name.replace(raw, words)
-    return name
 
 
 def near_points(curves: dict[str, Points]) -> dict[str, Points]:
@@ -287,8 +270,7 @@ def near_points(curves: dict[str, Points]) -> dict[str, Points]:
 
 def draw_rates(curves: dict[str, Points]) -> bytes:
     ax = plt.subplots()[1]
-    named = {in_words(name): points for name, points in near_points(curves).items()}
-    draw_lines(ax, named, first=True)
+    draw_lines(ax, near_points(curves), first=True)
     return picture(ax, "bits per weight", "validation, bits per byte")
 
 

@@ -18,10 +18,10 @@ import verify
 sys.path.insert(0, str(ROOT / "records"))
 import plot  # noqa: E402
 
-RATES = """codec,allocation,feedback,multiplier,bytes,bits_per_weight,val_bpb
-trellis,author,none,1.0,15000000,4.1,1.16
-huffman,author,none,2.0,13000000,3.4,1.19
-huffman,author,none,1.0,16000000,4.4,1.16
+RATES = """network,way,multiplier,bytes,bits_per_weight,val_bpb
+a,trellis,1.0,15000000,4.1,1.16
+a,huffman,2.0,13000000,3.4,1.19
+a,huffman,1.0,16000000,4.4,1.16
 """
 
 
@@ -189,21 +189,17 @@ def test_labels_of_the_loss_are_plain_and_have_room(monkeypatch, low, high, with
 
 def test_a_point_far_above_the_others_is_left_out(monkeypatch):
     curves = {
-        "trellis, one step, none": [(2.7, 2.077), (3.5, 2.0353), (4.4, 2.0345)],
-        "trellis, row, column, blocks": [(2.4, 2.0364), (2.9, 2.0338), (3.5, 2.0333)],
-        "huffman, levels, none": [(2.0, 2.9)],
+        "one step": [(2.7, 2.077), (3.5, 2.0353), (4.4, 2.0345)],
+        "row, column": [(2.4, 2.0364), (2.9, 2.0338), (3.5, 2.0333)],
+        "huffman": [(2.0, 2.9)],
     }
     near = plot.near_points(curves)
     assert near == {
-        "trellis, one step, none": [(3.5, 2.0353), (4.4, 2.0345)],
-        "trellis, row, column, blocks": curves["trellis, row, column, blocks"],
+        "one step": [(3.5, 2.0353), (4.4, 2.0345)],
+        "row, column": curves["row, column"],
     }
     texts, _ = labels_of(monkeypatch, plot.draw_rates, curves)
-    names = {text.replace("\n", " ") for text in texts}
-    assert names == {
-        "trellis, one step for all",
-        "trellis, a step per row and column, error feedback",
-    }
+    assert {text.replace("\n", " ") for text in texts} == {"one step", "row, column"}
     equal = {"a": [(1.0, 2.0), (2.0, 2.0)], "b": [(1.5, 2.0), (1.0, 2.5)]}
     assert plot.near_points(equal) == equal
 
@@ -218,15 +214,13 @@ def test_help_needs_no_matplotlib(tmp_path):
     assert done.stderr == "plot.py: matplotlib is missing: requirements-dev.txt names it.\n"
 
 
-def test_rates_are_told_apart_by_what_varies(tmp_path):
+def test_rates_are_told_apart_by_the_way_to_quantise(tmp_path):
     path = tmp_path / "rate.csv"
     path.write_text(RATES)
     assert plot.read_rates(path) == {
         "huffman": [(3.4, 1.19), (4.4, 1.16)],
         "trellis": [(4.1, 1.16)],
     }
-    path.write_text(RATES + "trellis,author,gptq,1.0,15000000,4.1,1.15\n")
-    assert list(plot.read_rates(path)) == ["huffman, none", "trellis, gptq", "trellis, none"]
 
 
 # ---- What is refused
@@ -263,11 +257,11 @@ def test_a_damaged_table_of_rates(full, capsys):
     header = RATES.splitlines()[0]
     for table in (
         "",
-        "codec,bytes\nhuffman,1\n",
+        "way,bytes\nhuffman,1\n",
         header,
-        RATES + "a,b,c,1,1,nan,1\n",
+        RATES + "a,b,1,1,nan,1\n",
         RATES + "a,b\n",
-        RATES + "a,b,c,1,1,x,1\n",
+        RATES + "a,b,1,1,x,1\n",
         "\0\n",
         "\xff",
     ):

@@ -1,28 +1,37 @@
-"""Measures bits per byte against bytes for a trained checkpoint: codec, allocation of the bits, and
-error feedback.
+"""Measures what quantisation costs, in bits per byte, against the bits that a weight takes.
 
-    python tests/bench/rate.py CHECKPOINT.pt --train FOLDER --data FOLDER --tokenizer MODEL
-                               [--csv rate.csv]
+    python tests/bench/rate.py CHECKPOINT.pt ... --train FOLDER --data FOLDER --tokenizer MODEL
+                               [--bits B ...] [--only WORD ...] [--csv rate.csv]
 
 FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin
-of text that is not for the final score (held-out text of the training mix, say), scored whole, one
-window after the other. Allocations:
+of text that is not for the final score (held-out text of the training mix, say), scored whole by
+the checkpoint's sliding window. Every way to quantise is swept over the coarseness of its steps; at
+each of --bits the logarithm of its cost is read between the two nearest. The last table has means
+over the checkpoints, and their ratio to what strong entries do:
 
-    levels        the error of k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels (532)
-    one step      the same step for every weight
-    relative      the same error in proportion to each matrix's variance
-    tensor        a step for each matrix, by what an error in it costs
-    row, column   and for each row and column, as train_gpt.py exports
+    int6, GPTQ      a step for each row, by its standard deviation (12.85 / 31 of it, embedding
+                    20 / 127: entry 1394), GPTQ in order of importance over our moments, and the
+                    ideal zero-order entropy of each matrix, as if no coder lost anything
+    huffman         k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels, as 532 exports
+    levels          the same error, by the trellis codec
+    one step        the same step for every weight
+    relative        the same error in proportion to each matrix's variance
+    tensor          a step for each matrix, by what an error in it costs
+    row, column     and for each row and column
+    default         and error feedback, as train_gpt.py exports; then with one thing changed
 
-The first three know no way to weigh the token embedding and keep it in float16.
+huffman, levels, one step and relative know no way to weigh the token embedding, which stays in
+float16. Bytes are those of the real file but for its rANS states: 4 KB, which weigh more in a small
+network than in a large one.
 """
 
 import argparse
 import csv
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import torch
@@ -30,6 +39,36 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 from train_gpt import Moments  # noqa: E402
+
+MULTIPLIERS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)  # of each way's own steps
+PEER = "int6, GPTQ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """What a run has trained, and what it is measured by."""
+
+    name: str
+    settings: train_gpt.Settings
+    model: train_gpt.GPT  # takes the weights of each file
+    weights: dict[str, np.ndarray]  # float32, averaged
+    moments: dict[str, Moments]
+    scorer: train_gpt.Evaluator
+
+    def bpb(self) -> float:
+        return self.scorer.score(self.model, "", self.settings.evaluation.eval_stride).val_bpb
+
+    def size(self) -> int:
+        return sum(w.size for w in self.weights.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A way to quantise: settings, moments, and the constants that it changes."""
+
+    export: train_gpt.Export
+    moments: dict[str, Moments]
+    constants: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def even(w: np.ndarray, error: float) -> Moments:
@@ -55,142 +94,189 @@ def levels_error(name: str, w: np.ndarray, s: train_gpt.Export) -> float:
     return float(np.square(decoded - w, dtype=np.float64).mean())
 
 
-def allocations(
-    weights: dict[str, np.ndarray], moments: dict, s: train_gpt.Export
-) -> dict[tuple[str, str], dict]:
-    """For each allocation and kind of feedback the moments that make code_trellis allocate so."""
-    matrices = {name: weights[name] for name in moments}
-    sizes = np.array([w.size for w in matrices.values()])
-    variance = float(np.average([w.var() for w in matrices.values()], weights=sizes))
-    return {
-        ("levels", "none"): {n: even(w, levels_error(n, w, s)) for n, w in matrices.items()},
-        ("one step", "none"): {n: even(w, variance / 1e3) for n, w in matrices.items()},
-        ("relative", "none"): {n: even(w, w.var() / 1e3) for n, w in matrices.items()},
-        ("tensor", "none"): {n: even(w, 1 / mean_cost(moments[n])) for n, w in matrices.items()},
-        ("row, column", "none"): {n: without_feedback(m) for n, m in moments.items()},
-        ("row, column", "blocks"): moments,
+def scaled(moments: dict[str, Moments], name: str, factor: float) -> dict[str, Moments]:
+    """Moments by which the errors of one tensor cost `factor` times as much."""
+    return moments | {name: dataclasses.replace(moments[name], rows=factor * moments[name].rows)}
+
+
+def cases(network: Network) -> dict[str, Case]:
+    """Every way to quantise, but the peer's, by its name."""
+    moments = network.moments
+    trellis = network.settings.export
+    half = dataclasses.replace(trellis, embed_codec="float16")
+    weights = {name: network.weights[name] for name in moments}
+    sizes = [w.size for w in weights.values()]
+    variance = float(np.average([w.var() for w in weights.values()], weights=sizes))
+
+    def states(count: int) -> Case:
+        return Case(dataclasses.replace(trellis, trellis_states=count), moments)
+
+    found = {
+        "huffman": Case(dataclasses.replace(half, codec="huffman"), {}),
+        "levels": Case(half, {n: even(w, levels_error(n, w, half)) for n, w in weights.items()}),
+        "one step": Case(half, {n: even(w, variance / 1e3) for n, w in weights.items()}),
+        "relative": Case(half, {n: even(w, w.var() / 1e3) for n, w in weights.items()}),
+        "tensor": Case(
+            trellis, {n: even(w, 1 / mean_cost(moments[n])) for n, w in weights.items()}
+        ),
+        "row, column": Case(trellis, {n: without_feedback(m) for n, m in moments.items()}),
+        "default": Case(trellis, moments),
     }
+    found |= {f"{count} states": states(count) for count in (8, 128, 256)}
+    for damping in (0.01, 0.03, 0.3):
+        found[f"damping {damping}"] = Case(trellis, moments, dict(DAMPING=damping))
+    for factor in (0.5, 2.0):
+        found[f"embedding's errors x {factor}"] = Case(trellis, scaled(moments, "tok_emb", factor))
+    return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """What a run has trained."""
-
-    settings: train_gpt.Settings
-    model: train_gpt.GPT  # with the averaged weights
-    weights: dict[str, np.ndarray]  # float32
-
-
-def load(args: argparse.Namespace, ranks: train_gpt.Ranks) -> Checkpoint:
+def load(path: Path, args: argparse.Namespace) -> Network:
     """A checkpoint's averaged weights, with the data and tokenizer of the command line."""
-    state = torch.load(args.checkpoint, map_location="cpu", weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     values = {name: v for name, v in state["settings"].items() if name in train_gpt.FIELDS}
     values |= dict(
         data_path=args.data,
         tokenizer_path=args.tokenizer,
+        compile="0",
+        codec="trellis",
         embed_codec="trellis",
         calibration_tokens=args.calibration_tokens,
     )
     s = train_gpt.grouped(values)
-    model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
     averaged = {
         name.removeprefix("module."): w
         for name, w in state["average"].items()
         if name.startswith("module.")
     }
+    model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype))
     model.load_state_dict(averaged)
-    return Checkpoint(s, model, {name: w.float().numpy() for name, w in averaged.items()})
 
-
-def recode(
-    checkpoint: Checkpoint, export: train_gpt.Export, coarseness: float, moments: dict
-) -> int:
-    """Gives the model the weights that a file of this coarseness has; returns its bytes."""
-    tensors = {
-        name: train_gpt.code_tensor(name, w, export, coarseness, 0.5, moments)
-        for name, w in checkpoint.weights.items()
-    }
-    artifact = train_gpt.encode_pcll({}, tensors, export.trellis_states)
-    train_gpt.load_artifact(checkpoint.model, artifact)
-    return len(artifact)
-
-
-def evaluator(s: train_gpt.Settings, ranks: train_gpt.Ranks) -> train_gpt.Evaluator:
-    """One that prints nothing."""
-    quiet = Mock(progress_is_due=lambda: False)
+    ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
+    stream = train_gpt.TokenStream(args.train, "train", s.model.vocab_size)
+    moments = train_gpt.calibrate(model, stream, s, ranks)
     counter = train_gpt.ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
-    return train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s, ranks, quiet)
+    quiet = Mock(progress_is_due=lambda: False)
+    scorer = train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s, ranks, quiet)
+    weights = {name: w.float().numpy() for name, w in averaged.items()}
+    return Network(path.parent.name, s, model, weights, moments, scorer)
 
 
-def plain_bpb(checkpoint: Checkpoint, scorer: train_gpt.Evaluator) -> float:
-    return scorer.score(checkpoint.model, "", checkpoint.settings.model.train_seq_len).val_bpb
+def recode(network: Network, case: Case, coarseness: float) -> float:
+    """Gives the model the weights that a file of this coarseness has; returns its bytes."""
+    with patch.multiple(train_gpt, **case.constants):
+        tensors = {
+            name: train_gpt.code_tensor(name, w, case.export, coarseness, 0.5, case.moments)
+            for name, w in network.weights.items()
+        }
+        artifact = train_gpt.encode_pcll({}, tensors, case.export.trellis_states)
+    train_gpt.load_artifact(network.model, artifact)
+    coded = sum(t.indices.size for t in tensors.values() if t.codec == train_gpt.TRELLIS)
+    return len(artifact) - 4 * train_gpt.lane_count(coded)
 
 
-def cases(checkpoint: Checkpoint, moments: dict) -> dict[tuple[str, str, str], dict]:
-    """Codec, allocation and feedback of each row, and the moments that make it so."""
-    found = {("huffman", "levels", "none"): {}}
-    rest = allocations(checkpoint.weights, moments, checkpoint.settings.export)
-    for case, costs in rest.items():
-        found["trellis", *case] = costs
-    return found
+def gptq(w: np.ndarray, columns: np.ndarray, steps: np.ndarray, limit: int) -> np.ndarray:
+    """Whole numbers [R,C] for w / steps, each column's error made good by those after it.
+
+    columns [C,C] are the inputs' moments and steps [R,1]. GPTQ (arXiv 2210.17323), the most
+    important columns first, damped by 1 % of the mean, as entry 1394 has it.
+    """
+    order = np.argsort(-np.diagonal(columns), kind="stable")
+    damped = columns[order][:, order]
+    damped = damped + 0.01 * np.diagonal(damped).mean() * np.eye(len(damped))
+    root = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper triangular
+
+    left = w[:, order].astype(np.float64)
+    numbers = np.empty(w.shape, np.int64)
+    for c in range(w.shape[1]):
+        numbers[:, c] = np.clip(np.rint(left[:, c] / steps[:, 0]), -limit, limit)
+        error = (left[:, c] - numbers[:, c] * steps[:, 0]) / root[c, c]
+        left[:, c:] -= np.outer(error, root[c, c:])
+    return numbers[:, np.argsort(order)]
 
 
-def export_by(case: tuple[str, str, str], export: train_gpt.Export) -> train_gpt.Export:
-    """The settings of a row; allocations that cannot weigh the embedding keep it in float16."""
-    codec, allocation, _ = case
-    embed = codec if allocation in ("tensor", "row, column") else "float16"
-    return dataclasses.replace(export, codec=codec, embed_codec=embed)
+def entropy_bytes(numbers: np.ndarray) -> float:
+    """Of the ideal zero-order code."""
+    counts = np.unique(numbers, return_counts=True)[1]
+    return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-HEADER = "codec allocation feedback multiplier bytes bits_per_weight val_bpb".split()
+def recode_as_peer(network: Network, multiplier: float) -> float:
+    """Gives the model the weights that strong entries would export; returns their least bytes."""
+    size = 0.0
+    weights = {}
+    for name, w in network.weights.items():
+        if name not in network.moments:
+            weights[name] = w.astype(np.float16)
+            size += 2 * w.size
+            continue
+        clip, limit = (20.0, 127) if name == "tok_emb" else (12.85, 31)
+        steps = multiplier * clip / limit * w.std(axis=1, keepdims=True)
+        steps = steps.astype(np.float16).astype(np.float32)
+        numbers = gptq(w, network.moments[name].columns, steps, limit)
+        weights[name] = numbers * steps
+        size += entropy_bytes(numbers) + 2 * len(w)
+    state = {name: torch.from_numpy(w.astype(np.float32)) for name, w in weights.items()}
+    network.model.load_state_dict(state)
+    return size
 
 
-def write_csv(path: Path, rows: list[list]) -> None:
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(HEADER)
-        writer.writerows(rows)
+def cost_at(bits: float, points: list[tuple[float, float]]) -> float:
+    """The cost at a rate, by points of bits and cost whose logarithm is read in between."""
+    rates, costs = np.array(sorted(points)).T
+    if not rates[0] <= bits <= rates[-1]:
+        return float("nan")
+    return float(np.exp(np.interp(bits, rates, np.log(np.maximum(costs, 1e-6)))))
+
+
+def sweep(network: Network, only: list[str], write: Callable[[list], None]) -> dict[str, list]:
+    """For each way to quantise the bits per weight and the cost in bpb at every coarseness."""
+    exact = network.bpb()
+    print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
+    chosen = cases(network)
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name in [PEER, *chosen]:
+        if only and not any(word in name for word in only):
+            continue
+        points[name] = []
+        for multiplier in MULTIPLIERS:
+            if name == PEER:
+                size = recode_as_peer(network, multiplier)
+            else:
+                size = recode(network, chosen[name], multiplier)
+            bpb = network.bpb()
+            bits = 8 * size / network.size()
+            points[name].append((bits, bpb - exact))
+            write([network.name, name, multiplier, round(size), f"{bits:.4f}", f"{bpb:.6f}"])
+        print(f"  {name:24}", *(f"{b:.2f}:{c:+.4f}" for b, c in points[name]), flush=True)
+    return points
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--train", required=True, help="folder of fineweb_train_*.bin")
     parser.add_argument("--data", required=True, help="folder of fineweb_val_*.bin")
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--calibration-tokens", type=int, default=32768)
-    parser.add_argument("--coarseness", type=float, nargs="+", default=[0.5, 1, 2, 4])
+    parser.add_argument("--bits", type=float, nargs="+", default=[2.5, 3, 3.5, 4, 4.5, 5])
+    parser.add_argument("--only", nargs="+", help="ways that have one of these words")
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
 
-    ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
-    checkpoint = load(args, ranks)
-    s = checkpoint.settings
-    scorer = evaluator(s, ranks)
-    stream = train_gpt.TokenStream(args.train, "train", s.model.vocab_size)
-    moments = train_gpt.calibrate(checkpoint.model, stream, s, ranks)
-
-    exact = plain_bpb(checkpoint, scorer)
-    total = sum(w.size for w in checkpoint.weights.values())
-    print(f"{total} weights; exact: {exact:.4f} bpb\n")
-    print(
-        f"{'codec':8} {'allocation':12} {'feedback':8} {'coarseness':>10} {'bytes':>10} "
-        f"{'bits/weight':>11} {'bpb':>8} {'cost':>8}"
-    )
-    rows = []
-    for case, costs in cases(checkpoint, moments).items():
-        for coarseness in args.coarseness:
-            size = recode(checkpoint, export_by(case, s.export), coarseness, costs)
-            bpb = plain_bpb(checkpoint, scorer)
-            bits = 8 * size / total
-            print(
-                "{:8} {:12} {:8}".format(*case),
-                f"{coarseness:10.2f} {size:10d} {bits:11.3f} {bpb:8.4f} {bpb - exact:+8.4f}",
-                flush=True,
-            )
-            rows.append([*case, coarseness, size, f"{bits:.4f}", f"{bpb:.6f}"])
+    rows = ["network way multiplier bytes bits_per_weight val_bpb".split()]
+    swept = [sweep(load(path, args), args.only, rows.append) for path in args.checkpoints]
     if args.csv:
-        write_csv(args.csv, rows)
+        with open(args.csv, "w", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    print(f"\n{'bits per weight':24}", *(f"{bits:>15g}" for bits in args.bits))
+    for name in swept[0]:
+        cells = []
+        for bits in args.bits:
+            costs = [cost_at(bits, points[name]) for points in swept]
+            peers = [cost_at(bits, points.get(PEER, [(bits, 1.0)])) for points in swept]
+            cells.append(f"{np.mean(costs):8.5f} x{np.mean(costs) / np.mean(peers):5.3f}")
+        print(f"{name:24}", *cells)
 
 
 if __name__ == "__main__":
