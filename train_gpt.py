@@ -1542,9 +1542,11 @@ SLOTS = 1 << FREQUENCY_BITS  # what the rANS frequencies of a context that occur
 STATE_FLOOR = 1 << 16  # rANS states are at least this
 MAX_CONTEXTS = 64
 TRELLIS_GAIN = 1.3  # over a uniform quantiser of the same step, whose error is step^2 / 12
-FEEDBACK_BLOCK = 32  # columns quantised before their error is fed back; as many more are looked at
+FEEDBACK_BLOCK = 8  # columns quantised before their error is fed back
+LOOK_AHEAD = 24  # columns behind a block that are searched with it
 FINENESS = (-4, 24)  # least and greatest root mean square of a row or column in steps; as octaves/4
-DAMPING = 0.1  # what is added to the moments, as a part of their mean
+ROW_DAMPING = 0.1  # what is added to the moments, as a part of their mean
+COLUMN_DAMPING = 0.03
 PARITY_CHECKS = {
     4: (0o5, 0o2),
     8: (0o13, 0o4),
@@ -1870,14 +1872,14 @@ def error_cost(moments: Moments) -> ErrorCost:
     columns = moments.columns / column_unit
     size = len(columns)
 
-    damped = columns + DAMPING * np.eye(size)
+    damped = columns + COLUMN_DAMPING * np.eye(size)
     root = np.flip(np.linalg.cholesky(np.flip(damped)))
 
     correlated = np.count_nonzero(columns) > size  # else there is nothing to feed back
     width = FEEDBACK_BLOCK if correlated else size
     blocks = [slice(first, first + width) for first in range(0, size, width)]
     remaining = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])
-    rows = moments.rows / row_unit + DAMPING
+    rows = moments.rows / row_unit + ROW_DAMPING
     return ErrorCost(row_unit * column_unit, rows, root, blocks, remaining)
 
 
@@ -1913,7 +1915,7 @@ def quantise(w: Array, steps: Steps, cost: ErrorCost, states: int) -> Array:
 
     for block in cost.blocks:
         done = slice(block.start)
-        seen = slice(block.start, block.stop + FEEDBACK_BLOCK)
+        seen = slice(block.start, block.stop + LOOK_AHEAD)
         gain = cost.root[done, seen] @ np.linalg.inv(cost.root[seen, seen])
         wanted = w[:, seen] - error[:, done] @ gain.astype(np.float32)
         target = np.clip(wanted / (4 * rows * columns[seen]), -2000, 2000)

@@ -5,9 +5,9 @@
 
 FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin
 of text that is not for the final score (held-out text of the training mix, say), scored whole by
-the checkpoint's sliding window. Every way to quantise is swept over the coarseness of its steps; at
-each of --bits the logarithm of its cost is read between the two nearest. The last table has means
-over the checkpoints, and their ratio to what strong entries do:
+the checkpoint's sliding window. Every way to quantise makes files of about --bits a weight, by the
+coarseness of its steps; the logarithm of the cost is then read between those nearest to each. The
+last table has means over the checkpoints, and their ratio to what strong entries do:
 
     int6, GPTQ      a step for each row, by its standard deviation (12.85 / 31 of it, embedding
                     20 / 127: entry 1394), GPTQ in order of importance over our moments, and the
@@ -40,7 +40,6 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 from train_gpt import Moments  # noqa: E402
 
-MULTIPLIERS = (0.5, 0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6)  # of each way's own steps
 PEER = "int6, GPTQ"
 
 
@@ -123,8 +122,9 @@ def cases(network: Network) -> dict[str, Case]:
         "default": Case(trellis, moments),
     }
     found |= {f"{count} states": states(count) for count in (8, 128, 256)}
-    for damping in (0.01, 0.03, 0.3):
-        found[f"damping {damping}"] = Case(trellis, moments, dict(DAMPING=damping))
+    for damping in (0.01, 0.1):
+        found[f"damping {damping}"] = Case(trellis, moments, dict(COLUMN_DAMPING=damping))
+    found["blocks of 32"] = Case(trellis, moments, dict(FEEDBACK_BLOCK=32, LOOK_AHEAD=32))
     for factor in (0.5, 2.0):
         found[f"embedding's errors x {factor}"] = Case(trellis, scaled(moments, "tok_emb", factor))
     return found
@@ -163,7 +163,7 @@ def load(path: Path, args: argparse.Namespace) -> Network:
 
 def recode(network: Network, case: Case, coarseness: float) -> float:
     """Gives the model the weights that a file of this coarseness has; returns its bytes."""
-    with patch.multiple(train_gpt, **case.constants):
+    with patch.dict(vars(train_gpt), case.constants):
         tensors = {
             name: train_gpt.code_tensor(name, w, case.export, coarseness, 0.5, case.moments)
             for name, w in network.weights.items()
@@ -223,31 +223,41 @@ def recode_as_peer(network: Network, multiplier: float) -> float:
 def cost_at(bits: float, points: list[tuple[float, float]]) -> float:
     """The cost at a rate, by points of bits and cost whose logarithm is read in between."""
     rates, costs = np.array(sorted(points)).T
-    if not rates[0] <= bits <= rates[-1]:
-        return float("nan")
     return float(np.exp(np.interp(bits, rates, np.log(np.maximum(costs, 1e-6)))))
 
 
-def sweep(network: Network, only: list[str], write: Callable[[list], None]) -> dict[str, list]:
-    """For each way to quantise the bits per weight and the cost in bpb at every coarseness."""
+def make_file(network: Network, way: str, multiplier: float) -> float:
+    """Gives the model the weights of a file with so many times the steps; its bits per weight."""
+    if way == PEER:
+        size = recode_as_peer(network, multiplier)
+    else:
+        size = recode(network, cases(network)[way], multiplier)
+    return 8 * size / network.size()
+
+
+def sweep(network: Network, args: argparse.Namespace, write: Callable[[list], None]) -> dict:
+    """For each way to quantise the bits per weight and the cost in bpb of each of its files."""
     exact = network.bpb()
     print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
-    chosen = cases(network)
+    ways = [PEER, *cases(network)]
     points: dict[str, list[tuple[float, float]]] = {}
-    for name in [PEER, *chosen]:
-        if only and not any(word in name for word in only):
+    for way in ways:
+        if args.only and not any(word in way for word in args.only):
             continue
-        points[name] = []
-        for multiplier in MULTIPLIERS:
-            if name == PEER:
-                size = recode_as_peer(network, multiplier)
-            else:
-                size = recode(network, chosen[name], multiplier)
+        points[way] = []
+        multiplier = 1.0
+        bits = make_file(network, way, multiplier)
+        for wanted in [
+            max(args.bits) + 0.1,
+            *sorted(args.bits, reverse=True),
+            min(args.bits) - 0.1,
+        ]:
+            multiplier *= 2 ** (bits - wanted)  # twice the step is about a bit less
+            bits = make_file(network, way, multiplier)
             bpb = network.bpb()
-            bits = 8 * size / network.size()
-            points[name].append((bits, bpb - exact))
-            write([network.name, name, multiplier, round(size), f"{bits:.4f}", f"{bpb:.6f}"])
-        print(f"  {name:24}", *(f"{b:.2f}:{c:+.4f}" for b, c in points[name]), flush=True)
+            points[way].append((bits, bpb - exact))
+            write([network.name, way, f"{multiplier:.4f}", f"{bits:.4f}", f"{bpb:.6f}"])
+        print(f"  {way:24}", *(f"{b:.2f}:{c:+.4f}" for b, c in points[way]), flush=True)
     return points
 
 
@@ -263,8 +273,8 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
 
-    rows = ["network way multiplier bytes bits_per_weight val_bpb".split()]
-    swept = [sweep(load(path, args), args.only, rows.append) for path in args.checkpoints]
+    rows = ["network way coarseness bits_per_weight val_bpb".split()]
+    swept = [sweep(load(path, args), args, rows.append) for path in args.checkpoints]
     if args.csv:
         with open(args.csv, "w", newline="") as file:
             csv.writer(file).writerows(rows)
