@@ -363,7 +363,7 @@ def test_trellis_stream_is_as_long_as_the_entropy_of_its_symbols(spread):
     """Within 0.3 % (and the lanes' states) of the ideal code length given the contexts."""
     rows = np.exp(spread * gaussian(600, 1, seed=1))
     coded = code_trellis(gaussian(600, 500) * rows, even(gaussian(600, 500), 0.01), 1.0, 8)
-    context = coded.contexts().ravel()
+    context = coded.contexts()
     ideal = sum(ideal_bits(coded.indices[context == c]) for c in np.unique(context))
 
     (at_zero,) = train_gpt.start_contexts_at_zero([coded])
