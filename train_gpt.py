@@ -45,7 +45,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 import sentencepiece
@@ -354,7 +354,7 @@ FIELDS = {
     for member in dataclasses.fields(group.type)
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     "pcll": {},
     # What public entries measured to help at full size; records/measurements.md has each one's
     # source.
@@ -446,8 +446,8 @@ def grouped(values: dict[str, Any]) -> Settings:
     """Settings from names and values; those that are not named keep their defaults."""
     groups = {}
     for group in dataclasses.fields(Settings):
-        members = [m.name for m in dataclasses.fields(group.type) if m.name in values]
-        groups[group.name] = group.type(**{name: values[name] for name in members})
+        members = dataclasses.fields(group.type)
+        groups[group.name] = group.type(**{m.name: values.get(m.name, m.default) for m in members})
     return Settings(**groups)
 
 
@@ -466,9 +466,9 @@ def allowed_values(member: dataclasses.Field) -> str:
     if member.type is str:
         return "text"
     kind = {int: "a whole number", float: "a number"}[member.type]
-    low = member.metadata["low"]
     high = member.metadata["high"]
-    return f"{kind} from {low} on" if high == math.inf else f"{kind} from {low} to {high}"
+    end = "on" if high == math.inf else f"to {high}"
+    return f"{kind} from {member.metadata['low']} {end}"
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -506,8 +506,11 @@ def check_names(environment: dict[str, str]) -> None:
 def load_settings(environment: dict[str, str]) -> Settings:
     """The preset's settings with the environment's on top; UserError names the variable."""
     check_names(environment)
-    names = [name for name in FIELDS if name.upper() in environment]
-    given = {name: parse_value(name, environment[name.upper()]) for name in names}
+    given = {
+        name: parse_value(name, environment[name.upper()])
+        for name in FIELDS
+        if name.upper() in environment
+    }
     settings = grouped(PRESETS[given.get("preset", Run.preset)] | given)
     check_together(settings)
     return settings
@@ -555,31 +558,33 @@ def check_together(s: Settings) -> None:
 class Role:
     """What a parameter is to the optimizer, to the codec and to adaptation."""
 
-    trained_as: Literal["matrix", "table", "vector"]
-    levels: Literal["", "mlp", "qkv", "other"] = ""  # its codebook's size; "": never quantised
+    trained_as: str  # matrix, table or vector
+    levels: str = ""  # its codebook's size: mlp, qkv or other; "": never quantised
     adapt_rate: float = 1.0  # factor on TTT_LR (532)
 
 
-ROLES = {
+VECTORS = (
+    "bigram.scale",
+    "smear_gate",
+    "smear_scale",
+    "skip_weights",
+    "skip_gates",
+    "resid_mix",
+    "attn_scale",
+    "mlp_scale",
+    "attn.q_gain",
+    "attn.gate_weight",
+    "attn.gate_bias",
+    "attn.value_mix",
+)
+ROLES = dict.fromkeys(VECTORS, Role("vector")) | {
     "tok_emb": Role("table", levels="other"),
     "bigram.table": Role("table", levels="other"),
     "bigram.proj": Role("matrix", levels="other"),
-    "bigram.scale": Role("vector"),
-    "smear_gate": Role("vector"),
-    "smear_scale": Role("vector"),
-    "skip_weights": Role("vector"),
-    "skip_gates": Role("vector"),
-    "resid_mix": Role("vector"),
-    "attn_scale": Role("vector"),
-    "mlp_scale": Role("vector"),
     "attn.q": Role("matrix", levels="qkv"),
     "attn.k": Role("matrix", levels="qkv"),
     "attn.v": Role("matrix", levels="qkv"),
     "attn.out": Role("matrix", levels="other", adapt_rate=3.0),
-    "attn.q_gain": Role("vector"),
-    "attn.gate_weight": Role("vector"),
-    "attn.gate_bias": Role("vector"),
-    "attn.value_mix": Role("vector"),
     "mlp.up": Role("matrix", levels="mlp", adapt_rate=0.5),
     "mlp.down": Role("matrix", levels="mlp", adapt_rate=3.0),
 }
@@ -670,12 +675,12 @@ class Log:
         self.last_progress = 0.0
         if self.active:
             self.file = open_log(Path("logs") / f"{run_id}.txt", resumed)
-            self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
-        if self.active:
-            self.write(self.file, line)
-        if self.active and console:
+        if not self.active:
+            return
+        self.write(self.file, line)
+        if console:
             self.write(sys.stdout, line)
 
     def write(self, file: TextIO, line: str) -> None:
@@ -684,10 +689,11 @@ class Log:
         except (OSError, ValueError) as error:  # ValueError: it is closed, or lacks a letter
             with contextlib.suppress(OSError, ValueError):  # stderr may be the same pipe
                 print(f"{file.name}: {error}; the run goes on without it.", file=sys.stderr)
+            nowhere = open(os.devnull, "w")
             if file is sys.stdout:
-                sys.stdout = open(os.devnull, "w")
+                sys.stdout = nowhere
             else:
-                self.file = open(os.devnull, "w")
+                self.file = nowhere
 
     def progress_is_due(self) -> bool:
         """True at most every PROGRESS_SECONDS, on rank 0 alone."""
@@ -864,8 +870,7 @@ def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks) -> 
         draw = np.random.default_rng((s.training.seed, step))
         starts = draw.integers(0, stream.total, sequences)
 
-    share = ranks.share(sequences)
-    mine = starts[share.start : share.stop]
+    mine = starts[ranks.share(sequences)]
     for first in range(0, len(mine), s.run.micro_batch_seqs):
         rows = mine[first : first + s.run.micro_batch_seqs].tolist()
         tokens = np.stack([stream.read(start, length + 1) for start in rows])
@@ -970,7 +975,7 @@ def make_demo_data(run: Run, vocab_size: int) -> None:
         ) from None
     write_atomically(Path(run.tokenizer_path), model.getvalue())
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=run.tokenizer_path)
     splits = {"val": documents[::8], "train": documents}
     del documents[::8]
     for split, texts in splits.items():
@@ -1329,7 +1334,7 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 def share_by_cost(costs: list[int], world: int) -> list[list[int]]:
     """For each rank which items it takes: the costliest first, each to the least busy rank."""
-    taken: list[list[int]] = [[] for _ in range(world)]
+    taken = [[] for _ in range(world)]
     for item in sorted(range(len(costs)), key=lambda i: costs[i], reverse=True):
         least_busy = min(taken, key=lambda items: sum(costs[i] for i in items))
         least_busy.append(item)
@@ -1372,14 +1377,14 @@ class NorMuon(torch.optim.Optimizer):
 
         costs = [min(p.shape) ** 2 * max(p.shape) for p in params]
         mine = share_by_cost(costs, ranks.world)[ranks.rank]
-        by_shape: dict[torch.Size, list[int]] = {}
+        by_shape = {}
         for i, p in enumerate(params):
             by_shape.setdefault(p.shape, []).append(i)
 
         self.stacks = []
         for members in by_shape.values():
             own = [place for place, i in enumerate(members) if i in mine]
-            own = torch.tensor(own, device=params[0].device)
+            own = torch.tensor(own, dtype=torch.int64, device=params[0].device)
             self.stacks.append(Stack([params[i] for i in members], own))
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
@@ -1387,19 +1392,11 @@ class NorMuon(torch.optim.Optimizer):
 
         Each rank makes its own matrices and zeros for the others; then all ranks add up.
         """
-        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
-        sizes = [update.numel() for update in updates]
-        buffer = torch.zeros(sum(sizes), dtype=dtype, device=updates[0].device)
-
         results = []
-        for stack, update, part in zip(self.stacks, updates, buffer.split(sizes), strict=True):
-            result = part.view_as(update)
-            if len(stack.mine):
-                own = newton_schulz(update.index_select(0, stack.mine))
-                result.index_copy_(0, stack.mine, own)
-            results.append(result)
-        self.ranks.sum_(buffer)
-        return results
+        for stack, update in zip(self.stacks, updates, strict=True):
+            own = newton_schulz(update.index_select(0, stack.mine))
+            results.append(own.new_zeros(update.shape).index_copy_(0, stack.mine, own))
+        return [self.ranks.sum_(result) for result in results]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -1539,10 +1536,14 @@ class FloatTensor:
 
     shape: tuple[int, ...]
     codec: int  # FLOAT32 or FLOAT16
-    planes: bytes  # of the values
+    values: Array  # float32 or float16
 
     def side_data(self) -> bytes:
-        return self.planes
+        return byte_planes(self.values)
+
+    def weights(self) -> Array:
+        """Float32, in the tensor's shape; so have the other two."""
+        return self.values.astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1552,11 +1553,14 @@ class HuffmanTensor:
     shape: tuple[int, ...]
     centroids: Array  # [K] float16, ascending
     lengths: Array  # [K] uint8: bits of each level's code
-    levels: Array | None  # flat uint8: each element's level; None before they are decoded
+    levels: Array  # flat uint8: each element's level
     codec = HUFFMAN
 
     def side_data(self) -> bytes:
         return bytes([len(self.centroids)]) + byte_planes(self.centroids) + self.lengths.tobytes()
+
+    def weights(self) -> Array:
+        return self.centroids.astype(np.float32)[self.levels].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1584,7 +1588,7 @@ class TrellisTensor:
     offset: int
     row_scales: Array  # [R], within a signed byte
     column_scales: Array  # [C], within a signed byte
-    indices: Array | None  # flat int32: each element's index; None before they are decoded
+    points: Array  # int32 [R,C]: each weight in quarters of its step
     codec = TRELLIS
 
     def contexts(self) -> Array:
@@ -1598,6 +1602,10 @@ class TrellisTensor:
         numbers = np.concatenate(numbers).astype(np.int8)
         return struct.pack("<fh", self.steps.size, self.offset) + numbers.tobytes()
 
+    def weights(self) -> Array:
+        rows, columns = self.steps.factors()
+        return (self.points.astype(np.float32) * rows * columns).reshape(self.shape)
+
 
 Coded = FloatTensor | HuffmanTensor | TrellisTensor
 
@@ -1610,8 +1618,8 @@ def byte_planes(values: Array) -> bytes:
 def code_floats(w: Array, dtype: str) -> FloatTensor:
     """Exact in float32; with dtype "float16" rounded, if the range allows."""
     if dtype == "float16" and np.abs(w).max() < HALF_LIMIT:
-        return FloatTensor(w.shape, FLOAT16, byte_planes(w.astype("<f2")))
-    return FloatTensor(w.shape, FLOAT32, byte_planes(w))
+        return FloatTensor(w.shape, FLOAT16, w.astype(np.float16))
+    return FloatTensor(w.shape, FLOAT32, w)
 
 
 def lane_count(elements: int) -> int:
@@ -1707,25 +1715,22 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
     return sizes.tobytes() + words.astype("<u2").tobytes()
 
 
-def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
-    lanes = lane_count(sum(math.prod(t.shape) for t in tensors))
+def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> None:
+    """Fills in each tensor's levels."""
+    lanes = lane_count(sum(len(t.levels) for t in tensors))
     bits = take(content, "<u4", lanes).astype(np.int64)
     positions = np.cumsum(bits) - bits  # of each lane
     words = np.append(take(content, "<u2", -(-bits.sum() // 16)), [0, 0]).astype(np.uint32)
     windows = words[:-1] << 16 | words[1:]  # the 32 bits from each word on
 
-    weights = []
     for t in tensors:
         level_at = code_table(t.lengths)
-        levels = np.empty(math.prod(t.shape), np.uint8)
-        for group in lane_groups([len(levels)], lanes):
-            at = positions[: len(levels[group])]
+        for group in lane_groups([len(t.levels)], lanes):
+            levels = t.levels[group]
+            at = positions[: len(levels)]
             following = windows.take(at >> 4, mode="clip") >> 16 - (at & 15) & 0xFFFF
-            levels[group] = level_at[following]
-            at += t.lengths[levels[group]]
-        weights.append(t.centroids.astype(np.float32)[levels].reshape(t.shape))
-    return weights
+            levels[:] = level_at[following]
+            at += t.lengths[levels]
 
 
 # Trellis: points and paths
@@ -1907,8 +1912,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
 
     row_scales = np.clip(rows - offset + steps.rows, -127, 127)
     column_scales = np.clip(columns + steps.columns, -127, 127)
-    indices = point_indices(points).ravel()
-    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, indices)
+    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, points)
 
 
 # Trellis: the stream of indices. A cell is a pair of a context and a symbol, an index from -L to L,
@@ -1938,7 +1942,7 @@ def share_slots(counts: Array) -> Array:
 
 def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     """The shared model, and the stream of all tensors' indices; contexts start at zero."""
-    index = np.concatenate([t.indices for t in tensors])
+    index = np.concatenate([point_indices(t.points).ravel() for t in tensors])
     context = np.maximum(np.concatenate([t.contexts() for t in tensors]), 0)
     largest = int(np.abs(index).max())
 
@@ -1948,7 +1952,7 @@ def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     frequencies = share_slots(counts.reshape(-1, kinds))
 
     head = struct.pack("<BHB", states.bit_length() - 1, largest, len(frequencies))
-    stream = encode_cells(cells, frequencies, [len(t.indices) for t in tensors])
+    stream = encode_cells(cells, frequencies, [t.points.size for t in tensors])
     return head + frequencies.astype("<u2").tobytes() + stream
 
 
@@ -1971,24 +1975,20 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
     return states.astype("<u4").tobytes() + struct.pack("<I", len(words)) + words.tobytes()
 
 
-def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
+def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> None:
+    """Fills in each tensor's points."""
     log2_states, largest, contexts = struct.unpack("<BHB", content.read(4))
     kinds = 2 * largest + 1
     frequency = take(content, "<u2", contexts * kinds).astype(np.uint32)
 
     context = np.concatenate([t.contexts() for t in tensors])
     context = np.clip(context, 0, contexts - 1).astype(np.uint8)
-    sizes = [math.prod(t.shape) for t in tensors]
+    sizes = [t.points.size for t in tensors]
     symbols = decode_symbols(content, frequency, kinds, context, sizes)
 
-    weights = []
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
     for t, indices in zip(tensors, parts, strict=True):
-        points = trellis_points(indices.reshape(t.shape[0], -1), 1 << log2_states)
-        rows, columns = t.steps.factors()
-        weights.append((points.astype(np.float32) * rows * columns).reshape(t.shape))
-    return weights
+        t.points[:] = trellis_points(indices.reshape(t.points.shape), 1 << log2_states)
 
 
 def decode_symbols(
@@ -2030,8 +2030,11 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         streams += encode_trellis(rebased, states)
 
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    side_data = b"".join(t.side_data() for t in tensors.values())
-    content = struct.pack("<I", len(text)) + text + pack_table(tensors) + side_data + streams
+    content = struct.pack("<I", len(text)) + text + struct.pack("<H", len(tensors))
+    for name, t in tensors.items():
+        content += bytes([len(name)]) + name.encode()
+        content += struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
+    content += b"".join(t.side_data() for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
 
     weights = sum(math.prod(t.shape) for t in tensors.values())
@@ -2043,15 +2046,6 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
-def pack_table(tensors: dict[str, Coded]) -> bytes:
-    """Number of tensors, and of each its name, codec and shape."""
-    table = struct.pack("<H", len(tensors))
-    for name, t in tensors.items():
-        numbers = struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
-        table += bytes([len(name)]) + name.encode() + numbers
-    return table
-
-
 def take(content: BinaryIO, dtype: str, count: int) -> Array:
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
@@ -2060,19 +2054,22 @@ def take_one(content: BinaryIO, dtype: str) -> int:
     return take(content, dtype, 1).item()
 
 
-def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded | Array:
-    """Of a float tensor the weights (float32); of others what the side data hold."""
+def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded:
+    """What the side data hold; levels and points are still to be filled in."""
     if codec == HUFFMAN:
-        levels = take_one(content, "u1")
-        centroids = read_planes(content, "<f2", levels)
-        return HuffmanTensor(shape, centroids, take(content, "u1", levels), None)
+        count = take_one(content, "u1")
+        centroids = read_planes(content, "<f2", count)
+        lengths = take(content, "u1", count)
+        return HuffmanTensor(shape, centroids, lengths, np.empty(math.prod(shape), np.uint8))
     if codec == TRELLIS:
         size, offset = struct.unpack("<fh", content.read(6))
-        counts = 2 * (shape[0], math.prod(shape[1:]))
-        *scales, rows, columns = (take(content, "i1", count).astype(int) for count in counts)
-        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, None)
+        points = np.empty((shape[0], math.prod(shape[1:])), np.int32)
+        *scales, rows, columns = (
+            take(content, "i1", count).astype(int) for count in 2 * points.shape
+        )
+        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, points)
     dtype = "<f2" if codec == FLOAT16 else "<f4"
-    return read_planes(content, dtype, math.prod(shape)).astype(np.float32).reshape(shape)
+    return FloatTensor(shape, codec, read_planes(content, dtype, math.prod(shape)))
 
 
 def read_planes(content: BinaryIO, dtype: str, count: int) -> Array:
@@ -2093,13 +2090,11 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
         table[name] = codec, tuple(take(content, "<u4", dimensions).tolist())
 
     tensors = {name: read_tensor(content, *record) for name, record in table.items()}
-
-    weights = dict(tensors)
-    for kind, decode in ((HuffmanTensor, decode_huffman), (TrellisTensor, decode_trellis)):
-        coded = {name: t for name, t in tensors.items() if isinstance(t, kind)}
+    for codec, decode in ((HUFFMAN, decode_huffman), (TRELLIS, decode_trellis)):
+        coded = [t for t in tensors.values() if t.codec == codec]
         if coded:
-            weights |= zip(coded, decode(content, list(coded.values())), strict=True)
-    return config, weights
+            decode(content, coded)
+    return config, {name: t.weights() for name, t in tensors.items()}
 
 
 # ---- Export: what errors cost, which tensor gets which codec, and how the file fits --------------
@@ -2222,9 +2217,9 @@ class Search:
     coarse_enough: float = 10.0  # octaves of the last try that fitted
     tries: tuple = ()  # octaves and bytes of each so far
 
-    def settled(self, best: bytes | None) -> bool:
-        """Whether the largest artifact that fits, if there is one, is to be the last."""
-        if best is None:
+    def settled(self, best: bytes) -> bool:
+        """Whether the largest artifact that fits, b"" if there is none, is to be the last."""
+        if not best:
             return self.fit == "off"
         return self.fit != "fill" or len(best) + self.cap - self.budget >= FULL * self.cap
 
@@ -2262,7 +2257,7 @@ def export(
     moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
     quantised = sum(w.size for name, w in weights.items() if role_of(name).levels)
     search = Search(s.fit, s.size_cap_bytes, s.size_cap_bytes - code_bytes, quantised / 8)
-    best = None
+    best = b""
     for _ in range(MAX_TRIES):
         coarseness = 2.0**search.octaves
         tensors = {
@@ -2273,12 +2268,12 @@ def export(
         log(f"export: coarseness {coarseness:.4f}, {len(artifact)} bytes, budget {search.budget}")
 
         if len(artifact) <= search.budget:
-            best = max(artifact, best or b"", key=len)
+            best = max(artifact, best, key=len)
         if search.settled(best):
             break
         search.learn(len(artifact))
 
-    if best is None:
+    if not best:
         way_out = ", or set FIT=shrink" if s.fit == "off" else ""
         raise UserError(
             f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and "
@@ -2623,9 +2618,9 @@ class Trainer:
         self.average = copy.deepcopy(model)
         self.step = 0
         self.seconds = 0.0
-        self.durations: list[float] = []  # of the last steps, in seconds
-        self.saved: Path | None = None  # the last checkpoint
-        self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
+        self.durations = []  # of the last steps, in seconds
+        self.saved = None  # the last checkpoint's path
+        self.quantised = []  # the parameters that are rounded while it trains
         # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
         # it makes the host wait for the GPU.
         self.report = self.gradient.new_zeros(2 + len(list(model.parameters())))
@@ -2767,6 +2762,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """All that a training goes on from; its tensors are the trainer's own."""
         return dict(
+            settings=flat(*vars(self.s).values()),
             step=self.step,
             seconds=self.seconds,
             durations=self.durations,
@@ -2794,7 +2790,7 @@ class Trainer:
         if not all(p.isfinite().all() for p in self.average.parameters()):
             raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
         buffer = io.BytesIO()
-        torch.save(self.state() | {"settings": flat(*vars(self.s).values())}, buffer)
+        torch.save(self.state(), buffer)
         data = buffer.getvalue()
         path = folder / f"{self.step:08d}.pt"
         write_atomically(path, data + hashlib.sha256(data).digest())
@@ -2852,12 +2848,13 @@ def training_flops(model: GPT, m: Model) -> float:
 
 def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(run.resume)]
+    path = Path(run.resume)
     if run.resume == "latest":
-        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}"))
-    if not paths or not paths[0].is_file():
+        paths = Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}")
+        path = max(paths, key=os.path.getmtime, default=path)
+    if not path.is_file():
         raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
-    return max(paths, key=os.path.getmtime)
+    return path
 
 
 class StopRequest:
@@ -2872,16 +2869,15 @@ class StopRequest:
     def __init__(self):
         self.requested = False
         self.at_once = False
-        self.first = 0.0  # when it was requested
+        self.first = math.inf  # when it was requested
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
+        if self.at_once or now > self.first + self.REPEATED_SECONDS:
             raise KeyboardInterrupt
-        if not self.requested:
-            self.first = now
+        self.first = min(self.first, now)
         self.requested = True
 
 
@@ -2974,14 +2970,8 @@ def way_on(trainer: Trainer) -> str:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+# What may differ between runs of one system.
 PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
-
-
-def changed_settings(s: Settings) -> dict[str, Any]:
-    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
-    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
-    values = flat(*vars(s).values())
-    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
@@ -2989,9 +2979,10 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
 
     UserError if a log that goes on begins with another source: its score would be of neither.
     """
-    if log.active and log.empty:
+    before = Path(log.file.name).read_bytes() if log.active else b""
+    if not before:
         log(f"{source}\n{'=' * 80}", console=False)
-    elif log.active and not Path(log.file.name).read_bytes().startswith(source.encode()):
+    elif not before.startswith(source.encode()):
         raise UserError(
             f"{log.file.name} begins with another {Path(__file__).name}: give RUN_ID another name, "
             "for a new log."
@@ -3001,27 +2992,26 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
         f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "
         f"zstandard {zstandard.__version__} GPU {gpu}"
     )
+    usual = PRESETS[s.run.preset]
+    changed = []
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
-    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
-    log(f"changed:{' '.join(changed)}")
+        if name not in PER_RUN and value != usual.get(name, FIELDS[name].default):
+            changed.append(f"{name.upper()}={value}")
     log(
+        f"changed:{' '.join(changed)}\n"
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "
-        f"model_params:{sum(p.numel() for p in model.parameters())}"
+        f"model_params:{sum(p.numel() for p in model.parameters())}\n"
+        f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel"
     )
-    log(f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel")
 
 
 def warn_of_slow_steps(trainer: Trainer, log: Log) -> None:
     """Says how long a step will take if that is long, as it is for a full model without a GPU."""
     if trainer.ranks.device.type == "cuda":
         return
-    x = torch.ones(1024, 1024)
-    began = time.perf_counter()
-    x @ x
-    rate = 2 * 1024**3 / (time.perf_counter() - began)  # operations a second
-
+    rate = 5e10 * torch.get_num_threads()  # operations a second, as a usual core does them
     tokens = trainer.s.training.train_batch_tokens / trainer.ranks.world
     seconds = tokens * training_flops(trainer.model, trainer.s.model) / rate
     if seconds > 30:
@@ -3071,14 +3061,15 @@ def write_artifact(
         artifact = export(weights, moments, config, s.export, code_bytes, log)
         publish(artifact, Path(s.run.artifact_path), own)
     (artifact,) = trainer.ranks.from_first(artifact)
-    log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
-    log(f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}")
-
     total = code_bytes + len(artifact)
-    log(f"Code size: {code_bytes} bytes")
-    log(f"Serialized model pcll: {len(artifact)} bytes")
     below = s.export.size_cap_bytes - total
-    log(f"Total submission size pcll: {total} bytes, {below} below the cap")
+    log(
+        f"export_time:{1000 * (time.monotonic() - began):.0f}ms\n"
+        f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}\n"
+        f"Code size: {code_bytes} bytes\n"
+        f"Serialized model pcll: {len(artifact)} bytes\n"
+        f"Total submission size pcll: {total} bytes, {below} below the cap"
+    )
     return artifact
 
 
@@ -3161,9 +3152,10 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> N
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    adapted = ["--ttt"] if headline == ADAPTED else []
     words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
-    words += [*adapted, "--claim", f"{scores[headline].val_bpb:.6f}"]
+    if headline == ADAPTED:
+        words.append("--ttt")
+    words += ["--claim", f"{scores[headline].val_bpb:.6f}"]
     log(f"Check it: python verify.py {shlex.join(words)}")
 
 
@@ -3272,8 +3264,8 @@ def usage() -> str:
     for group in dataclasses.fields(Settings):
         lines.append(f"\n{group.type.__name__}: {group.type.__doc__}")
         for member in dataclasses.fields(group.type):
-            lines.append(f"  {member.name.upper()}={member.default}")
-            lines.append(f"      {member.metadata['text']} ({allowed_values(member)})")
+            explained = f"{member.metadata['text']} ({allowed_values(member)})"
+            lines.append(f"  {member.name.upper()}={member.default}\n      {explained}")
     return "\n".join(lines)
 
 

@@ -191,7 +191,7 @@ def test_the_ranks_updates_add_up_to_that_of_one(one_rank):
         ranks = Collected(rank, 3, CPU)
         object.__setattr__(ranks, "buffers", [])
         NorMuon(params, ranks, 0.03, 0.95, 0.04).orthogonalize(updates)
-        parts += ranks.buffers
+        parts.append(torch.cat([buffer.flatten() for buffer in ranks.buffers]))
     together = torch.cat([update.flatten() for update in whole])
     torch.testing.assert_close(sum(parts), together, atol=1e-6, rtol=1e-6)
 

@@ -93,11 +93,7 @@ def load(args: argparse.Namespace, ranks: train_gpt.Ranks) -> Checkpoint:
     )
     s = train_gpt.grouped(values)
     model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
-    averaged = {
-        name.removeprefix("module."): w
-        for name, w in state["average"].items()
-        if name.startswith("module.")
-    }
+    averaged = state["average"]
     model.load_state_dict(averaged)
     return Checkpoint(s, model, {name: w.float().numpy() for name, w in averaged.items()})
 
