@@ -27,7 +27,6 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -46,7 +45,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 import sentencepiece
@@ -55,7 +54,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -345,10 +343,9 @@ class Settings:
 
     @property
     def training_seconds(self) -> float:
-        """The part of the cap in which steps are made; 0: no limit."""
-        if self.training.max_wallclock_seconds == 0:
-            return 0.0
-        return max(1e-9, self.training.max_wallclock_seconds - self.export.calibration_seconds)
+        """The part of the cap in which steps are made; infinite without a cap."""
+        cap = self.training.max_wallclock_seconds or math.inf
+        return max(1e-9, cap - self.export.calibration_seconds)
 
 
 FIELDS = {
@@ -357,7 +354,7 @@ FIELDS = {
     for member in dataclasses.fields(group.type)
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     "pcll": {},
     # What public entries measured to help at full size; records/measurements.md has each one's
     # source.
@@ -449,8 +446,8 @@ def grouped(values: dict[str, Any]) -> Settings:
     """Settings from names and values; those that are not named keep their defaults."""
     groups = {}
     for group in dataclasses.fields(Settings):
-        members = [m.name for m in dataclasses.fields(group.type) if m.name in values]
-        groups[group.name] = group.type(**{name: values[name] for name in members})
+        members = dataclasses.fields(group.type)
+        groups[group.name] = group.type(**{m.name: values.get(m.name, m.default) for m in members})
     return Settings(**groups)
 
 
@@ -469,9 +466,9 @@ def allowed_values(member: dataclasses.Field) -> str:
     if member.type is str:
         return "text"
     kind = {int: "a whole number", float: "a number"}[member.type]
-    low = member.metadata["low"]
     high = member.metadata["high"]
-    return f"{kind} from {low} on" if high == math.inf else f"{kind} from {low} to {high}"
+    end = "on" if high == math.inf else f"to {high}"
+    return f"{kind} from {member.metadata['low']} {end}"
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -509,8 +506,11 @@ def check_names(environment: dict[str, str]) -> None:
 def load_settings(environment: dict[str, str]) -> Settings:
     """The preset's settings with the environment's on top; UserError names the variable."""
     check_names(environment)
-    names = [name for name in FIELDS if name.upper() in environment]
-    given = {name: parse_value(name, environment[name.upper()]) for name in names}
+    given = {
+        name: parse_value(name, environment[name.upper()])
+        for name in FIELDS
+        if name.upper() in environment
+    }
     settings = grouped(PRESETS[given.get("preset", Run.preset)] | given)
     check_together(settings)
     return settings
@@ -558,31 +558,33 @@ def check_together(s: Settings) -> None:
 class Role:
     """What a parameter is to the optimizer, to the codec and to adaptation."""
 
-    trained_as: Literal["matrix", "table", "vector"]
-    levels: Literal["", "mlp", "qkv", "other"] = ""  # its codebook's size; "": never quantised
+    trained_as: str  # matrix, table or vector
+    levels: str = ""  # its codebook's size: mlp, qkv or other; "": never quantised
     adapt_rate: float = 1.0  # factor on TTT_LR (532)
 
 
-ROLES = {
+VECTORS = (
+    "bigram.scale",
+    "smear_gate",
+    "smear_scale",
+    "skip_weights",
+    "skip_gates",
+    "resid_mix",
+    "attn_scale",
+    "mlp_scale",
+    "attn.q_gain",
+    "attn.gate_weight",
+    "attn.gate_bias",
+    "attn.value_mix",
+)
+ROLES = dict.fromkeys(VECTORS, Role("vector")) | {
     "tok_emb": Role("table", levels="other"),
     "bigram.table": Role("table", levels="other"),
     "bigram.proj": Role("matrix", levels="other"),
-    "bigram.scale": Role("vector"),
-    "smear_gate": Role("vector"),
-    "smear_scale": Role("vector"),
-    "skip_weights": Role("vector"),
-    "skip_gates": Role("vector"),
-    "resid_mix": Role("vector"),
-    "attn_scale": Role("vector"),
-    "mlp_scale": Role("vector"),
     "attn.q": Role("matrix", levels="qkv"),
     "attn.k": Role("matrix", levels="qkv"),
     "attn.v": Role("matrix", levels="qkv"),
     "attn.out": Role("matrix", levels="other", adapt_rate=3.0),
-    "attn.q_gain": Role("vector"),
-    "attn.gate_weight": Role("vector"),
-    "attn.gate_bias": Role("vector"),
-    "attn.value_mix": Role("vector"),
     "mlp.up": Role("matrix", levels="mlp", adapt_rate=0.5),
     "mlp.down": Role("matrix", levels="mlp", adapt_rate=3.0),
 }
@@ -615,22 +617,15 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, *values: float) -> list[float]:
+    def from_first(self, *values: Any) -> list:
         """Rank 0's values, on every rank, once rank 0 is here.
 
         They go over the CPU, so that no GPU has to wait.
         """
-        shared = torch.tensor(values, dtype=torch.float64)
-        if self.world > 1:
-            dist.broadcast(shared, src=0)
-        return shared.tolist()
-
-    def bytes_from_first(self, data: bytes) -> bytes:
-        """Rank 0's bytes, on every rank."""
-        shared = [data]
+        shared = list(values)
         if self.world > 1:
             dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
-        return shared[0]
+        return shared
 
     def share(self, count: int) -> range:
         """This rank's part of `count` items; the parts of all ranks differ by one item at most."""
@@ -639,10 +634,11 @@ class Ranks:
 
 def join_ranks(run: Run) -> Ranks:
     """Finds this process's place among those that torchrun started, and its device."""
-    given = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    if any(given) and not all(text.isdecimal() for text in given):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    given = [os.environ[name] for name in names if name in os.environ] or ["0", "0", "1"]
+    if len(given) < 3 or not all(text.isdecimal() for text in given):
         raise UserError("RANK, LOCAL_RANK and WORLD_SIZE go together: torchrun sets all of them.")
-    rank, local_rank, world = (int(text) for text in given) if any(given) else (0, 0, 1)
+    rank, local_rank, world = map(int, given)
     if rank >= world:
         raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}.")
 
@@ -653,8 +649,9 @@ def join_ranks(run: Run) -> Ranks:
             "DEVICE=cpu."
         )
 
-    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    device = torch.device("cpu")
     if gpus:
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world > 1:
         try:
@@ -678,12 +675,12 @@ class Log:
         self.last_progress = 0.0
         if self.active:
             self.file = open_log(Path("logs") / f"{run_id}.txt", resumed)
-            self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
-        if self.active:
-            self.write(self.file, line)
-        if self.active and console:
+        if not self.active:
+            return
+        self.write(self.file, line)
+        if console:
             self.write(sys.stdout, line)
 
     def write(self, file: TextIO, line: str) -> None:
@@ -692,10 +689,11 @@ class Log:
         except (OSError, ValueError) as error:  # ValueError: it is closed, or lacks a letter
             with contextlib.suppress(OSError, ValueError):  # stderr may be the same pipe
                 print(f"{file.name}: {error}; the run goes on without it.", file=sys.stderr)
+            nowhere = open(os.devnull, "w")
             if file is sys.stdout:
-                sys.stdout = open(os.devnull, "w")
+                sys.stdout = nowhere
             else:
-                self.file = open(os.devnull, "w")
+                self.file = nowhere
 
     def progress_is_due(self) -> bool:
         """True at most every PROGRESS_SECONDS, on rank 0 alone."""
@@ -715,7 +713,7 @@ def open_log(path: Path, resumed: bool) -> TextIO:
     path.parent.mkdir(exist_ok=True)
     mode = "a" if resumed else "x"
     try:
-        file = open(path, mode, encoding="utf-8", errors="backslashreplace", buffering=1)
+        file = open(path, mode, encoding="utf-8", errors="backslashreplace")
     except FileExistsError:
         way_on = ""
         if any(Path("checkpoints", path.stem).glob(CHECKPOINT_NAMES)):
@@ -751,16 +749,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def check_writable(path: Path, name: str) -> None:
     """Raises UserError, which calls it so, unless a file can be written there, or be replaced."""
+    sentence = f"{name}{path} cannot be written:"
+    if os.path.exists(path) and not os.path.isfile(path):  # also where the name is empty
+        raise UserError(f"{sentence} it is a folder or a device.")
+    probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
     try:
-        if path.exists() and not path.is_file():  # also where the name is empty
-            raise OSError(errno.EISDIR, "it is a folder or a device")
-        probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
         write_atomically(probe, b"")
         probe.unlink()
     except FileExistsError as error:
-        raise UserError(f"{name}{path} cannot be written: {error.filename} is no folder.") from None
+        raise UserError(f"{sentence} {error.filename} is no folder.") from None
     except OSError as error:
-        raise UserError(f"{name}{path} cannot be written: {error.strerror}.") from None
+        raise UserError(f"{sentence} {error.strerror}.") from None
 
 
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
@@ -781,10 +780,9 @@ def get_data(vocab_size: int) -> str:
 
 def find_shards(folder: str, split: str) -> list[Path]:
     """The shards fineweb_SPLIT_NUMBER.bin in order; UserError for one that is left out."""
-    pattern = rf"fineweb_{split}_(\d+)\.bin"
     shards = {}
     for path in sorted(Path(folder).glob(f"fineweb_{split}*.bin")):
-        name = re.fullmatch(pattern, path.name)
+        name = re.fullmatch(rf"fineweb_{split}_(\d+)\.bin", path.name)
         if not name or int(name[1]) in shards:
             raise UserError(
                 f"{path} looks like a shard but is not named fineweb_{split}_NUMBER.bin, each "
@@ -792,11 +790,10 @@ def find_shards(folder: str, split: str) -> list[Path]:
             )
         shards[int(name[1])] = path
 
-    numbers = sorted(shards)
-    if numbers and numbers[-1] - numbers[0] >= len(numbers):
-        missing = min(set(range(numbers[0], numbers[-1])) - set(numbers))
-        raise UserError(f"DATA_PATH={folder} lacks the {split} shard number {missing}.")
-    return [shards[number] for number in numbers]
+    for number in range(min(shards, default=0), max(shards, default=0)):
+        if number not in shards:
+            raise UserError(f"DATA_PATH={folder} lacks the {split} shard number {number}.")
+    return [shards[number] for number in sorted(shards)]
 
 
 class TokenStream:
@@ -811,10 +808,9 @@ class TokenStream:
 
         self.vocab_size = vocab_size
         self.changed = [path.stat().st_mtime_ns for path in self.paths]
-        self.starts = [0]  # the position where each shard begins, and the end
-        for path in self.paths:
-            self.starts.append(self.starts[-1] + shard_tokens(path))
-        self.total = self.starts[-1]
+        sizes = [shard_tokens(path) for path in self.paths]
+        self.starts = [0, *itertools.accumulate(sizes)]  # where each shard begins, and the end
+        self.total = sum(sizes)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens (uint16) from a position; after the last shard comes the first again."""
@@ -822,18 +818,19 @@ class TokenStream:
         while count > 0:
             start %= self.total
             index = bisect.bisect(self.starts, start) - 1
-            piece = self.read_shard(index, start, min(count, self.starts[index + 1] - start))
+            piece = self.read_shard(index, start - self.starts[index], count)
             pieces.append(piece)
             start += len(piece)
             count -= len(piece)
         return np.concatenate(pieces)
 
     def read_shard(self, index: int, start: int, count: int) -> np.ndarray:
+        """`count` tokens of a shard from a position in it, or fewer where it ends before."""
         path = self.paths[index]
-        offset = SHARD_HEADER_BYTES + 2 * (start - self.starts[index])
+        offset = SHARD_HEADER_BYTES + 2 * start
         tokens = np.fromfile(path, dtype="<u2", count=count, offset=offset)
 
-        if len(tokens) < count or path.stat().st_mtime_ns != self.changed[index]:
+        if path.stat().st_mtime_ns != self.changed[index]:
             raise UserError(f"{path} was changed while the run was reading it.")
         if tokens.max() >= self.vocab_size:
             raise UserError(
@@ -844,15 +841,14 @@ class TokenStream:
 
 def shard_tokens(path: Path) -> int:
     """The number of tokens that a shard states and holds; UserError if it is none."""
-    size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_BYTES // 4)
-    known = [SHARD_MAGIC, SHARD_VERSION]
-    if len(header) < SHARD_HEADER_BYTES // 4 or header[:2].tolist() != known:
+    header = np.fromfile(path, dtype="<i4", count=3).tolist()
+    if len(header) < 3 or header[:2] != [SHARD_MAGIC, SHARD_VERSION]:
         raise UserError(
             f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}."
         )
 
-    count = int(header[2])
+    count = header[2]
+    size = path.stat().st_size
     if count < 1 or size != SHARD_HEADER_BYTES + 2 * count:
         raise UserError(
             f"{path} states {count} tokens, but its {size} bytes are not 1024 plus twice that."
@@ -874,8 +870,7 @@ def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks) -> 
         draw = np.random.default_rng((s.training.seed, step))
         starts = draw.integers(0, stream.total, sequences)
 
-    share = ranks.share(sequences)
-    mine = starts[share.start : share.stop]
+    mine = starts[ranks.share(sequences)]
     for first in range(0, len(mine), s.run.micro_batch_seqs):
         rows = mine[first : first + s.run.micro_batch_seqs].tolist()
         tokens = np.stack([stream.read(start, length + 1) for start in rows])
@@ -924,18 +919,13 @@ class ByteCounter:
 
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         ids = range(vocab_size)
-        self.silent = np.array([self.is_silent(i) for i in ids])
-        pieces = ["" if self.silent[i] else self.tokenizer.id_to_piece(i) for i in ids]
-        texts = [piece.removeprefix("▁").replace("▁", " ").encode() for piece in pieces]
+        silent = [sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids]
+        self.silent = np.array(silent)  # what stands for no text at all
+        pieces = ["" if silent[i] else sp.id_to_piece(i) for i in ids]
         self.space = np.array([piece.startswith("▁") for piece in pieces])
-        self.length = np.array(
-            [1 if self.tokenizer.is_byte(i) else len(texts[i]) for i in ids]
-        )  # in bytes, a leading space apart
-
-    def is_silent(self, token: int) -> bool:
-        """Whether an id stands for no text at all."""
-        sp = self.tokenizer
-        return sp.is_control(token) or sp.is_unknown(token) or sp.is_unused(token)
+        texts = [piece.removeprefix("▁").replace("▁", " ").encode() for piece in pieces]
+        sizes = [1 if sp.is_byte(i) else len(texts[i]) for i in ids]
+        self.length = np.array(sizes)  # in bytes, a leading space apart
 
     def count(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes of tokens[1:], int64 [len(tokens) - 1]."""
@@ -985,11 +975,9 @@ def make_demo_data(run: Run, vocab_size: int) -> None:
         ) from None
     write_atomically(Path(run.tokenizer_path), model.getvalue())
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    splits = {
-        "val": documents[::8],
-        "train": [text for index, text in enumerate(documents) if index % 8],
-    }
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=run.tokenizer_path)
+    splits = {"val": documents[::8], "train": documents}
+    del documents[::8]
     for split, texts in splits.items():
         tokens = np.concatenate(tokenizer.encode(texts, add_bos=True)).astype("<u2")
         header = np.zeros(SHARD_HEADER_BYTES // 4, dtype="<i4")
@@ -1346,12 +1334,10 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 def share_by_cost(costs: list[int], world: int) -> list[list[int]]:
     """For each rank which items it takes: the costliest first, each to the least busy rank."""
-    load = [0] * world
-    taken: list[list[int]] = [[] for _ in range(world)]
+    taken = [[] for _ in range(world)]
     for item in sorted(range(len(costs)), key=lambda i: costs[i], reverse=True):
-        rank = load.index(min(load))
-        load[rank] += costs[item]
-        taken[rank].append(item)
+        least_busy = min(taken, key=lambda items: sum(costs[i] for i in items))
+        least_busy.append(item)
     return taken
 
 
@@ -1389,38 +1375,28 @@ class NorMuon(torch.optim.Optimizer):
         self.ranks = ranks
         self.rows_first = rows_first
 
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in self.param_groups[0]["params"]:
-            by_shape.setdefault(p.shape, []).append(p)
-        ordered = [p for stack in by_shape.values() for p in stack]
-        costs = [min(p.shape) ** 2 * max(p.shape) for p in ordered]
-        mine = set(share_by_cost(costs, ranks.world)[ranks.rank])
+        costs = [min(p.shape) ** 2 * max(p.shape) for p in params]
+        mine = share_by_cost(costs, ranks.world)[ranks.rank]
+        by_shape = {}
+        for i, p in enumerate(params):
+            by_shape.setdefault(p.shape, []).append(i)
 
         self.stacks = []
-        first = 0
-        for stack in by_shape.values():
-            own = [i for i in range(len(stack)) if first + i in mine]
-            self.stacks.append(Stack(stack, torch.tensor(own, device=stack[0].device)))
-            first += len(stack)
+        for members in by_shape.values():
+            own = [place for place, i in enumerate(members) if i in mine]
+            own = torch.tensor(own, dtype=torch.int64, device=params[0].device)
+            self.stacks.append(Stack([params[i] for i in members], own))
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
         """newton_schulz of every stack's update [N,R,C].
 
         Each rank makes its own matrices and zeros for the others; then all ranks add up.
         """
-        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
-        sizes = [update.numel() for update in updates]
-        buffer = torch.zeros(sum(sizes), dtype=dtype, device=updates[0].device)
-
         results = []
-        for stack, update, part in zip(self.stacks, updates, buffer.split(sizes), strict=True):
-            result = part.view_as(update)
-            if len(stack.mine):
-                own = newton_schulz(update.index_select(0, stack.mine))
-                result.index_copy_(0, stack.mine, own)
-            results.append(result)
-        self.ranks.sum_(buffer)
-        return results
+        for stack, update in zip(self.stacks, updates, strict=True):
+            own = newton_schulz(update.index_select(0, stack.mine))
+            results.append(own.new_zeros(update.shape).index_copy_(0, stack.mine, own))
+        return [self.ranks.sum_(result) for result in results]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -1462,26 +1438,24 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
 
     Each group's "base_lr" is what the schedule scales.
     """
-    params: dict[str, list[nn.Parameter]] = dict(table=[], vector=[], matrix=[])
-    for name, p in model.named_parameters():
-        params[role_of(name).trained_as].append(p)
-
-    groups = [
-        dict(params=params["table"], base_lr=t.embed_lr, weight_decay=t.embed_weight_decay),
-        dict(params=params["vector"], base_lr=t.scalar_lr, weight_decay=t.scalar_weight_decay),
-    ]
-    if t.matrix_optimizer == "adamw":
-        matrices = dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=t.weight_decay)
-        groups.append(matrices)
-    fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, t.adam_beta2), fused=fused)
-    if t.matrix_optimizer == "adamw":
-        return [adamw]
-    rows_first = t.matrix_optimizer == "muon_rows"
-    muon = NorMuon(
-        params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay, rows_first
+    groups = dict(
+        table=dict(params=[], base_lr=t.embed_lr, weight_decay=t.embed_weight_decay),
+        vector=dict(params=[], base_lr=t.scalar_lr, weight_decay=t.scalar_weight_decay),
+        matrix=dict(params=[], base_lr=t.matrix_lr, weight_decay=t.weight_decay),
     )
-    return [muon, adamw]
+    for name, p in model.named_parameters():
+        groups[role_of(name).trained_as]["params"].append(p)
+
+    optimizers = []
+    if t.matrix_optimizer != "adamw":
+        params = groups.pop("matrix")["params"]
+        rows_first = t.matrix_optimizer == "muon_rows"
+        optimizers.append(
+            NorMuon(params, ranks, t.matrix_lr, t.muon_momentum, t.weight_decay, rows_first)
+        )
+    fused = ranks.device.type == "cuda"
+    adamw = torch.optim.AdamW(list(groups.values()), betas=(0.9, t.adam_beta2), fused=fused)
+    return [*optimizers, adamw]
 
 
 def flat_gradient(model: nn.Module, extra: int = 0) -> Tensor:
@@ -1497,11 +1471,11 @@ def flat_gradient(model: nn.Module, extra: int = 0) -> Tensor:
     return buffer
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: float = 0.9) -> None:
-    """Scales every group's learning rate and sets its momentum."""
+def set_rates(optimizers: list[torch.optim.Optimizer], scale: float) -> None:
+    """Scales every group's learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.update(lr=group["base_lr"] * scale, momentum=momentum)
+            group["lr"] = group["base_lr"] * scale
 
 
 # ---- Codec: the PCLL container and its weight codecs ---------------------------------------------
@@ -1564,10 +1538,14 @@ class FloatTensor:
 
     shape: tuple[int, ...]
     codec: int  # FLOAT32 or FLOAT16
-    planes: bytes  # of the values
+    values: Array  # float32 or float16
 
     def side_data(self) -> bytes:
-        return self.planes
+        return byte_planes(self.values)
+
+    def weights(self) -> Array:
+        """Float32, in the tensor's shape; so have the other two."""
+        return self.values.astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1577,11 +1555,14 @@ class HuffmanTensor:
     shape: tuple[int, ...]
     centroids: Array  # [K] float16, ascending
     lengths: Array  # [K] uint8: bits of each level's code
-    levels: Array | None  # flat uint8: each element's level; None before they are decoded
+    levels: Array  # flat uint8: each element's level
     codec = HUFFMAN
 
     def side_data(self) -> bytes:
         return bytes([len(self.centroids)]) + byte_planes(self.centroids) + self.lengths.tobytes()
+
+    def weights(self) -> Array:
+        return self.centroids.astype(np.float32)[self.levels].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1609,18 +1590,23 @@ class TrellisTensor:
     offset: int
     row_scales: Array  # [R], within a signed byte
     column_scales: Array  # [C], within a signed byte
-    indices: Array | None  # flat int32: each element's index; None before they are decoded
+    points: Array  # int32 [R,C]: each weight in quarters of its step
     codec = TRELLIS
 
     def contexts(self) -> Array:
-        """How large weights are in their own steps [R,C]; a file's model clips them."""
+        """How large weights are in their own steps, flat; a file's model clips them."""
         rows = self.offset + self.row_scales - self.steps.rows
-        return rows[:, None] + (self.column_scales - self.steps.columns)
+        columns = self.column_scales - self.steps.columns
+        return np.add.outer(rows, columns).ravel()
 
     def side_data(self) -> bytes:
         numbers = (self.row_scales, self.column_scales, self.steps.rows, self.steps.columns)
         numbers = np.concatenate(numbers).astype(np.int8)
         return struct.pack("<fh", self.steps.size, self.offset) + numbers.tobytes()
+
+    def weights(self) -> Array:
+        rows, columns = self.steps.factors()
+        return (self.points.astype(np.float32) * rows * columns).reshape(self.shape)
 
 
 Coded = FloatTensor | HuffmanTensor | TrellisTensor
@@ -1634,8 +1620,8 @@ def byte_planes(values: Array) -> bytes:
 def code_floats(w: Array, dtype: str) -> FloatTensor:
     """Exact in float32; with dtype "float16" rounded, if the range allows."""
     if dtype == "float16" and np.abs(w).max() < HALF_LIMIT:
-        return FloatTensor(w.shape, FLOAT16, byte_planes(w.astype("<f2")))
-    return FloatTensor(w.shape, FLOAT32, byte_planes(w.astype("<f4")))
+        return FloatTensor(w.shape, FLOAT16, w.astype(np.float16))
+    return FloatTensor(w.shape, FLOAT32, w)
 
 
 def lane_count(elements: int) -> int:
@@ -1643,14 +1629,14 @@ def lane_count(elements: int) -> int:
     return min(1024, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
-def lane_groups(sizes: list[int], lanes: int) -> list[tuple[slice, slice]]:
-    """For each step of a stream the lanes in use and the elements that they code, which are counted
-    over all tensors one after the other."""
+def lane_groups(sizes: list[int], lanes: int) -> list[slice]:
+    """For each step of a stream the elements that the first lanes code, one each; elements are
+    counted over all tensors one after the other."""
     groups = []
-    for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
-        for start in range(end - size, end, lanes):
-            count = min(lanes, end - start)
-            groups.append((slice(count), slice(start, start + count)))
+    end = 0
+    for size in sizes:
+        end += size
+        groups += [slice(at, min(at + lanes, end)) for at in range(end - size, end, lanes)]
     return groups
 
 
@@ -1691,7 +1677,7 @@ def huffman_lengths(counts: Array) -> Array:
     values 1/2, 1/4, ... 2^-l, all of the symbol's weight; the lightest coins worth K - 1 are the
     best code. From the smallest value on, two coins at a time make a package of the next value.
     """
-    coins = sorted((max(1, int(count)), bytes([k])) for k, count in enumerate(counts))
+    coins = sorted((max(1, count), bytes([k])) for k, count in enumerate(counts))
     packages = []
     for _ in range(MAX_CODE_LENGTH):
         merged = sorted(coins + packages)
@@ -1717,8 +1703,8 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
     for t in tensors:
         _, codes = np.unique(code_table(t.lengths), return_index=True)  # where each level begins
         coded = (codes.astype(np.uint32) << 8 | t.lengths)[t.levels]
-        padding = -len(coded) % lanes  # where the last step is short: codes of 0 bits
-        parts.append(np.pad(coded, (0, padding)).reshape(-1, lanes))
+        coded = np.pad(coded, (0, -len(coded) % lanes))  # codes of 0 bits in the last step
+        parts.append(coded.reshape(-1, lanes))
 
     coded = np.concatenate(parts).T.ravel()  # lane after lane
     length = coded & 0xFF
@@ -1731,29 +1717,22 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
     return sizes.tobytes() + words.astype("<u2").tobytes()
 
 
-def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
-    lanes = lane_count(sum(math.prod(t.shape) for t in tensors))
+def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> None:
+    """Fills in each tensor's levels."""
+    lanes = lane_count(sum(len(t.levels) for t in tensors))
     bits = take(content, "<u4", lanes).astype(np.int64)
-    positions = np.cumsum(bits) - bits
-
+    positions = np.cumsum(bits) - bits  # of each lane
     words = np.append(take(content, "<u2", -(-bits.sum() // 16)), [0, 0]).astype(np.uint32)
     windows = words[:-1] << 16 | words[1:]  # the 32 bits from each word on
-    return [read_codes(t, positions, windows) for t in tensors]
 
-
-def read_codes(tensor: HuffmanTensor, positions: Array, windows: Array) -> Array:
-    """A tensor's weights; the lanes' positions (int64 [lanes], in bits) move on."""
-    level_at = code_table(tensor.lengths)
-    length_at = tensor.lengths[level_at]
-
-    levels = np.empty(math.prod(tensor.shape), np.uint8)
-    for lanes, group in lane_groups([len(levels)], len(positions)):
-        at = positions[lanes]
-        following = windows.take(at >> 4, mode="clip") >> 16 - (at & 15) & 0xFFFF
-        levels[group] = level_at[following]
-        at += length_at[following]
-    return tensor.centroids.astype(np.float32)[levels].reshape(tensor.shape)
+    for t in tensors:
+        level_at = code_table(t.lengths)
+        for group in lane_groups([len(t.levels)], lanes):
+            levels = t.levels[group]
+            at = positions[: len(levels)]
+            following = windows.take(at >> 4, mode="clip") >> 16 - (at & 15) & 0xFFFF
+            levels[:] = level_at[following]
+            at += t.lengths[levels]
 
 
 # Trellis: points and paths
@@ -1806,17 +1785,16 @@ def trellis_search(y: Array, start: Array, states: int, keep: int) -> tuple[Arra
     index, error = nearest_indices(np.ascontiguousarray(y.T))
 
     row = np.arange(len(y))
-    column = np.arange(len(index))[:, None]
-    state = np.empty((len(index) + 1, len(y)), np.intp)  # before each column, and at the end
-    odd, state[-1] = cheapest_branches(error, before, start)
-
+    points = np.empty((len(index), len(y)), np.int32)
+    after = np.empty((len(index), len(y)), np.intp)  # the state after each column
+    odd, state = cheapest_branches(error, before, start)
     for c in reversed(range(len(index))):
-        state[c] = before[odd[c, state[c + 1], row], state[c + 1]]
-
-    parity = odd[column, state[1:], row]
-    union = state[1:] // (states // 2)
-    points = (4 * index[column, parity, union, row] + 1) * (1 - 2 * union)
-    return points[:keep].T.astype(np.int32), state[keep]
+        after[c] = state
+        parity = odd[c, state, row]
+        union = state // (states // 2)
+        points[c] = (4 * index[c, parity, union, row] + 1) * (1 - 2 * union)
+        state = before[parity, state]
+    return points[:keep].T, after[keep - 1]
 
 
 def nearest_indices(y: Array) -> tuple[Array, Array]:
@@ -1832,13 +1810,10 @@ def cheapest_branches(error: Array, before: Array, start: Array) -> tuple[Array,
     in which the cheapest paths end; errors [C,parity,u,R], `before` [parity,states]."""
     cost = np.full((before.shape[1], len(start)), np.inf, np.float32)
     cost[start, np.arange(len(start))] = 0
-    branches = np.empty((2, *cost.shape), np.float32)
-    by_union = branches.reshape(2, 2, -1, len(start))
 
     odd = np.empty((len(error), *cost.shape), bool)
     for c in range(len(error)):
-        np.take(cost, before, axis=0, out=branches)
-        by_union += error[c, :, :, None]
+        branches = cost[before] + error[c].repeat(len(cost) // 2, axis=1)
         np.greater(*branches, out=odd[c])
         np.minimum(*branches, out=cost)
     return odd.view(np.uint8), cost.argmin(axis=0)
@@ -1939,8 +1914,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
 
     row_scales = np.clip(rows - offset + steps.rows, -127, 127)
     column_scales = np.clip(columns + steps.columns, -127, 127)
-    indices = point_indices(points).ravel()
-    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, indices)
+    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, points)
 
 
 # Trellis: the stream of indices. A cell is a pair of a context and a symbol, an index from -L to L,
@@ -1949,7 +1923,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
 
 def start_contexts_at_zero(tensors: list[TrellisTensor]) -> list[TrellisTensor]:
     """Offsets by which the greatest contexts, of MAX_CONTEXTS at most, end with the last one."""
-    contexts = np.concatenate([t.contexts().ravel() for t in tensors])
+    contexts = np.concatenate([t.contexts() for t in tensors])
     base = max(contexts.min(), contexts.max() - (MAX_CONTEXTS - 1))
     return [replace(t, offset=t.offset - base) for t in tensors]
 
@@ -1970,8 +1944,8 @@ def share_slots(counts: Array) -> Array:
 
 def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     """The shared model, and the stream of all tensors' indices; contexts start at zero."""
-    index = np.concatenate([t.indices for t in tensors])
-    context = np.concatenate([np.maximum(t.contexts(), 0).ravel() for t in tensors])
+    index = np.concatenate([point_indices(t.points).ravel() for t in tensors])
+    context = np.maximum(np.concatenate([t.contexts() for t in tensors]), 0)
     largest = int(np.abs(index).max())
 
     kinds = 2 * largest + 1
@@ -1980,7 +1954,7 @@ def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     frequencies = share_slots(counts.reshape(-1, kinds))
 
     head = struct.pack("<BHB", states.bit_length() - 1, largest, len(frequencies))
-    stream = encode_cells(cells, frequencies, [len(t.indices) for t in tensors])
+    stream = encode_cells(cells, frequencies, [t.points.size for t in tensors])
     return head + frequencies.astype("<u2").tobytes() + stream
 
 
@@ -1991,9 +1965,9 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
     states = np.full(lane_count(len(cells)), STATE_FLOOR, np.uint64)
 
     words = []
-    for lanes, group in reversed(lane_groups(sizes, len(states))):
-        x = states[lanes]
+    for group in reversed(lane_groups(sizes, len(states))):
         f = frequency[cells[group]]
+        x = states[: len(f)]
         full = x >= f << 32 - FREQUENCY_BITS
         words.append(x[full].astype("<u2"))
         x[full] >>= 16
@@ -2003,24 +1977,20 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
     return states.astype("<u4").tobytes() + struct.pack("<I", len(words)) + words.tobytes()
 
 
-def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
+def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> None:
+    """Fills in each tensor's points."""
     log2_states, largest, contexts = struct.unpack("<BHB", content.read(4))
     kinds = 2 * largest + 1
     frequency = take(content, "<u2", contexts * kinds).astype(np.uint32)
 
-    context = np.concatenate([t.contexts().ravel() for t in tensors])
+    context = np.concatenate([t.contexts() for t in tensors])
     context = np.clip(context, 0, contexts - 1).astype(np.uint8)
-    sizes = [math.prod(t.shape) for t in tensors]
+    sizes = [t.points.size for t in tensors]
     symbols = decode_symbols(content, frequency, kinds, context, sizes)
 
-    weights = []
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
     for t, indices in zip(tensors, parts, strict=True):
-        points = trellis_points(indices.reshape(t.shape[0], -1), 1 << log2_states)
-        rows, columns = t.steps.factors()
-        weights.append((points.astype(np.float32) * rows * columns).reshape(t.shape))
-    return weights
+        t.points[:] = trellis_points(indices.reshape(t.points.shape), 1 << log2_states)
 
 
 def decode_symbols(
@@ -2035,8 +2005,8 @@ def decode_symbols(
     content.read(4)  # the number of words
 
     symbols = np.empty(len(context), np.uint16)
-    for lanes, group in lane_groups(sizes, len(states)):
-        x = states[lanes]
+    for group in lane_groups(sizes, len(states)):
+        x = states[: len(context[group])]
         slot = first[context[group]] + (x & SLOTS - 1)
         cell = cell_at[slot]
         symbols[group] = cell % kinds
@@ -2062,8 +2032,11 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         streams += encode_trellis(rebased, states)
 
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    side_data = b"".join(t.side_data() for t in tensors.values())
-    content = struct.pack("<I", len(text)) + text + pack_table(tensors) + side_data + streams
+    content = struct.pack("<I", len(text)) + text + struct.pack("<H", len(tensors))
+    for name, t in tensors.items():
+        content += bytes([len(name)]) + name.encode()
+        content += struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
+    content += b"".join(t.side_data() for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
 
     weights = sum(math.prod(t.shape) for t in tensors.values())
@@ -2075,15 +2048,6 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
-def pack_table(tensors: dict[str, Coded]) -> bytes:
-    """Number of tensors, and of each its name, codec and shape."""
-    table = struct.pack("<H", len(tensors))
-    for name, t in tensors.items():
-        numbers = struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
-        table += bytes([len(name)]) + name.encode() + numbers
-    return table
-
-
 def take(content: BinaryIO, dtype: str, count: int) -> Array:
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
@@ -2092,19 +2056,22 @@ def take_one(content: BinaryIO, dtype: str) -> int:
     return take(content, dtype, 1).item()
 
 
-def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded | Array:
-    """Of a float tensor the weights (float32); of others what the side data hold."""
+def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded:
+    """What the side data hold; levels and points are still to be filled in."""
     if codec == HUFFMAN:
-        levels = take_one(content, "u1")
-        centroids = read_planes(content, "<f2", levels)
-        return HuffmanTensor(shape, centroids, take(content, "u1", levels), None)
+        count = take_one(content, "u1")
+        centroids = read_planes(content, "<f2", count)
+        lengths = take(content, "u1", count)
+        return HuffmanTensor(shape, centroids, lengths, np.empty(math.prod(shape), np.uint8))
     if codec == TRELLIS:
         size, offset = struct.unpack("<fh", content.read(6))
-        counts = 2 * (shape[0], math.prod(shape[1:]))
-        *scales, rows, columns = (take(content, "i1", count).astype(int) for count in counts)
-        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, None)
+        points = np.empty((shape[0], math.prod(shape[1:])), np.int32)
+        *scales, rows, columns = (
+            take(content, "i1", count).astype(int) for count in 2 * points.shape
+        )
+        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, points)
     dtype = "<f2" if codec == FLOAT16 else "<f4"
-    return read_planes(content, dtype, math.prod(shape)).astype(np.float32).reshape(shape)
+    return FloatTensor(shape, codec, read_planes(content, dtype, math.prod(shape)))
 
 
 def read_planes(content: BinaryIO, dtype: str, count: int) -> Array:
@@ -2125,13 +2092,11 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
         table[name] = codec, tuple(take(content, "<u4", dimensions).tolist())
 
     tensors = {name: read_tensor(content, *record) for name, record in table.items()}
-
-    weights = dict(tensors)
-    for kind, decode in ((HuffmanTensor, decode_huffman), (TrellisTensor, decode_trellis)):
-        coded = {name: t for name, t in tensors.items() if isinstance(t, kind)}
+    for codec, decode in ((HUFFMAN, decode_huffman), (TRELLIS, decode_trellis)):
+        coded = [t for t in tensors.values() if t.codec == codec]
         if coded:
-            weights |= zip(coded, decode(content, list(coded.values())), strict=True)
-    return config, weights
+            decode(content, coded)
+    return config, {name: t.weights() for name, t in tensors.items()}
 
 
 # ---- Export: what errors cost, which tensor gets which codec, and how the file fits --------------
@@ -2254,9 +2219,9 @@ class Search:
     coarse_enough: float = 10.0  # octaves of the last try that fitted
     tries: tuple = ()  # octaves and bytes of each so far
 
-    def settled(self, best: bytes | None) -> bool:
-        """Whether the largest artifact that fits, if there is one, is to be the last."""
-        if best is None:
+    def settled(self, best: bytes) -> bool:
+        """Whether the largest artifact that fits, b"" if there is none, is to be the last."""
+        if not best:
             return self.fit == "off"
         return self.fit != "fill" or len(best) + self.cap - self.budget >= FULL * self.cap
 
@@ -2294,7 +2259,7 @@ def export(
     moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
     quantised = sum(w.size for name, w in weights.items() if role_of(name).levels)
     search = Search(s.fit, s.size_cap_bytes, s.size_cap_bytes - code_bytes, quantised / 8)
-    best = None
+    best = b""
     for _ in range(MAX_TRIES):
         coarseness = 2.0**search.octaves
         tensors = {
@@ -2305,12 +2270,12 @@ def export(
         log(f"export: coarseness {coarseness:.4f}, {len(artifact)} bytes, budget {search.budget}")
 
         if len(artifact) <= search.budget:
-            best = max(artifact, best or b"", key=len)
+            best = max(artifact, best, key=len)
         if search.settled(best):
             break
         search.learn(len(artifact))
 
-    if best is None:
+    if not best:
         way_out = ", or set FIT=shrink" if s.fit == "off" else ""
         raise UserError(
             f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and "
@@ -2651,35 +2616,31 @@ class Trainer:
             )
         self.gradient = flat_gradient(model, extra=1)  # at its end the sum of the losses
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
-        self.start()
-
-    def start(self) -> None:
-        self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
-        self.average = AveragedModel(self.model)
+        self.optimizers = build_optimizers(model, s.training, ranks)
+        self.average = copy.deepcopy(model)
         self.step = 0
         self.seconds = 0.0
-        self.durations: list[float] = []  # of the last steps, in seconds
-        self.saved: Path | None = None  # the last checkpoint
-        self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
+        self.durations = []  # of the last steps, in seconds
+        self.saved = None  # the last checkpoint's path
+        self.quantised = []  # the parameters that are rounded while it trains
         # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
         # it makes the host wait for the GPU.
-        count = len(list(self.model.parameters()))
-        self.report = self.gradient.new_zeros(2 + count)
+        self.report = self.gradient.new_zeros(2 + len(list(model.parameters())))
 
     def set_schedule(self) -> None:
         """Rates, momentum and late quantisation-aware training, as step and clock have it."""
         t = self.s.training
         scale = rate_scale(self.steps_left(), self.part_done(), t)
-        set_rates(self.optimizers, scale, momentum_at(self.step, t))
+        set_rates(self.optimizers, scale)
+        self.optimizers[0].param_groups[0]["momentum"] = momentum_at(self.step, t)  # Muon's
         self.model.loop(self.part_done() >= t.loop_from)
 
-        self.quantised = []
-        if scale < t.late_qat_threshold:
-            self.quantised = [
-                p
-                for name, p in self.model.blocks.named_parameters(prefix="blocks")
-                if role_of(name).trained_as == "matrix" and p.numel() > t.late_qat_min_elements
-            ]
+        late = scale < t.late_qat_threshold
+        self.quantised = [
+            p
+            for name, p in self.model.blocks.named_parameters(prefix="blocks")
+            if late and role_of(name).trained_as == "matrix" and p.numel() > t.late_qat_min_elements
+        ]
 
     def update(self) -> None:
         """One update of all parameters.
@@ -2716,12 +2677,9 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Moves the average, which the first step's weights begin, towards the present weights.
-
-        AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
-        """
+        """Moves the average, which the first step's weights begin, towards the present weights."""
         decay = self.s.training.ema_decay if self.step > 1 else 0.0
-        average = list(self.average.module.parameters())
+        average = list(self.average.parameters())
         torch._foreach_lerp_(average, list(self.model.parameters()), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
@@ -2747,9 +2705,7 @@ class Trainer:
         return loss
 
     def ended(self) -> bool:
-        if self.step >= self.s.training.iterations:
-            return True
-        return 0 < self.s.training_seconds <= self.seconds
+        return self.step >= self.s.training.iterations or self.seconds >= self.s.training_seconds
 
     def step_text(self) -> str:
         return f"step:{self.step}/{self.s.training.iterations}"
@@ -2760,7 +2716,7 @@ class Trainer:
     def part_done(self) -> float:
         """Of the training, by steps or by time, whichever is further (0..1)."""
         by_steps = self.step / max(self.s.training.iterations, 1)
-        by_time = self.seconds / (self.s.training_seconds or math.inf)
+        by_time = self.seconds / self.s.training_seconds
         return min(1.0, max(by_steps, by_time))
 
     def steps_left(self) -> float:
@@ -2769,10 +2725,15 @@ class Trainer:
         The very first steps may still have had to prime something.
         """
         left = self.s.training.iterations - self.step
-        if self.s.training_seconds and len(self.durations) > 4:
+        if len(self.durations) > 4:
             pace = statistics.median(self.durations)
             left = min(left, (self.s.training_seconds - self.seconds) / max(pace, 1e-9))
         return left
+
+    def seconds_left(self) -> float:
+        """Until the last step at the same pace, or until the cap."""
+        by_steps = self.steps_left() * statistics.median(self.durations)
+        return max(0.0, min(by_steps, self.s.training_seconds - self.seconds))
 
     def take_time(self, seconds: float) -> None:
         """Notes that the training has taken so long, now that a step is done."""
@@ -2790,23 +2751,19 @@ class Trainer:
 
     def warm_up(self, log: Log) -> None:
         """Steps that prime the compiler; what they did is undone."""
-        before = {name: w.clone() for name, w in self.model.state_dict().items()}
+        before = copy.deepcopy(self.state())
         set_rates(self.optimizers, 1.0)
         for step in range(self.s.training.warmup_steps):
             self.model.loop(step % 2 == 1)  # the graphs of before and after LOOP_FROM
             if log.progress_is_due():
                 log.write(sys.stdout, f"warmup_step:{step}/{self.s.training.warmup_steps}")
             self.update()
-        self.model.load_state_dict(before)
         self.model.loop(True)
-        self.start()
+        self.restore(before)
 
-    def save(self, folder: Path) -> Path:
-        """Writes STEP.pt, unless something is not finite, and keeps the newest two of them."""
-        self.loss()
-        if not is_finite(self.average):
-            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
-        state = dict(
+    def state(self) -> dict[str, Any]:
+        """All that a training goes on from; its tensors are the trainer's own."""
+        return dict(
             settings=flat(*vars(self.s).values()),
             step=self.step,
             seconds=self.seconds,
@@ -2814,12 +2771,31 @@ class Trainer:
             model=self.model.state_dict(),
             average=self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            random=torch.get_rng_state(),
         )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.durations = state["durations"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.report.zero_()
+
+    def save(self, folder: Path) -> Path:
+        """Writes STEP.pt, unless something is not finite, and keeps the newest two of them.
+
+        The file's last 32 bytes are the SHA-256 of those before.
+        """
+        self.loss()
+        if not all(p.isfinite().all() for p in self.average.parameters()):
+            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(self.state(), buffer)
+        data = buffer.getvalue()
         path = folder / f"{self.step:08d}.pt"
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, data + hashlib.sha256(data).digest())
 
         others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
         for old in sorted(others, key=os.path.getmtime)[:-1]:
@@ -2832,40 +2808,16 @@ class Trainer:
 
         UserError if it is damaged or of another configuration; it may be of a shorter run.
         """
-        damaged = UserError(f"RESUME={path} is not a whole checkpoint of this script.")
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = {name: str(value) for name, value in state["settings"].items()}
-        except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
-            raise damaged from None
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise UserError(f"RESUME={path} is not a whole checkpoint of this script.")
+        state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
         for name, value in flat(self.s.model, self.s.training).items():
-            if name not in LENGTH_SETTINGS and theirs.get(name) != str(value):
-                raise UserError(
-                    f"{name.upper()}={value}, but RESUME={path} has {theirs.get(name)}."
-                )
-
-        try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(copy.deepcopy(saved))
-                set_rates([optimizer], 1.0)
-                optimizer.step()  # fails if the state is of other parameters
-                optimizer.load_state_dict(saved)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            torch.set_rng_state(state["random"])
-            self.step = int(state["step"])
-            self.seconds = float(state["seconds"])
-            self.durations = [float(seconds) for seconds in state["durations"]]
-            whole = is_finite(self.model) and is_finite(self.average)
-        except Exception:
-            raise damaged from None
-        if not whole or self.step < 0 or not 0 <= self.seconds < math.inf:
-            raise damaged
+            saved = state["settings"].get(name)
+            if name not in LENGTH_SETTINGS and saved != value:
+                raise UserError(f"{name.upper()}={value}, but RESUME={path} has {saved}.")
+        self.restore(state)
         self.saved = path
-
-
-def is_finite(model: nn.Module) -> bool:
-    return all(p.isfinite().all() for p in model.parameters())
 
 
 SLOWER = "Lower the learning rates."
@@ -2898,12 +2850,13 @@ def training_flops(model: GPT, m: Model) -> float:
 
 def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(run.resume)]
+    path = Path(run.resume)
     if run.resume == "latest":
-        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}"))
-    if not paths or not paths[0].is_file():
+        paths = Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}")
+        path = max(paths, key=os.path.getmtime, default=path)
+    if not path.is_file():
         raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
-    return max(paths, key=os.path.getmtime)
+    return path
 
 
 class StopRequest:
@@ -2918,16 +2871,15 @@ class StopRequest:
     def __init__(self):
         self.requested = False
         self.at_once = False
-        self.first = 0.0  # when it was requested
+        self.first = math.inf  # when it was requested
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
+        if self.at_once or now > self.first + self.REPEATED_SECONDS:
             raise KeyboardInterrupt
-        if not self.requested:
-            self.first = now
+        self.first = min(self.first, now)
         self.requested = True
 
 
@@ -2938,7 +2890,6 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     """
     run = trainer.s.run
     stop = StopRequest()
-    pace = Pace(trainer)
     saved = time.monotonic()
     began = saved - trainer.seconds
 
@@ -2949,7 +2900,7 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
         seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
         trainer.take_time(seconds)
         if log.progress_is_due():
-            log.progress("training", trainer.part_done(), pace.seconds_left())
+            log.progress("training", trainer.part_done(), trainer.seconds_left())
         if trainer.step == 5 or trainer.ended():
             warn_of_short_run(trainer, log)
         if trainer.step <= 5 or trainer.step % run.train_log_every == 0 or trainer.ended():
@@ -2974,25 +2925,8 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     tokens = trainer.step * trainer.s.training.train_batch_tokens
     epochs = tokens / trainer.stream.total
     log(f"train_tokens:{tokens} of {trainer.stream.total} in the shards: {epochs:.3f} epochs")
-    if trainer.saved is None or trainer.saved.stem != f"{trainer.step:08d}":
-        save_checkpoint(trainer, log, folder)
+    save_checkpoint(trainer, log, folder)
     stop.at_once = True
-
-
-class Pace:
-    """How fast the training goes on since it was last asked."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.done = trainer.part_done()
-        self.seconds = trainer.seconds
-
-    def seconds_left(self) -> float:
-        done = self.trainer.part_done()
-        rate = (self.trainer.seconds - self.seconds) / max(done - self.done, 1e-9)
-        self.done = done
-        self.seconds = self.trainer.seconds
-        return rate * (1 - done)
 
 
 def warn_of_short_run(trainer: Trainer, log: Log) -> None:
@@ -3038,14 +2972,8 @@ def way_on(trainer: Trainer) -> str:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+# What may differ between runs of one system.
 PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
-
-
-def changed_settings(s: Settings) -> dict[str, Any]:
-    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
-    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
-    values = flat(*vars(s).values())
-    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
@@ -3053,9 +2981,10 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
 
     UserError if a log that goes on begins with another source: its score would be of neither.
     """
-    if log.active and log.empty:
+    before = Path(log.file.name).read_bytes() if log.active else b""
+    if not before:
         log(f"{source}\n{'=' * 80}", console=False)
-    elif log.active and not Path(log.file.name).read_bytes().startswith(source.encode()):
+    elif not before.startswith(source.encode()):
         raise UserError(
             f"{log.file.name} begins with another {Path(__file__).name}: give RUN_ID another name, "
             "for a new log."
@@ -3065,28 +2994,26 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
         f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "
         f"zstandard {zstandard.__version__} GPU {gpu}"
     )
+    usual = PRESETS[s.run.preset]
+    changed = []
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
-    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
-    log(f"changed:{' '.join(changed)}")
+        if name not in PER_RUN and value != usual.get(name, FIELDS[name].default):
+            changed.append(f"{name.upper()}={value}")
     log(
+        f"changed:{' '.join(changed)}\n"
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "
-        f"model_params:{sum(p.numel() for p in model.parameters())}"
+        f"model_params:{sum(p.numel() for p in model.parameters())}\n"
+        f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel"
     )
-    log(f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel")
 
 
 def warn_of_slow_steps(trainer: Trainer, log: Log) -> None:
     """Says how long a step will take if that is long, as it is for a full model without a GPU."""
     if trainer.ranks.device.type == "cuda":
         return
-    x = torch.ones(512, 512)
-    began = time.perf_counter()
-    for _ in range(10):
-        x = x @ x / 512
-    rate = 10 * 2 * 512**3 / (time.perf_counter() - began)
-
+    rate = 5e10 * torch.get_num_threads()  # operations a second, as a usual core does them
     tokens = trainer.s.training.train_batch_tokens / trainer.ranks.world
     seconds = tokens * training_flops(trainer.model, trainer.s.model) / rate
     if seconds > 30:
@@ -3132,18 +3059,19 @@ def write_artifact(
         config = flat(s.model, s.training, s.export, s.evaluation)
         config["tokenizer_sha256"] = tokenizer_sha256
         state = trainer.model.state_dict()
-        weights = {name: w.float().cpu().numpy() for name, w in state.items()}
+        weights = {name: w.cpu().numpy() for name, w in state.items()}
         artifact = export(weights, moments, config, s.export, code_bytes, log)
         publish(artifact, Path(s.run.artifact_path), own)
-    artifact = trainer.ranks.bytes_from_first(artifact)
-    log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
-    log(f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}")
-
+    (artifact,) = trainer.ranks.from_first(artifact)
     total = code_bytes + len(artifact)
-    log(f"Code size: {code_bytes} bytes")
-    log(f"Serialized model pcll: {len(artifact)} bytes")
     below = s.export.size_cap_bytes - total
-    log(f"Total submission size pcll: {total} bytes, {below} below the cap")
+    log(
+        f"export_time:{1000 * (time.monotonic() - began):.0f}ms\n"
+        f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}\n"
+        f"Code size: {code_bytes} bytes\n"
+        f"Serialized model pcll: {len(artifact)} bytes\n"
+        f"Total submission size pcll: {total} bytes, {below} below the cap"
+    )
     return artifact
 
 
@@ -3226,9 +3154,10 @@ def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> N
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    adapted = ["--ttt"] if headline == ADAPTED else []
     words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
-    words += [*adapted, "--claim", f"{scores[headline].val_bpb:.6f}"]
+    if headline == ADAPTED:
+        words.append("--ttt")
+    words += ["--claim", f"{scores[headline].val_bpb:.6f}"]
     log(f"Check it: python verify.py {shlex.join(words)}")
 
 
@@ -3240,7 +3169,7 @@ def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
     if own and not made:
         if ranks.rank == 0:
             make_demo_data(s.run, s.model.vocab_size)
-        ranks.from_first()  # all wait for it
+        ranks.from_first(None)  # all wait for it
     return ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
 
 
@@ -3249,9 +3178,8 @@ def start_log(run: Run, checkpoint: Path | None, ranks: Ranks) -> Log:
 
     UserError if it or another file of the run could not be written.
     """
-    now, process = ranks.from_first(time.time(), os.getpid())
-    resumed = Path(os.path.abspath(checkpoint)).parent.name if checkpoint else ""
-    new = f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now))}_{process:.0f}"
+    (new,) = ranks.from_first(f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}")
+    resumed = checkpoint.resolve().parent.name if checkpoint else ""
     run_id = run.run_id or resumed or new
     if ranks.rank == 0:
         check_writable(Path(run.artifact_path), "ARTIFACT_PATH=")
@@ -3270,7 +3198,7 @@ def run(s: Settings, ranks: Ranks) -> None:
     model = GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
     trainer = Trainer(model, s, ranks)
     if checkpoint:
-        trainer.load(checkpoint)  # now, to see whether it can be; the warm-up undoes it
+        trainer.load(checkpoint)
 
     log = start_log(s.run, checkpoint, ranks)
     log_start(log, source.decode(), s, ranks, model)
@@ -3279,17 +3207,16 @@ def run(s: Settings, ranks: Ranks) -> None:
     evaluator = Evaluator(*validation, s, ranks, log)
     warm_up(trainer, evaluator, log)
     if checkpoint:
-        trainer.load(checkpoint)
         log(f"resumed from {checkpoint} at step {trainer.step}")
 
     def plain_score(name: str) -> Score:
         return evaluator.score(model, name, s.model.train_seq_len)
 
     train(trainer, log, Path("checkpoints") / log.run_id, plain_score)
-    saved = trainer.saved
     try:
         finish(trainer, evaluator, counter.sha256, len(source), log)
     except BaseException as error:  # also a Ctrl-C
+        saved = trainer.saved
         error.add_note(f" RESUME={saved} repeats all but the training." if saved else "")
         raise
     if ranks.world > 1:
@@ -3304,14 +3231,12 @@ def finish(
     s = trainer.s
     model = trainer.model
     model.loop(True)
-    model.load_state_dict(trainer.average.module.state_dict())
+    model.load_state_dict(trainer.average.state_dict())
     scores = {BEFORE: evaluator.score(model, BEFORE, s.model.train_seq_len)}
     if not math.isfinite(scores[BEFORE].val_bpb):
         raise UserError(f"The trained weights have no finite score. {SLOWER}")
     own = Path("logs") / f"{log.run_id}.pcll"
     artifact = write_artifact(trainer, tokenizer_sha256, code_bytes, own, log)
-    vars(trainer).clear()  # frees the memory of its optimizers
-
     headline = score_artifact(model, artifact, evaluator, scores, log)
     log_end(log, scores, headline, s)
     adapted = {"score_first": ADAPTED, "train_then_score": NOT_LEGAL}
@@ -3341,8 +3266,8 @@ def usage() -> str:
     for group in dataclasses.fields(Settings):
         lines.append(f"\n{group.type.__name__}: {group.type.__doc__}")
         for member in dataclasses.fields(group.type):
-            lines.append(f"  {member.name.upper()}={member.default}")
-            lines.append(f"      {member.metadata['text']} ({allowed_values(member)})")
+            explained = f"{member.metadata['text']} ({allowed_values(member)})"
+            lines.append(f"  {member.name.upper()}={member.default}\n      {explained}")
     return "\n".join(lines)
 
 

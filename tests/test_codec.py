@@ -363,14 +363,15 @@ def test_trellis_stream_is_as_long_as_the_entropy_of_its_symbols(spread):
     """Within 0.3 % (and the lanes' states) of the ideal code length given the contexts."""
     rows = np.exp(spread * gaussian(600, 1, seed=1))
     coded = code_trellis(gaussian(600, 500) * rows, even(gaussian(600, 500), 0.01), 1.0, 8)
-    context = coded.contexts().ravel()
-    ideal = sum(ideal_bits(coded.indices[context == c]) for c in np.unique(context))
+    context = coded.contexts()
+    indices = train_gpt.point_indices(coded.points).ravel()
+    ideal = sum(ideal_bits(indices[context == c]) for c in np.unique(context))
 
     (at_zero,) = train_gpt.start_contexts_at_zero([coded])
     assert at_zero.contexts().min() == 0
     stream = train_gpt.encode_trellis([at_zero], 8)
     lanes = 64  # of 300,000 elements
-    symbols = 2 * int(np.abs(coded.indices).max()) + 1
+    symbols = 2 * int(np.abs(indices).max()) + 1
     words = 8 * (len(stream) - 4 - 2 * symbols * len(np.unique(context)) - 4 * lanes - 4)
     assert ideal - 16 * lanes < words < 1.003 * ideal + 16 * lanes
     assert len(encode_pcll({}, {"w": coded}, 8)) < len(stream) + 2000
@@ -481,7 +482,7 @@ def test_the_search_by_hand():
     search.learn(800_000)  # an octave has saved 74,108
     assert search.octaves == pytest.approx(2.688085504)
 
-    assert not search.settled(None) and not search.settled(bytes(898_999))
+    assert not search.settled(b"") and not search.settled(bytes(898_999))
     assert search.settled(bytes(899_000))  # with the code 99.9 % of the cap
 
 

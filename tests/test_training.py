@@ -1,6 +1,7 @@
 """Training: each part of a step by its formula, checkpoints, the cap, and every way to end."""
 
 import errno
+import hashlib
 import itertools
 import os
 import pickle
@@ -152,7 +153,7 @@ def test_the_average_is_an_exponential_one_from_the_first_step_on(home, decay):
         for name, w in copies(trainer.model).items():
             expected[name] = w if step == 0 else d * expected[name] + (1 - d) * w
     moved = 0.0
-    for name, p in trainer.average.module.named_parameters():
+    for name, p in trainer.average.named_parameters():
         torch.testing.assert_close(p.detach(), expected[name], atol=1e-6, rtol=1e-5)
         moved = max(moved, (p - trainer.model.get_parameter(name)).abs().max().item())
     assert (moved > 0.01) == (d > 0)
@@ -249,19 +250,32 @@ def test_settings_that_alter_no_training_may_differ(home):
 
 def test_damaged_checkpoints_are_refused(home):
     trainer = make_trainer()
-    whole = trainer.save(home).read_bytes()
+    path = trainer.save(home)
+    whole = path.read_bytes()
+    middle = len(whole) // 2
     for damaged in (
         b"",
         b"PK",
+        b"text",
         whole[:1000],
         whole[:-1],
-        b"text",
-        pickle.dumps({"settings": {}}),
+        whole[:-32],
         whole[100:],
+        whole + b"0",
+        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        pickle.dumps({"settings": {}}),
     ):
         (home / "bad.pt").write_bytes(damaged)
-        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint"):
+        with pytest.raises(UserError, match=r"^RESUME=\S+bad.pt is not a whole checkpoint of this"):
             trainer.load(home / "bad.pt")
+    trainer.load(path)
+
+
+def test_a_checkpoint_of_another_program_is_refused(home):
+    for content in ([1, 2], torch.zeros(3), {"model": {}}, "text", None, 5):
+        torch.save(content, "bad.pt")
+        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
+            make_trainer().load(home / "bad.pt")
 
 
 def test_a_checkpoint_cannot_run_code(home):
@@ -269,88 +283,16 @@ def test_a_checkpoint_cannot_run_code(home):
         def __reduce__(self):
             return os.mkdir, ("evil",)
 
-    torch.save({"settings": Evil()}, "evil.pt")
+    path = home / "evil.pt"
+    torch.save({"settings": Evil()}, path)
     with pytest.raises(UserError, match="not a whole checkpoint"):
-        make_trainer().load(home / "evil.pt")
+        make_trainer().load(path)
+
+    data = path.read_bytes()
+    path.write_bytes(data + hashlib.sha256(data).digest())  # it looks like ours
+    with pytest.raises(pickle.UnpicklingError):
+        make_trainer().load(path)
     assert not (home / "evil").exists()
-
-
-def contents(path, change) -> dict:
-    """A checkpoint's contents, changed."""
-    state = torch.load(path, weights_only=True)
-    change(state)
-    return state
-
-
-def put(state: dict, *names, value) -> None:
-    """Sets what lies under these names."""
-    for name in names[:-1]:
-        state = state[name]
-    state[names[-1]] = value
-
-
-WRONG = {  # what a loadable checkpoint holds that this script has not written
-    "nothing": lambda state: state.clear(),
-    "no average": lambda state: state.pop("average"),
-    "no optimizers": lambda state: state.pop("optimizers"),
-    "no step": lambda state: state.pop("step"),
-    "settings in a list": lambda state: put(state, "settings", value=["num_layers", 3]),
-    "step of text": lambda state: put(state, "step", value="three"),
-    "step that is no number": lambda state: put(state, "step", value=float("nan")),
-    "step without end": lambda state: put(state, "step", value=float("inf")),
-    "step below 0": lambda state: put(state, "step", value=-1),
-    "time below 0": lambda state: put(state, "seconds", value=-1.0),
-    "time without end": lambda state: put(state, "seconds", value=float("inf")),
-    "durations of text": lambda state: put(state, "durations", value=["a"]),
-    "one optimizer": lambda state: state["optimizers"].pop(),
-    "optimizers the wrong way round": lambda state: state["optimizers"].reverse(),
-    "no state of an optimizer": lambda state: put(state, "optimizers", 0, value={}),
-    "another's state": lambda state: put(
-        state, "optimizers", 0, "state", 0, "momentum", value=torch.zeros(3, 5)
-    ),
-    "another's moments": lambda state: put(
-        state, "optimizers", 1, "state", 0, "exp_avg", value=torch.zeros(3, 5)
-    ),
-    "weights in a list": lambda state: put(state, "model", value=[1, 2]),
-    "a weight is missing": lambda state: state["model"].pop("tok_emb"),
-    "a weight too many": lambda state: put(state, "model", "more", value=torch.zeros(1)),
-    "a weight of another shape": lambda state: put(
-        state, "model", "tok_emb", value=torch.zeros(2, 2)
-    ),
-    "a weight that is not finite": lambda state: state["model"]["tok_emb"].fill_(float("nan")),
-    "an average that is not finite": lambda state: state["average"]["module.tok_emb"].fill_(
-        float("inf")
-    ),
-    "a random state of text": lambda state: put(state, "random", value="seed"),
-    "a random state cut short": lambda state: put(state, "random", value=state["random"][:9]),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_a_checkpoint_of_wrong_contents_is_one_sentence(home, case):
-    trainer = make_trainer()
-    go(trainer, 2)
-    torch.save(contents(trainer.save(home), WRONG[case]), "bad.pt")
-    with pytest.raises(UserError, match=r"^RESUME=bad.pt is not a whole checkpoint of this script"):
-        make_trainer().load(Path("bad.pt"))
-
-
-def test_a_checkpoint_that_is_no_table_is_one_sentence(home):
-    for content in ([1, 2], torch.zeros(3), {"model": {}}, "text", None, 5):
-        torch.save(content, "bad.pt")
-        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
-            make_trainer().load(home / "bad.pt")
-
-
-def test_settings_of_odd_kinds_in_a_checkpoint_are_named(home):
-    path = make_trainer().save(home)
-    for value in (torch.zeros(3), None, [64], "64.0"):
-        state = contents(
-            path, lambda state, value=value: put(state, "settings", "vocab_size", value=value)
-        )
-        torch.save(state, "bad.pt")
-        with pytest.raises(UserError, match=r"^VOCAB_SIZE=64, but RESUME=\S+ has "):
-            make_trainer().load(home / "bad.pt")
 
 
 @pytest.mark.parametrize(
@@ -409,7 +351,7 @@ def test_an_update_that_overflows_is_not_saved(home):
     path = trainer.save(home / "a")
     go(trainer, 1)  # its loss and gradients are finite
     with torch.no_grad():
-        next(trainer.average.module.parameters())[0] = float("inf")
+        next(trainer.average.parameters())[0] = float("inf")
     with pytest.raises(UserError, match="After step 3 the weights are not finite. Lower the"):
         trainer.save(home / "a")
     assert list((home / "a").iterdir()) == [path]
@@ -705,7 +647,7 @@ def test_a_log_is_begun_once(home, one_rank):
         Log("x", one_rank, resumed=False)
     again = Log("x", one_rank, resumed=True)
     again("more")
-    assert not again.empty and (home / "logs/x.txt").read_text() == "mine\nmore\n"
+    assert (home / "logs/x.txt").read_text() == "mine\nmore\n"
 
 
 def test_a_disk_without_locks_has_logs(home, monkeypatch, one_rank):
@@ -723,12 +665,12 @@ def test_a_log_holds_every_letter(home, one_rank):
 
 
 def test_two_runs_that_start_in_the_same_second_have_two_logs(home, monkeypatch, one_rank):
-    monkeypatch.setattr(train_gpt.time, "time", lambda: 1e9)
+    monkeypatch.setattr(train_gpt.time, "strftime", lambda form: "20010909_014640")
     ids = []
     for process in (100, 101):
         monkeypatch.setattr(os, "getpid", lambda process=process: process)
         ids.append(start_log(Run(), None, one_rank).run_id)
-    assert len({*ids}) == 2 and all(re.fullmatch(r"2001090\d_\d{6}_10[01]", name) for name in ids)
+    assert len({*ids}) == 2 and all(re.fullmatch(r"20010909_014640_10[01]", name) for name in ids)
     assert {path.stem for path in (home / "logs").iterdir()} == {*ids}
 
 
@@ -1095,7 +1037,7 @@ def test_speed_is_stated_with_the_share_of_the_peak(home, monkeypatch):
 
 
 def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch):
-    """A float32 gradient of each parameter, the loss, and the orthogonalised matrices."""
+    """A float32 gradient of each parameter, the loss, and the orthogonalised matrices by shape."""
     sent = []
     monkeypatch.setattr(
         train_gpt.dist, "all_reduce", lambda tensor: sent.append(tensor.numel() * tensor.itemsize)
@@ -1104,7 +1046,9 @@ def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch):
     go(trainer, 1)
     parameters = dict(trainer.model.named_parameters())
     matrices = sum(p.numel() for name, p in parameters.items() if name.endswith(MATRICES))
-    assert sent == [4 * (sum(p.numel() for p in parameters.values()) + 1), 4 * matrices]
+    gradient, *shapes = sent
+    assert gradient == 4 * (sum(p.numel() for p in parameters.values()) + 1)
+    assert sum(shapes) == 4 * matrices and len(shapes) < 6
 
 
 @pytest.mark.parametrize("slow", [[5.0], [5.0, 5.0], [0.1, 5.0], [0.1, 0.1, 0.1, 5.0]])

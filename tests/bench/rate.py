@@ -143,11 +143,7 @@ def load(path: Path, args: argparse.Namespace) -> Network:
         calibration_tokens=args.calibration_tokens,
     )
     s = train_gpt.grouped(values)
-    averaged = {
-        name.removeprefix("module."): w
-        for name, w in state["average"].items()
-        if name.startswith("module.")
-    }
+    averaged = state["average"]
     model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype))
     model.load_state_dict(averaged)
 
