@@ -332,11 +332,11 @@ class Evaluation:
     ttt_grad_clip: float = setting(
         1.0, "global norm of the adaptation's gradient at most", "532", low=1e-9, high=1e9
     )
-    lora_rank: int = setting(
+    document_rank: int = setting(
         96, "of the matrices that per_document learns", "1530", low=1, high=65_536
     )
-    lora_lr: float = setting(0.0001, "their learning rate", "1530", high=1000)
-    lora_tokens: int = setting(
+    document_lr: float = setting(0.0001, "their learning rate", "1530", high=1000)
+    document_tokens: int = setting(
         48, "tokens of a document scored, then learned from, at a time", "1530", low=1, high=65_536
     )
 
@@ -543,9 +543,9 @@ def check_together(s: Settings) -> None:
         "ROPE_DIMS must be even": m.rope_dims % 2 == 0,
         "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
-        "LORA_TOKENS must be at most TRAIN_SEQ_LEN": (
+        "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN": (
             s.evaluation.ttt_protocol != "per_document"
-            or s.evaluation.lora_tokens <= m.train_seq_len
+            or s.evaluation.document_tokens <= m.train_seq_len
         ),
         "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
         "LOOP_LAST must be a block, and LOOP_FIRST none after it": (
@@ -2333,7 +2333,8 @@ def export(
 # A score is legal if the distribution of each token depends on the tokens before it alone, stands
 # before that token is looked at, is entered once, and is entered before anything learns from the
 # token. The ledger is the one way to the targets and enforces this; what adapts gets its tokens
-# from the ledger, and so only those that are scored.
+# from the ledger, and so only those that are scored. What a document learns by itself comes from a
+# ledger of its own.
 
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
@@ -2530,10 +2531,10 @@ class Evaluator:
     def turns(self, model: GPT, ledgers: list[Ledger]) -> Iterator[int]:
         """Fills the ledgers of documents side by side, the longest first, and learns in between.
 
-        In each turn LORA_TOKENS of every document are scored, then learned from. Yields how many
-        these were.
+        In each turn DOCUMENT_TOKENS of every document are scored, then learned from. Yields how
+        many these were.
         """
-        size = self.s.evaluation.lora_tokens
+        size = self.s.evaluation.document_tokens
         rows = nn.utils.rnn.pad_sequence([own.tokens for own in ledgers], batch_first=True)
         lora = LowRank(model, len(rows), self.s.evaluation)
         longest = len(ledgers[0].nats)
@@ -2542,6 +2543,7 @@ class Evaluator:
             going = [own for own in ledgers if low < len(own.nats)]
             first = max(0, low + size - len(self.offsets))
             inputs = rows[: len(going), first : low + size]
+            lora.keep(len(going))
             at = torch.arange(low - first, inputs.size(1), device=rows.device)
             with lora:
                 logits = model(inputs, at=at.expand(len(going), -1))
@@ -2698,21 +2700,26 @@ class LowRank(TorchFunctionMode):
     """While it is on, every row of a batch goes through matrices of its own: to each matrix W [R,C]
     of the frozen model is added B A (LoRA, arXiv 2106.09685).
 
-    A [rows,rank,C] starts as cosines, B [rows,R,rank] as zeros. AdamW learns both.
+    A [rows,rank,C] starts as cosines, B [rows,R,rank] as zeros. Both learn by AdamW with betas 0
+    and 0.999, and a decay of 0.5 (1530).
     """
 
     def __init__(self, model: GPT, rows: int, e: Evaluation):
         super().__init__()
+        self.rate = e.document_lr
+        self.steps = 0
         self.pairs = {}  # the parameter itself: its A and B
         for name, p in model.named_parameters():
             if role_of(name).levels and name != "bigram.table":  # the one that is only looked up
-                a = cosines(e.lora_rank, p.size(1)).to(p.device).repeat(rows, 1, 1)
-                b = a.new_zeros(rows, len(p), e.lora_rank)
-                self.pairs[p] = a.requires_grad_(), b.requires_grad_()
-        learned = [x for pair in self.pairs.values() for x in pair]
-        self.optimizer = torch.optim.AdamW(
-            learned, lr=e.lora_lr, betas=(0.0, 0.999), weight_decay=0.5
-        )
+                a = cosines(e.document_rank, p.size(1)).to(p.device).repeat(rows, 1, 1)
+                self.pairs[p] = a, a.new_zeros(rows, len(p), e.document_rank)
+        self.squares = [torch.zeros_like(x) for pair in self.pairs.values() for x in pair]
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first rows alone."""
+        for p, pair in self.pairs.items():
+            self.pairs[p] = tuple(x[:rows].detach().requires_grad_() for x in pair)
+        self.squares = [square[:rows] for square in self.squares]
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -2720,14 +2727,18 @@ class LowRank(TorchFunctionMode):
         if pair is None:
             return result
         x = args[0]
-        a, b = (z[: len(x)].to(x.dtype).mT for z in pair)
+        a, b = (z.to(x.dtype).mT for z in pair)
         return result + x @ a @ b
 
     def learn(self, loss: Tensor) -> None:
-        """A step for each row, from a sum over them."""
-        self.optimizer.zero_grad()
-        loss.backward()
-        self.optimizer.step()
+        """A step of each row, from a sum over them."""
+        self.steps += 1
+        learned = [x for pair in self.pairs.values() for x in pair]
+        gradients = torch.autograd.grad(loss, learned)
+        for x, square, g in zip(learned, self.squares, gradients, strict=True):
+            square.lerp_(g.square(), 0.001)
+            size = (square / (1 - 0.999**self.steps)).sqrt() + 1e-8
+            x.data.mul_(1 - 0.5 * self.rate).addcdiv_(g, size, value=-self.rate)
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -3461,7 +3472,7 @@ def finish(
     log_end(log, scores, headline, s)
     protocol = s.evaluation.ttt_protocol
     if BY_PROTOCOL.get(protocol, headline) not in scores:
-        rate = "LORA_LR" if protocol == "per_document" else "TTT_LR"
+        rate = "DOCUMENT_LR" if protocol == "per_document" else "TTT_LR"
         raise UserError(f"The adaptation diverged, so that it has no score: lower {rate}.")
 
 

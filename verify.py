@@ -785,12 +785,12 @@ class LowRank:
         for name, w in self.fixed.items():
             if is_adapted(name):
                 rows, columns = w.shape
-                a = first_matrix(config["lora_rank"], columns).to(w.device)
-                b = torch.zeros(rows, config["lora_rank"], device=w.device)
+                a = first_matrix(config["document_rank"], columns).to(w.device)
+                b = torch.zeros(rows, config["document_rank"], device=w.device)
                 self.pairs[name] = (a.requires_grad_(), b.requires_grad_())
         learned = [x for pair in self.pairs.values() for x in pair]
         self.optimizer = torch.optim.AdamW(
-            learned, config["lora_lr"], betas=(0.0, 0.999), weight_decay=0.5
+            learned, config["document_lr"], betas=(0.0, 0.999), weight_decay=0.5
         )
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
@@ -824,12 +824,12 @@ def first_matrix(rank: int, columns: int) -> Tensor:
 
 
 def score_documents(model: Model, split: Split, config: dict, options: Options, run: Pass) -> None:
-    """One document after the other, lora_tokens at a time: scored, then learned from.
+    """One document after the other, document_tokens at a time: scored, then learned from.
 
     A document sees nothing of those before it; its last prediction is of the next one's BOS.
     """
     began = time.monotonic()
-    size = config["lora_tokens"]
+    size = config["document_tokens"]
     ids = torch.from_numpy(split.tokens.astype(np.int64)).to(options.device)
 
     for start, end in documents(split.tokens[:-1]):
@@ -1038,9 +1038,9 @@ SCORING = {  # what the loop needs, also of a changed architecture
     "ttt_epochs": COUNT,
     "ttt_lr": Allowed(float, 0, 1000),
     "ttt_grad_clip": Allowed(float, 1e-9, 1e9),
-    "lora_rank": SIZE,
-    "lora_lr": Allowed(float, 0, 1000),
-    "lora_tokens": SIZE,
+    "document_rank": SIZE,
+    "document_lr": Allowed(float, 0, 1000),
+    "document_tokens": SIZE,
     "tokenizer_sha256": TEXT,
     "ttt_protocol": TEXT,
     "ttt_optimizer": TEXT,
@@ -1080,9 +1080,9 @@ ABSENT = {  # what a file means that does not state it
     "gate_dims": 0,
     "smear_dims": 0,
     "skip_gates": False,
-    "lora_rank": 96,
-    "lora_lr": 0.0001,
-    "lora_tokens": 48,
+    "document_rank": 96,
+    "document_lr": 0.0001,
+    "document_tokens": 48,
 }
 
 
@@ -1102,8 +1102,8 @@ def config_problems(c: dict, shapes: Shapes, theirs: bool) -> list[str]:
         "ttt_protocol is unknown": (
             c["ttt_protocol"] in ("off", "score_first", "per_document", "train_then_score")
         ),
-        "lora_tokens is above train_seq_len": (
-            c["ttt_protocol"] != "per_document" or c["lora_tokens"] <= c["train_seq_len"]
+        "document_tokens is above train_seq_len": (
+            c["ttt_protocol"] != "per_document" or c["document_tokens"] <= c["train_seq_len"]
         ),
         "ttt_optimizer is unknown": c["ttt_optimizer"] in ("adamw", "sgd"),
     }
@@ -1576,7 +1576,7 @@ def load_learner(subject: Subject) -> Callable:
         elements = sum(array.size for array in weights.values())
         if config["ttt_protocol"] == "per_document":
             adapted = (weights[name] for name in weights if is_adapted(name))
-            elements += sum(config["lora_rank"] * sum(array.shape) for array in adapted)
+            elements += sum(config["document_rank"] * sum(array.shape) for array in adapted)
         size = scoring_bytes(config, elements, "cpu") + learning_bytes(config, elements, "cpu")
         require_memory(size, options.memory, "a step of its adaptation")
     return load_model(config, subject.weights, subject.data, options)

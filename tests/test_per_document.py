@@ -16,7 +16,7 @@ from train_gpt import BOS_ID, LowRank, Ranks, decode_pcll, document_batches, fla
 
 def settings_of(**changes) -> train_gpt.Settings:
     """A few tokens at a time, at a rate at which they matter."""
-    few = dict(TTT_PROTOCOL="per_document", LORA_RANK=4, LORA_TOKENS=5, LORA_LR=0.02)
+    few = dict(TTT_PROTOCOL="per_document", DOCUMENT_RANK=4, DOCUMENT_TOKENS=5, DOCUMENT_LR=0.02)
     return tiny_settings(**few | changes)
 
 
@@ -58,7 +58,7 @@ def test_every_position_is_in_one_document(count, rows, seed):
 
 
 def test_a_document_at_rate_0_is_scored_as_ever():
-    s = settings_of(LORA_LR=0, LORA_TOKENS=4)
+    s = settings_of(DOCUMENT_LR=0, DOCUMENT_TOKENS=4)
     tokens = documents_of(LENGTHS)
     nats = nats_of(tokens, s)
     model = random_model(s)
@@ -89,7 +89,7 @@ def test_scores_are_those_of_verify(changes):
     split = verify.Split(tokens, len, "data", len(tokens))
     verify.score(network, split, config, verify.Options("artifact.pcll"), theirs)
     np.testing.assert_allclose(ours, entered, atol=1e-5)
-    assert np.abs(ours - nats_of(tokens, settings_of(LORA_LR=0, **changes))).max() > 0.1
+    assert np.abs(ours - nats_of(tokens, settings_of(DOCUMENT_LR=0, **changes))).max() > 0.1
 
 
 def test_no_later_token_and_no_other_document_moves_a_score():
@@ -157,19 +157,19 @@ def test_cosines_are_at_right_angles():
 
 
 def test_it_is_the_headline(scored):  # noqa: F811
-    headline, scores, lines = scored(TTT_PROTOCOL="per_document", LORA_TOKENS=16)
+    headline, scores, lines = scored(TTT_PROTOCOL="per_document", DOCUMENT_TOKENS=16)
     assert headline == train_gpt.PER_DOCUMENT == verify.PER_DOCUMENT
     assert list(scores)[1:] == [headline, train_gpt.AFTER, train_gpt.SLIDING]
     assert labels(lines)[:2] == ["final_pcll_ttt_exact", "final_pcll_sliding_exact"]
 
 
 def test_one_that_diverges_is_no_score(scored):  # noqa: F811
-    headline, scores, _ = scored(TTT_PROTOCOL="per_document", LORA_TOKENS=4, LORA_LR=1000)
+    headline, scores, _ = scored(TTT_PROTOCOL="per_document", DOCUMENT_TOKENS=4, DOCUMENT_LR=1000)
     assert headline == train_gpt.SLIDING and train_gpt.PER_DOCUMENT not in scores
 
 
 def test_prefixes_are_in_the_log():
-    s = settings_of(LORA_TOKENS=16)
+    s = settings_of(DOCUMENT_TOKENS=16)
     e = evaluator(documents_of([700, 900, 600]), s)
     score = e.score_documents(random_model(s), "name")
     assert score.tokens == 2199 and len(e.log) == 1 and "name: scored:2048 nats:" in e.log[0]
@@ -177,7 +177,9 @@ def test_prefixes_are_in_the_log():
 
 # ---- An artifact in verify.py
 
-PER_DOCUMENT = dict(ttt_protocol="per_document", lora_rank=4, lora_tokens=8, lora_lr=0.01)
+PER_DOCUMENT = dict(
+    ttt_protocol="per_document", document_rank=4, document_tokens=8, document_lr=0.01
+)
 
 
 def test_an_artifact_is_replayed(home, capsys):
@@ -206,12 +208,14 @@ def test_one_that_is_not_replayed_is_not_checkable(home, capsys):
     assert found["adaptation"]["verdict"] == "NOT CHECKABLE"
 
 
-@pytest.mark.parametrize("changes", [dict(lora_tokens=33), dict(lora_rank=0), dict(lora_lr=-1.0)])
+@pytest.mark.parametrize(
+    "changes", [dict(document_tokens=33), dict(document_rank=0), dict(document_lr=-1.0)]
+)
 def test_impossible_settings_are_refused(home, capsys, changes):
     assert run(capsys, make(home, **PER_DOCUMENT | changes))[1]["config"]["verdict"] == "FAILED"
 
 
 def test_a_rank_that_takes_too_much_memory_is_not_tried(home, capsys):
-    artifact = make(home, **PER_DOCUMENT | dict(lora_rank=65536))
+    artifact = make(home, **PER_DOCUMENT | dict(document_rank=65536))
     found = run(capsys, artifact, "--ttt", "--memory", 1)[1]["val_bpb_ttt"]
     assert found["verdict"] == "NOT CHECKABLE" and "GB" in found["detail"]
