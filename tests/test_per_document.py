@@ -151,6 +151,20 @@ def test_the_model_is_left_as_it_was():
         assert p.requires_grad and p.grad is None and torch.equal(p, before[name])
 
 
+def test_bfloat16_learns_as_well():
+    """The matrices are then found by the parameter in that dtype."""
+    nats = []
+    for rate in (0, 0.02):
+        s = settings_of(DOCUMENT_LR=rate)
+        model = train_gpt.GPT(s.model, torch.bfloat16)
+        model.load_state_dict(random_model(s).state_dict())
+        Keeping.kept = []
+        evaluator(documents_of([40]), s, Keeping(0, 1, CPU)).score_documents(model, "")
+        nats.append(Keeping.kept[0])
+    float32 = nats_of(documents_of([40]), s)
+    assert np.abs(nats[1] - float32).mean() < 0.3 * np.abs(nats[0] - float32).mean()
+
+
 def test_cosines_are_at_right_angles():
     rows = train_gpt.cosines(7, 12)
     torch.testing.assert_close(rows @ rows.T, torch.eye(7), atol=1e-6, rtol=0)
