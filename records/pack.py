@@ -326,7 +326,7 @@ def protocol(s: dict[str, str], kind: str) -> str:
     )
     if kind == "sliding":
         return f"fixed weights: {window}"
-    if s["ttt_protocol"] == "per_document":
+    if s.get("ttt_protocol") == "per_document":
         return (
             f"adaptation per document: each by itself, in windows of {s['train_seq_len']} tokens; "
             f"{s['document_tokens']} at a time are scored once, then learned from by matrices of "
