@@ -15,7 +15,8 @@ Notable features, with their source (a number is an entry of the challenge):
     codec       trellis-coded quantisation with error feedback, steps by Fisher information,
                 interleaved rANS (ours); or k-means codebooks and canonical Huffman codes (532)
     evaluation  a ledger: each token is scored once, before anything learns from it (ours);
-                sliding window, then test-time training on what is scored (549)
+                sliding window, then test-time training on what is scored (549); or low-rank
+                matrices that each document learns for itself (1530)
 
 In this order: settings, roles of the parameters, ranks and log, data, model, optimizer, codec,
 export, evaluation, training, main.
@@ -306,7 +307,7 @@ class Evaluation:
         "score_first",
         "the last is not legal",
         "549",
-        choices=("off", "score_first", "train_then_score"),
+        choices=("off", "score_first", "per_document", "train_then_score"),
     )
     ttt_chunk_tokens: int = setting(
         32768, "tokens scored, then learned from, at a time", "549", low=1, high=2**31
@@ -328,6 +329,13 @@ class Evaluation:
     )
     ttt_grad_clip: float = setting(
         1.0, "global norm of the adaptation's gradient at most", "532", low=1e-9, high=1e9
+    )
+    document_rank: int = setting(
+        96, "of the matrices that per_document learns", "1530", low=1, high=65_536
+    )
+    document_lr: float = setting(0.0001, "their learning rate", "1530", high=1000)
+    document_tokens: int = setting(
+        48, "tokens of a document scored, then learned from, at a time", "1530", low=1, high=65_536
     )
 
 
@@ -535,6 +543,10 @@ def check_together(s: Settings) -> None:
         "ROPE_DIMS must be even": m.rope_dims % 2 == 0,
         "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
+        "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN": (
+            s.evaluation.ttt_protocol != "per_document"
+            or s.evaluation.document_tokens <= m.train_seq_len
+        ),
         "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
         "LOOP_LAST must be a block, and LOOP_FIRST none after it": (
             m.loop_first <= m.loop_last < m.num_layers
@@ -2288,7 +2300,8 @@ def export(
 # A score is legal if the distribution of each token depends on the tokens before it alone, stands
 # before that token is looked at, is entered once, and is entered before anything learns from the
 # token. The ledger is the one way to the targets and enforces this; what adapts gets its tokens
-# from the ledger, and so only those that are scored.
+# from the ledger, and so only those that are scored. What a document learns by itself comes from a
+# ledger of its own.
 
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
@@ -2389,6 +2402,18 @@ def sliding_windows(count: int, length: int, stride: int) -> np.ndarray:
     return np.stack((np.maximum(stop - length, 0), first, stop), axis=1)
 
 
+def document_batches(tokens: np.ndarray, rows: int) -> list[np.ndarray]:
+    """All documents, the longest first, in batches of so many: int64 [S,2], (start, stop).
+
+    The positions start..stop-1 are those whose last input is of the document.
+    """
+    count = len(tokens) - 1
+    edges = np.unique(np.concatenate(([0], np.flatnonzero(tokens[:count] == BOS_ID), [count])))
+    documents = np.stack((edges[:-1], edges[1:]), axis=1)
+    documents = documents[np.argsort(edges[:-1] - edges[1:], kind="stable")]
+    return np.split(documents, range(rows, len(documents), rows))
+
+
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     """x with its last row repeated up to a number of rows."""
     return torch.cat((x, x[-1:].expand(rows - len(x), -1)))
@@ -2421,19 +2446,84 @@ class Evaluator:
         if learner is None:
             size *= 4 * self.ranks.world  # a chunk is then only what a line of progress tells of
 
-        mark = 2048  # positions after which the log states the score so far; then twice as many
         edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
         for index, chunk in enumerate(np.split(windows, edges)):
             low = int(chunk[0, 1])
             high = int(chunk[-1, 2])
             ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
             self.show_progress(name, ledger, time.monotonic() - began)
-            while mark <= ledger.scored:
-                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
-                mark *= 2
+            self.log_prefixes(name, ledger, low)
             if learner and high < len(ledger.nats):
                 learner.learn(ledger.learnable(low, high), index / (len(edges) + 1))
         return ledger.score(time.monotonic() - began)
+
+    def log_prefixes(self, name: str, ledger: Ledger, before: int) -> None:
+        """States the scores of the first 2,048, 4,096, 8,192, ... positions, of which `before` had
+        been entered earlier."""
+        mark = 2048
+        while mark <= ledger.scored:
+            if mark > before:
+                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
+            mark *= 2
+
+    def score_documents(self, model: GPT, name: str) -> Score:
+        """Scores each document by itself, while it learns low-rank matrices of its own."""
+        began = time.monotonic()
+        frozen = copy.deepcopy(model).to(model.dtype).requires_grad_(False)  # and not compiled
+        batches = document_batches(self.tokens.cpu().numpy(), self.s.evaluation.eval_batch_seqs)
+        shares = share_by_cost([int(np.ptp(batch[0])) for batch in batches], self.ranks.world)
+        mine = [batches[index] for index in shares[self.ranks.rank]]
+
+        whole = Ledger(self.tokens, self.token_bytes)
+        nats = torch.zeros_like(whole.nats)
+        scored = 0
+        for documents in mine:
+            ledgers = [
+                Ledger(self.tokens[start : stop + 1], self.token_bytes[start:stop])
+                for start, stop in documents
+            ]
+            for count in self.turns(frozen, ledgers):
+                scored += count
+                if self.log.progress_is_due():
+                    done = scored / sum(int(np.ptp(batch, axis=1).sum()) for batch in mine)
+                    left = (time.monotonic() - began) / done * (1 - done)
+                    self.log.progress(name, done, left)
+            for (start, stop), own in zip(documents, ledgers, strict=True):
+                nats[start:stop] = own.nats
+
+        whole.enter(0, self.ranks.sum_(nats))
+        self.log_prefixes(name, whole, 0)
+        return whole.score(time.monotonic() - began)
+
+    def turns(self, model: GPT, ledgers: list[Ledger]) -> Iterator[int]:
+        """Fills the ledgers of documents side by side, the longest first, and learns in between.
+
+        In each turn DOCUMENT_TOKENS of every document are scored, then learned from. Yields how
+        many these were.
+        """
+        size = self.s.evaluation.document_tokens
+        rows = nn.utils.rnn.pad_sequence([own.tokens for own in ledgers], batch_first=True)
+        lora = LowRank(model, len(rows), self.s.evaluation)
+        longest = len(ledgers[0].nats)
+
+        for low in range(0, longest, size):
+            going = [own for own in ledgers if low < len(own.nats)]
+            first = max(0, low + size - len(self.offsets))
+            inputs = rows[: len(going), first : low + size]
+            lora.keep(len(going))
+            at = torch.arange(low - first, inputs.size(1), device=rows.device)
+            with lora:
+                logits = model(inputs, at=at.expand(len(going), -1))
+
+            loss = 0.0
+            for own, row in zip(going, logits, strict=True):
+                positions = torch.arange(low, min(low + size, len(own.nats)), device=rows.device)
+                row = row[: len(positions)]
+                own.enter(low, own.surprise(positions, row.detach()))
+                loss = loss + F.cross_entropy(row, own.learnable(low, own.scored)[1:])
+            if low + size < longest:
+                lora.learn(loss)
+            yield sum(own.scored - low for own in going)
 
     def chunk_nats(self, model: GPT, ledger: Ledger, windows: np.ndarray, stride: int) -> Tensor:
         """Nats (float32) of the consecutive positions that these windows score.
@@ -2562,6 +2652,60 @@ class Learner:
 
         nn.utils.clip_grad_norm_(self.model.parameters(), self.e.ttt_grad_clip)
         self.optimizer.step()
+
+
+def cosines(count: int, length: int) -> Tensor:
+    """Rows of the fourth discrete cosine transform, float32 [count,length]: of norm 1, and at right
+    angles up to the length-th."""
+    rows = torch.arange(count, dtype=torch.float64) + 0.5
+    columns = torch.arange(length, dtype=torch.float64) + 0.5
+    angles = torch.outer(rows, columns) * (math.pi / length)
+    return (math.sqrt(2 / length) * angles.cos()).float()
+
+
+class LowRank(TorchFunctionMode):
+    """While it is on, every row of a batch goes through matrices of its own: to each matrix W [R,C]
+    of the frozen model is added B A (LoRA, arXiv 2106.09685).
+
+    A [rows,rank,C] starts as cosines, B [rows,R,rank] as zeros. Both learn by AdamW with betas 0
+    and 0.999, and a decay of 0.5 (1530).
+    """
+
+    def __init__(self, model: GPT, rows: int, e: Evaluation):
+        super().__init__()
+        self.rate = e.document_lr
+        self.steps = 0
+        self.pairs = {}  # the parameter itself: its A and B
+        for name, p in model.named_parameters():
+            if role_of(name).levels and name != "bigram.table":  # the one that is only looked up
+                a = cosines(e.document_rank, p.size(1)).to(p.device).repeat(rows, 1, 1)
+                self.pairs[p] = a, a.new_zeros(rows, len(p), e.document_rank)
+        self.squares = [torch.zeros_like(x) for pair in self.pairs.values() for x in pair]
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first rows alone."""
+        for p, pair in self.pairs.items():
+            self.pairs[p] = tuple(x[:rows].detach().requires_grad_() for x in pair)
+        self.squares = [square[:rows] for square in self.squares]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        pair = self.pairs.get(args[1]) if function is F.linear else None
+        if pair is None:
+            return result
+        x = args[0]
+        a, b = (z.to(x.dtype).mT for z in pair)
+        return result + x @ a @ b
+
+    def learn(self, loss: Tensor) -> None:
+        """A step of each row, from a sum over them."""
+        self.steps += 1
+        learned = [x for pair in self.pairs.values() for x in pair]
+        gradients = torch.autograd.grad(loss, learned)
+        for x, square, g in zip(learned, self.squares, gradients, strict=True):
+            square.lerp_(g.square(), 0.001)
+            size = (square / (1 - 0.999**self.steps)).sqrt() + 1e-8
+            x.data.mul_(1 - 0.5 * self.rate).addcdiv_(g, size, value=-self.rate)
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -3098,7 +3242,17 @@ BEFORE = "before export, plain"
 AFTER = "after export, plain"
 SLIDING = "after export, sliding window"
 ADAPTED = "after score-first adaptation, sliding window"
-FINAL_LINES = {SLIDING: "final_pcll_sliding_exact", ADAPTED: "final_pcll_ttt_exact"}
+PER_DOCUMENT = "after adaptation per document"
+FINAL_LINES = {
+    SLIDING: "final_pcll_sliding_exact",
+    ADAPTED: "final_pcll_ttt_exact",
+    PER_DOCUMENT: "final_pcll_ttt_exact",
+}
+BY_PROTOCOL = {
+    "score_first": ADAPTED,
+    "per_document": PER_DOCUMENT,
+    "train_then_score": NOT_LEGAL,
+}
 
 
 def score_artifact(
@@ -3113,14 +3267,18 @@ def score_artifact(
     began = time.monotonic() - scores[BEFORE].seconds
     load_artifact(model, artifact)
     headline = SLIDING
-    if e.ttt_protocol == "score_first":
-        learner = Learner(model, evaluator.s, evaluator.ranks)
-        adapted = evaluator.score(model, ADAPTED, e.eval_stride, learner)
-        load_artifact(model, artifact)
+    if e.ttt_protocol in ("score_first", "per_document"):
+        name = BY_PROTOCOL[e.ttt_protocol]
+        if name == ADAPTED:
+            learner = Learner(model, evaluator.s, evaluator.ranks)
+            adapted = evaluator.score(model, name, e.eval_stride, learner)
+            load_artifact(model, artifact)
+        else:
+            adapted = evaluator.score_documents(model, name)
         if math.isfinite(adapted.val_bpb):
-            headline = ADAPTED
-            scores[ADAPTED] = adapted
-            log(f"{FINAL_LINES[ADAPTED]} {adapted}")
+            headline = name
+            scores[name] = adapted
+            log(f"{FINAL_LINES[name]} {adapted}")
 
     scores[AFTER] = evaluator.score(model, AFTER, evaluator.s.model.train_seq_len)
     if headline == SLIDING or has_time(evaluator, model, time.monotonic() - began, log):
@@ -3149,13 +3307,13 @@ def has_time(evaluator: Evaluator, model: GPT, spent: float, log: Log) -> bool:
 
 def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> None:
     """A short table, the line to quote, and what to type next."""
-    for name in (BEFORE, AFTER, SLIDING, ADAPTED, NOT_LEGAL):
+    for name in (BEFORE, AFTER, SLIDING, *BY_PROTOCOL.values()):
         if name in scores:
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
     words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
-    if headline == ADAPTED:
+    if headline != SLIDING:
         words.append("--ttt")
     words += ["--claim", f"{scores[headline].val_bpb:.6f}"]
     log(f"Check it: python verify.py {shlex.join(words)}")
@@ -3239,9 +3397,10 @@ def finish(
     artifact = write_artifact(trainer, tokenizer_sha256, code_bytes, own, log)
     headline = score_artifact(model, artifact, evaluator, scores, log)
     log_end(log, scores, headline, s)
-    adapted = {"score_first": ADAPTED, "train_then_score": NOT_LEGAL}
-    if adapted.get(s.evaluation.ttt_protocol, headline) not in scores:
-        raise UserError("The adaptation diverged, so that it has no score: lower TTT_LR.")
+    protocol = s.evaluation.ttt_protocol
+    if BY_PROTOCOL.get(protocol, headline) not in scores:
+        rate = "DOCUMENT_LR" if protocol == "per_document" else "TTT_LR"
+        raise UserError(f"The adaptation diverged, so that it has no score: lower {rate}.")
 
 
 def explain(error: BaseException) -> str:

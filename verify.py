@@ -28,7 +28,8 @@ chunk 40; 5 minutes of --sample are 150 windows, which refute a claim that is 10
 {verdict, check, detail, number (or null), unit, line (the evidence quoted, or "")}.
 
 Sections: options and budget, data and byte count, model, their network, scoring, adaptation,
-probes, configuration, costs, artifact, passes, prefixes, claim, samples, main.
+adaptation per document, probes, configuration, costs, artifact, passes, prefixes, claim, samples,
+main.
 """
 
 import argparse
@@ -405,7 +406,8 @@ class Model:
 
     def head(self, x: Tensor) -> Tensor:
         cap = self.config["logit_softcap"]
-        return cap * torch.tanh(F.linear(x, self.params["tok_emb"]) / cap)
+        matrix = self.params.get("head", self.params["tok_emb"])
+        return cap * torch.tanh(F.linear(x, matrix) / cap)
 
     def __call__(self, tokens: Tensor, first: int = 0) -> Tensor:
         """Logits [B, T - first, V] of the positions from `first` on."""
@@ -617,7 +619,10 @@ def score(model: Callable, split: Split, config: dict, options: Options, run: Pa
     Ends early, too, where a score is not finite, and on Ctrl-C, which takes all time.
     """
     try:
-        score_chunks(model, split, config | {"eval_stride": run.stride}, options, run)
+        if run.name == PER_DOCUMENT:
+            score_documents(model, split, config, options, run)
+        else:
+            score_chunks(model, split, config | {"eval_stride": run.stride}, options, run)
     except OutOfTime:
         run.ended = "the minutes are over"
     except KeyboardInterrupt:
@@ -764,6 +769,84 @@ def adaptation_optimizer(params: dict[str, Tensor], name: str) -> torch.optim.Op
     if name == "adamw":
         return torch.optim.AdamW(groups, weight_decay=0.0)
     return torch.optim.SGD(groups, 1e-3, momentum=0.9)
+
+
+# ---------------------------------------------------------------- adaptation per document
+
+
+class LowRank:
+    """What a document learns: for each matrix W [R, C] the matrices A [rank, C] and B [R, rank],
+    which make it W + B A. The head's is not that of the embedding."""
+
+    def __init__(self, model: Model, config: dict):
+        self.model = model
+        self.fixed = model.params
+        self.pairs = {}
+        for name, w in self.fixed.items():
+            if is_adapted(name):
+                rows, columns = w.shape
+                a = first_matrix(config["document_rank"], columns).to(w.device)
+                b = torch.zeros(rows, config["document_rank"], device=w.device)
+                self.pairs[name] = (a.requires_grad_(), b.requires_grad_())
+        learned = [x for pair in self.pairs.values() for x in pair]
+        self.optimizer = torch.optim.AdamW(
+            learned, config["document_lr"], betas=(0.0, 0.999), weight_decay=0.5
+        )
+
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Nats of the targets (n,), which follow the last n of the tokens (T,)."""
+        sums = {name: self.fixed[name] + b @ a for name, (a, b) in self.pairs.items()}
+        sums["head"] = sums.pop("tok_emb")
+        self.model.params = self.fixed | sums
+        try:
+            logits = self.model(tokens[None], len(tokens) - len(targets))[0]
+        finally:
+            self.model.params = self.fixed
+        return F.cross_entropy(logits, targets, reduction="none")
+
+    def learn(self, losses: Tensor) -> None:
+        self.optimizer.zero_grad()
+        losses.mean().backward()
+        self.optimizer.step()
+
+
+def is_adapted(name: str) -> bool:
+    """Whether a tensor is a matrix that low-rank ones are added to."""
+    ends = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")
+    return name.endswith(ends) or name in ("tok_emb", "bigram.proj")
+
+
+def first_matrix(rank: int, columns: int) -> Tensor:
+    """A as it begins: row i holds sqrt(2 / C) cos(pi (i + 1/2) (j + 1/2) / C)."""
+    halves = (np.arange(size) + 0.5 for size in (rank, columns))
+    angles = np.pi / columns * np.outer(*halves)
+    return torch.from_numpy(np.sqrt(2 / columns) * np.cos(angles)).float()
+
+
+def score_documents(model: Model, split: Split, config: dict, options: Options, run: Pass) -> None:
+    """One document after the other, document_tokens at a time: scored, then learned from.
+
+    A document sees nothing of those before it; its last prediction is of the next one's BOS.
+    """
+    began = time.monotonic()
+    size = config["document_tokens"]
+    ids = torch.from_numpy(split.tokens.astype(np.int64)).to(options.device)
+
+    for start, end in documents(split.tokens[:-1]):
+        lora = LowRank(model, config)
+        for low in range(start, end, size):
+            if time.monotonic() > run.ends:
+                raise OutOfTime
+            high = min(low + size, end)
+            seen = max(start, low + size - config["train_seq_len"])
+            losses = lora.losses(ids[seen:high], ids[low + 1 : high + 1])
+            run.enter(losses.detach().double().cpu().numpy())
+            if not math.isfinite(run.nats):
+                run.ended = f"of positions {low:,} to {high - 1:,} one has no score"
+                return
+            if high < end:
+                lora.learn(losses)
+            say_progress(run, split, (time.monotonic() - began) / run.done, options)
 
 
 # ---------------------------------------------------------------- probes
@@ -955,6 +1038,9 @@ SCORING = {  # what the loop needs, also of a changed architecture
     "ttt_epochs": COUNT,
     "ttt_lr": Allowed(float, 0, 1000),
     "ttt_grad_clip": Allowed(float, 1e-9, 1e9),
+    "document_rank": SIZE,
+    "document_lr": Allowed(float, 0, 1000),
+    "document_tokens": SIZE,
     "tokenizer_sha256": TEXT,
     "ttt_protocol": TEXT,
     "ttt_optimizer": TEXT,
@@ -994,6 +1080,9 @@ ABSENT = {  # what a file means that does not state it
     "gate_dims": 0,
     "smear_dims": 0,
     "skip_gates": False,
+    "document_rank": 96,
+    "document_lr": 0.0001,
+    "document_tokens": 48,
 }
 
 
@@ -1010,7 +1099,12 @@ def config_problems(c: dict, shapes: Shapes, theirs: bool) -> list[str]:
     rules = {
         "eval_doc_reset is on, which is not replayed": not c.get("eval_doc_reset"),
         "eval_stride is above train_seq_len": c["eval_stride"] <= c["train_seq_len"],
-        "ttt_protocol is unknown": c["ttt_protocol"] in ("off", "score_first", "train_then_score"),
+        "ttt_protocol is unknown": (
+            c["ttt_protocol"] in ("off", "score_first", "per_document", "train_then_score")
+        ),
+        "document_tokens is above train_seq_len": (
+            c["ttt_protocol"] != "per_document" or c["document_tokens"] <= c["train_seq_len"]
+        ),
         "ttt_optimizer is unknown": c["ttt_optimizer"] in ("adamw", "sgd"),
     }
     if not theirs:
@@ -1395,8 +1489,15 @@ def check_tokenizer(data: Data, config: dict) -> Finding:
 PLAIN = "after export, plain"
 SLIDING = "after export, sliding window"
 ADAPTED = "after score-first adaptation, sliding window"
-CHECKS = {PLAIN: "val_bpb plain", SLIDING: "val_bpb", ADAPTED: "val_bpb_ttt"}
-SHARES = {PLAIN: 1, SLIDING: 4, ADAPTED: 4}  # of the time that is left
+PER_DOCUMENT = "after adaptation per document"
+CHECKS = {
+    PLAIN: "val_bpb plain",
+    SLIDING: "val_bpb",
+    ADAPTED: "val_bpb_ttt",
+    PER_DOCUMENT: "val_bpb_ttt",
+}
+SHARES = {PLAIN: 1, SLIDING: 4, ADAPTED: 4, PER_DOCUMENT: 4}  # of the time that is left
+REPLAYED = {"score_first": ADAPTED, "per_document": PER_DOCUMENT}  # what --ttt makes, by protocol
 
 
 def check_scores(subject: Subject, claims: list[float], stated: list[Prefix]) -> list[Finding]:
@@ -1404,7 +1505,7 @@ def check_scores(subject: Subject, claims: list[float], stated: list[Prefix]) ->
     ones; the prefixes of each, and the claims."""
     options = subject.options
     runs = planned_passes(subject, stated)
-    replayed = any(run.name == ADAPTED for run in runs)
+    replayed = any(run.name in REPLAYED.values() for run in runs)
     found = check_protocol(subject.config, options, replayed)
     for i, run in enumerate(runs):
         share = SHARES[run.name] / sum(SHARES[other.name] for other in runs[i:])
@@ -1429,8 +1530,10 @@ def planned_passes(subject: Subject, stated: list[Prefix]) -> list[Pass]:
         marks.setdefault(line.name, set()).add(line.count)
 
     wanted = [SLIDING]
-    if config["ttt_protocol"] == "score_first" and (subject.options.ttt or ADAPTED in marks):
-        wanted = [ADAPTED, SLIDING]
+    adapted = REPLAYED.get(config["ttt_protocol"])
+    possible = adapted != PER_DOCUMENT or not subject.options.model  # theirs does not take matrices
+    if adapted and possible and (subject.options.ttt or adapted in marks):
+        wanted = [adapted, SLIDING]
     if PLAIN in marks:
         wanted = [PLAIN, *wanted]
     strides = {PLAIN: config["train_seq_len"]}
@@ -1445,10 +1548,10 @@ def score_pass(subject: Subject, run: Pass, before: list[Pass]) -> None:
     options = subject.options
     config = subject.config
     for other in before:
-        if other.stride == run.stride and not run.learn:
+        if other.stride == run.stride and run.name != PER_DOCUMENT:
             run.start_from(other)
 
-    if run.name != ADAPTED:
+    if run.name not in REPLAYED.values():
         score(subject.model, subject.split, config, options, run)
         return
     try:
@@ -1457,7 +1560,8 @@ def score_pass(subject: Subject, run: Pass, before: list[Pass]) -> None:
         run.ended = str(error)
         return
     try:
-        run.learn = learner(model, subject.split, config, options)
+        if run.name == ADAPTED:
+            run.learn = learner(model, subject.split, config, options)
         score(model, subject.split, config, options, run)
     finally:
         model.close()
@@ -1468,7 +1572,11 @@ def load_learner(subject: Subject) -> Callable:
     config = subject.config
     options = subject.options
     if not options.model and options.device == "cpu":
-        elements = sum(array.size for array in subject.weights.values())
+        weights = subject.weights
+        elements = sum(array.size for array in weights.values())
+        if config["ttt_protocol"] == "per_document":
+            adapted = (weights[name] for name in weights if is_adapted(name))
+            elements += sum(config["document_rank"] * sum(array.shape) for array in adapted)
         size = scoring_bytes(config, elements, "cpu") + learning_bytes(config, elements, "cpu")
         require_memory(size, options.memory, "a step of its adaptation")
     return load_model(config, subject.weights, subject.data, options)
@@ -1516,8 +1624,12 @@ def check_protocol(config: dict, options: Options, replayed: bool) -> list[Findi
         return [Finding(FAILED if options.ttt else SUSPICION, "adaptation", detail)]
     if protocol == "off" and options.ttt:
         return [Finding(NOT_CHECKABLE, "adaptation", "the artifact stores none")]
-    if protocol == "score_first" and not replayed:
-        detail = "score-first, not replayed: add --ttt"
+    if protocol == "per_document" and options.model:
+        detail = "per document: not replayed with a network that is not ours"
+        return [Finding(NOT_CHECKABLE, "adaptation", detail)]
+    if protocol in REPLAYED and not replayed:
+        words = {"score_first": "score-first", "per_document": "per document"}
+        detail = f"{words[protocol]}, not replayed: add --ttt"
         return [Finding(NOT_CHECKABLE, "adaptation", detail)]
     return []
 
@@ -1659,14 +1771,15 @@ def check_claims(subject: Subject, claims: list[float], runs: list[Pass]) -> lis
             scores[run.name] = run.nats / bits
     if not claims or not scores:
         return []
-    if subject.options.claim is not None and ADAPTED in scores and subject.options.ttt:
-        scores = {ADAPTED: scores[ADAPTED]}
+    adapted = REPLAYED.get(subject.config["ttt_protocol"])
+    if subject.options.claim is not None and adapted in scores and subject.options.ttt:
+        scores = {adapted: scores[adapted]}
 
     claim, name = min(product(claims, scores), key=lambda pair: abs(pair[0] - scores[pair[1]]))
     off = claim - scores[name]
     same = abs(off) <= subject.options.tolerance
     run = next(run for run in runs if run.name == name)
-    verdict, reason = judge_claim(subject, run.done, same, ADAPTED in scores)
+    verdict, reason = judge_claim(subject, run.done, same, adapted in scores)
     detail = f"{off:+.6f} from {scores[name]:.6f} here, tolerance {subject.options.tolerance:g}"
     return [Finding(verdict, "claim", f"{detail}; {reason}", claim, "bits/byte")]
 
@@ -1689,7 +1802,7 @@ def judge_claim(subject: Subject, done: int, same: bool, adapted: bool) -> tuple
     if same:
         return (subject.verdict if official else CONSISTENT), words
 
-    if subject.config["ttt_protocol"] == "score_first" and not adapted:
+    if subject.config["ttt_protocol"] in REPLAYED and not adapted:
         return NOT_CHECKABLE, "it may be the score after adaptation: add --ttt"
     smaller = split.whole - 1 < SPLIT_TOKENS.get(subject.config["vocab_size"], 0)
     if not ours and smaller and subject.config["tokenizer_sha256"] in OFFICIAL_TOKENIZERS:

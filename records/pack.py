@@ -326,6 +326,12 @@ def protocol(s: dict[str, str], kind: str) -> str:
     )
     if kind == "sliding":
         return f"fixed weights: {window}"
+    if s.get("ttt_protocol") == "per_document":
+        return (
+            f"adaptation per document: each by itself, in windows of {s['train_seq_len']} tokens; "
+            f"{s['document_tokens']} at a time are scored once, then learned from by matrices of "
+            f"rank {s['document_rank']}"
+        )
     return (
         f"score-first adaptation: {window}; chunks of {s['ttt_chunk_tokens']} tokens, learned from "
         f"({s['ttt_epochs']} epochs) only once scored"

@@ -436,6 +436,9 @@ def test_the_readme_explains_the_method(tmp_path, log):
     huffman = edit(log, ("^codec:.*", "codec:huffman"), ("^embed_codec:.*", "embed_codec:float16"))
     text = (packed(tmp_path / "b", huffman) / "README.md").read_text()
     assert "k-means codebooks" in text and "the token embedding by float16" in text
+    document = edit(log, ("^ttt_protocol:.*", "ttt_protocol:per_document"))
+    text = (packed(tmp_path / "c", document) / "README.md").read_text()
+    assert "48 at a time are scored once, then learned from by matrices of rank 96" in text
 
 
 def test_the_method_of_a_log_that_states_little(tmp_path, log):

@@ -80,8 +80,8 @@ SYSTEM = {  # of entry 532 as its author reports it, and of our preset, by group
         ttt_grad_clip=1,
     ),
 }
-SOURCES = ("532", "549", "1204", "1218", "1394", "1412", "1445", "1787", "1970")
-SOURCES += ("base", "ours", "challenge")
+SOURCES = ("532", "549", "1204", "1218", "1394", "1412", "1445", "1530")
+SOURCES += ("1787", "1970", "base", "ours", "challenge")
 OWN = {  # where the two differ: ours, entry 532
     "bos_reset": (True, False),
     "bigram_init_std": (0.02, 0),
@@ -197,6 +197,10 @@ def test_a_wrong_value_is_named(name, value):
         ({"TRAIN_BATCH_TOKENS": "65"}, "TRAIN_SEQ_LEN must divide TRAIN_BATCH_TOKENS=65."),
         ({"TTT_CHUNK_TOKENS": "33"}, "TRAIN_SEQ_LEN must divide TTT_CHUNK_TOKENS=33."),
         ({"CALIBRATION_TOKENS": "8"}, "TRAIN_SEQ_LEN must divide CALIBRATION_TOKENS=8."),
+        (
+            {"TTT_PROTOCOL": "per_document", "DOCUMENT_TOKENS": "17"},
+            "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN.",
+        ),
     ],
 )
 def test_sentences(change, sentence):
@@ -307,11 +311,12 @@ def test_what_trains_verifies(name):
 
 
 def test_verify_knows_every_protocol_and_optimizer():
-    assert FIELDS["ttt_protocol"].metadata["choices"] == ("off", "score_first", "train_then_score")
+    protocols = ("off", "score_first", "per_document", "train_then_score")
+    assert FIELDS["ttt_protocol"].metadata["choices"] == protocols
     assert FIELDS["ttt_optimizer"].metadata["choices"] == ("adamw", "sgd")
-    for protocol in ("off", "score_first", "train_then_score"):
+    for protocol in protocols:
         for optimizer in ("adamw", "sgd"):
-            s = tiny_settings(TTT_PROTOCOL=protocol, TTT_OPTIMIZER=optimizer)
+            s = tiny_settings(TTT_PROTOCOL=protocol, TTT_OPTIMIZER=optimizer, DOCUMENT_TOKENS=16)
             assert problems(s) == []
 
 
@@ -331,6 +336,9 @@ ENDS = dict(
     TTT_LR=("0", "1000"),
     TTT_BATCH_SEQS=("1", "65536"),
     TTT_GRAD_CLIP=("1e-9", "1e9"),
+    DOCUMENT_RANK=("1", "65536"),
+    DOCUMENT_LR=("0", "1000"),
+    DOCUMENT_TOKENS=("1", "65536"),
 )
 
 
