@@ -118,26 +118,26 @@ def test_feedback_buys_the_same_cost_with_fewer_bytes(strength):
     fed = code_trellis(w, moments, 1.0, 8)
     alone = code_trellis(w, without_feedback(moments), 1.0, 8)
     assert len(encode_pcll({}, {"w": fed}, 8)) < 0.97 * len(encode_pcll({}, {"w": alone}, 8))
-    assert cost(decoded(fed) - w, moments) < 1.02 * cost(decoded(alone) - w, moments)
+    assert cost(decoded(fed) - w, moments) < 1.05 * cost(decoded(alone) - w, moments)
 
 
 def test_feedback_is_the_best_that_the_columns_to_come_can_do():
     """What they should be, given the errors so far, solves the normal equations of the cost: damped
-    by a tenth of the mean, 32 columns at a time, with a view of the 32 after them."""
+    by 3 % of the mean, 8 columns at a time, with a view of the 24 after them."""
     w, columns = gaussian(24, 100), correlated(100, 1.0)
     coded = code_trellis(w, Moments(np.full(24, 300.0), columns), 1.0, 8)
     rows, factors = coded.steps.factors()
-    columns = columns / np.diagonal(columns).mean() + 0.1 * np.eye(100)
+    columns = columns / np.diagonal(columns).mean() + 0.03 * np.eye(100)
 
     error = np.zeros((24, 100))
     state = np.zeros(24, dtype=int)
     indices = np.empty((24, 100), dtype=int)
-    for first in range(0, 100, 32):
-        done, block = slice(first), slice(first, first + 32)
+    for first in range(0, 100, 8):
+        done, block = slice(first), slice(first, first + 8)
         gain = np.linalg.solve(columns[first:, first:], columns[first:, done]).T
-        wanted = (w[:, first:] - error[:, done] @ gain)[:, :64]
-        y = (wanted / (4 * rows * factors[first : first + 64])).astype(np.float32)
-        keep = min(32, 100 - first)
+        wanted = (w[:, first:] - error[:, done] @ gain)[:, :32]
+        y = (wanted / (4 * rows * factors[first : first + 32])).astype(np.float32)
+        keep = min(8, 100 - first)
         points, state = train_gpt.trellis_search(y, state, 8, keep)
         indices[:, block] = train_gpt.point_indices(points)
         error[:, block] = points * rows * factors[block] - w[:, block]
@@ -162,8 +162,11 @@ def test_steps_are_the_inverse_root_of_the_damped_cost(coarseness):
     assert coded.steps.size == np.float32(
         coarseness * math.sqrt(12 * 1.3 / (row.mean() * column.mean()))
     )
-    for steps, moments in ((coded.steps.rows, row), (coded.steps.columns, column)):
-        expected = -np.rint(2 * np.log2(moments / moments.mean() + 0.1))
+    for steps, moments, damping in (
+        (coded.steps.rows, row, 0.1),
+        (coded.steps.columns, column, 0.03),
+    ):
+        expected = -np.rint(2 * np.log2(moments / moments.mean() + damping))
         assert (steps == expected).mean() > 0.95 and np.abs(steps - expected).max() <= 1
 
 
