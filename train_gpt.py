@@ -1531,8 +1531,7 @@ TRELLIS_GAIN = 1.3  # over a uniform quantiser of the same step, whose error is 
 FEEDBACK_BLOCK = 8  # columns quantised before their error is fed back
 LOOK_AHEAD = 24  # columns behind a block that are searched with it
 FINENESS = (-4, 24)  # least and greatest root mean square of a row or column in steps; as octaves/4
-ROW_DAMPING = 0.1  # what is added to the moments, as a part of their mean
-COLUMN_DAMPING = 0.03
+DAMPING = 0.1  # what is added to the moments, as a part of their mean
 PARITY_CHECKS = {
     4: (0o5, 0o2),
     8: (0o13, 0o4),
@@ -1859,14 +1858,14 @@ def error_cost(moments: Moments) -> ErrorCost:
     columns = moments.columns / column_unit
     size = len(columns)
 
-    damped = columns + COLUMN_DAMPING * np.eye(size)
+    damped = columns + DAMPING * np.eye(size)
     root = np.flip(np.linalg.cholesky(np.flip(damped)))
 
     correlated = np.count_nonzero(columns) > size  # else there is nothing to feed back
     width = FEEDBACK_BLOCK if correlated else size
     blocks = [slice(first, first + width) for first in range(0, size, width)]
     remaining = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])
-    rows = moments.rows / row_unit + ROW_DAMPING
+    rows = moments.rows / row_unit + DAMPING
     return ErrorCost(row_unit * column_unit, rows, root, blocks, remaining)
 
 

@@ -568,7 +568,7 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
-        "rows = moments.rows / row_unit + ROW_DAMPING",
+        "rows = moments.rows / row_unit + DAMPING",
         "rows = np.ones_like(moments.rows)",
         "finer steps where rows are dear",
         "test_calibration.py::test_dear_rows_and_columns_get_fine_steps",

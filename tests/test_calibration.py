@@ -118,16 +118,16 @@ def test_feedback_buys_the_same_cost_with_fewer_bytes(strength):
     fed = code_trellis(w, moments, 1.0, 8)
     alone = code_trellis(w, without_feedback(moments), 1.0, 8)
     assert len(encode_pcll({}, {"w": fed}, 8)) < 0.97 * len(encode_pcll({}, {"w": alone}, 8))
-    assert cost(decoded(fed) - w, moments) < 1.05 * cost(decoded(alone) - w, moments)
+    assert cost(decoded(fed) - w, moments) < 1.02 * cost(decoded(alone) - w, moments)
 
 
 def test_feedback_is_the_best_that_the_columns_to_come_can_do():
     """What they should be, given the errors so far, solves the normal equations of the cost: damped
-    by 3 % of the mean, 8 columns at a time, with a view of the 24 after them."""
+    by a tenth of the mean, 8 columns at a time, with a view of the 24 after them."""
     w, columns = gaussian(24, 100), correlated(100, 1.0)
     coded = code_trellis(w, Moments(np.full(24, 300.0), columns), 1.0, 8)
     rows, factors = coded.steps.factors()
-    columns = columns / np.diagonal(columns).mean() + 0.03 * np.eye(100)
+    columns = columns / np.diagonal(columns).mean() + 0.1 * np.eye(100)
 
     error = np.zeros((24, 100))
     state = np.zeros(24, dtype=int)
@@ -162,11 +162,8 @@ def test_steps_are_the_inverse_root_of_the_damped_cost(coarseness):
     assert coded.steps.size == np.float32(
         coarseness * math.sqrt(12 * 1.3 / (row.mean() * column.mean()))
     )
-    for steps, moments, damping in (
-        (coded.steps.rows, row, 0.1),
-        (coded.steps.columns, column, 0.03),
-    ):
-        expected = -np.rint(2 * np.log2(moments / moments.mean() + damping))
+    for steps, moments in ((coded.steps.rows, row), (coded.steps.columns, column)):
+        expected = -np.rint(2 * np.log2(moments / moments.mean() + 0.1))
         assert (steps == expected).mean() > 0.95 and np.abs(steps - expected).max() <= 1
 
 

@@ -122,8 +122,8 @@ def cases(network: Network) -> dict[str, Case]:
         "default": Case(trellis, moments),
     }
     found |= {f"{count} states": states(count) for count in (8, 128, 256)}
-    for damping in (0.01, 0.1):
-        found[f"damping {damping}"] = Case(trellis, moments, dict(COLUMN_DAMPING=damping))
+    for damping in (0.03, 0.3):
+        found[f"damping {damping}"] = Case(trellis, moments, dict(DAMPING=damping))
     found["blocks of 32"] = Case(trellis, moments, dict(FEEDBACK_BLOCK=32, LOOK_AHEAD=32))
     for factor in (0.5, 2.0):
         found[f"embedding's errors x {factor}"] = Case(trellis, scaled(moments, "tok_emb", factor))
