@@ -72,6 +72,7 @@ from records.check import (
     FAILED,
     NOT_CHECKABLE,
     PROVEN,
+    SCORES,
     SPLIT_BYTES,
     SPLIT_TOKENS,
     SUSPICION,
@@ -79,6 +80,9 @@ from records.check import (
     UnusableInput,
     check_folder,
     code_bytes,
+    code_that_may_count,
+    least_packed,
+    measure_code,
     read_code,
     report_on,
     submitted_scores,
@@ -214,19 +218,30 @@ def documents(tokens: np.ndarray) -> list[tuple[int, int]]:
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProcessor) -> int:
-    """UTF-8 bytes of the text that the tokens decode to, one document at a time.
+    """UTF-8 bytes of the text that the tokens after the first one decode to.
 
     A byte piece is one byte even where the bytes are no valid UTF-8: a letter stands in for it. The
-    decoder leaves out the space before a document.
+    challenge leaves out the space that a text begins with, after BOS or another id that is no text;
+    decoders do so with some tokenizers alone, so each text is decoded with a letter before it.
     """
     ids = range(tokenizer.vocab_size())
+    pieces = [tokenizer.id_to_piece(i) for i in ids]
     letters = set("etaoinsrhldu0123456789")
-    letter = next(i for i in ids if tokenizer.id_to_piece(i) in letters)
+    letter = next(i for i in ids if pieces[i] in letters)
+    silent = [
+        tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids
+    ]
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
+    stand_in[silent] = BOS
+
+    def size(text: np.ndarray) -> int:
+        decoded = tokenizer.decode([letter, *text.tolist()])
+        return len(decoded.encode()) - 1 - pieces[text[0]].startswith("▁") if len(text) else 0
 
     ids = stand_in[tokens]
-    texts = (tokenizer.decode(ids[start:end].tolist()) for start, end in documents(tokens))
-    return sum(len(text.encode()) for text in texts)
+    first = size(ids[:1]) if ids[0] != BOS else 0
+    texts = (ids[start:end] for start, end in documents(ids))
+    return sum(size(text[int(text[0] == BOS) :]) for text in texts) - first
 
 
 # ---------------------------------------------------------------- model
@@ -1207,7 +1222,7 @@ def check_artifact(
     script = options.code or options.model
     if not script and beside.is_file():
         script = beside
-    found = check_size(path, Path(script) if script else None)
+    found = [check_size(path, Path(script) if script else None)]
     try:
         artifact = decode(path, options)
         found.append(artifact.integrity)
@@ -1262,7 +1277,8 @@ def decode(path: Path, options: Options) -> Artifact:
     except ArtifactError as error:
         raise Refused(Finding(FAILED, "integrity", str(error))) from None
     except (OutOfMemory, OutOfTime) as error:
-        raise Refused(Finding(NOT_CHECKABLE, "val_bpb", str(error))) from None
+        says = f"the artifact cannot be scored: {error}"
+        raise Refused(Finding(NOT_CHECKABLE, "val_bpb", str(error), says=says)) from None
 
     detail = f"{len(weights)} tensors, by decode_artifact.py"
     integrity = Finding(PROVEN, "integrity", detail, head.elements, "weights")
@@ -1282,7 +1298,8 @@ def check_network(subject: Subject, submitted: list[float], stated: list[Prefix]
         found += check_probes(subject.model, tokens, config, options)
         if tokens is None or not data.same:
             detail = "no validation shards for this tokenizer here; see --data"
-            return [*found, Finding(NOT_CHECKABLE, "val_bpb", detail)]
+            says = f"the artifact cannot be scored: {detail}"
+            return [*found, Finding(NOT_CHECKABLE, "val_bpb", detail, says=says)]
 
         subject.split = read_split(data, tokens, options)
         found.append(check_bytes(subject.split))
@@ -1304,26 +1321,36 @@ def check_bytes(split: Split) -> Finding:
     return Finding(PROVEN, "bytes", detail, count, "bytes")
 
 
-def check_size(artifact: Path, script: Path | None) -> list[Finding]:
-    """Code plus artifact against the cap, and the calls whose target is computed."""
+def check_size(artifact: Path, script: Path | None) -> Finding:
+    """Code plus artifact against the cap; proven where every file is known that the code may read,
+    else both bounds."""
     held = artifact.stat().st_size
-    files, computed = read_code(script) if script else ([], [])
-    raw, packed = code_bytes(files)
+    if script is None:
+        detail = f"artifact {held:,}, and no train_gpt.py here, see --code"
+        verdict = FAILED if held > CAP_BYTES else NOT_CHECKABLE
+        return Finding(verdict, "size", f"{detail}; {room(held)}", held, "bytes")
 
-    names = " + ".join(file.name for file in files) or "no train_gpt.py here, see --code"
-    detail = (
-        f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: "
-        f"{CAP_BYTES - raw - held:,} below cap of {CAP_BYTES:,}"
-    )
-    verdict = PROVEN if script else NOT_CHECKABLE
-    if raw + held > CAP_BYTES:
+    code = measure_code(script)
+    raw, packed = code_bytes(code.used)
+    names = " + ".join(path.name for path in code.used[:8])
+    total = raw + held
+    detail = f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: {room(total)}"
+    if not code.proven:
+        detail = f"at least {detail}; at most {code.most + held:,}, {code_that_may_count(code)}"
+
+    verdict = PROVEN if code.proven else NOT_CHECKABLE
+    if total > CAP_BYTES:
+        verdict = SUSPICION
+        detail += "; over the cap, unless its code is handed in compressed"
+    if min(raw, least_packed(packed)) + held > CAP_BYTES:
         verdict = FAILED
-    found = [Finding(verdict, "size", detail, raw + held, "bytes")]
+    return Finding(verdict, "size", detail, total, "bytes")
 
-    if computed:
-        detail = "what these read or run is known only when they run: " + ", ".join(computed[:12])
-        found.append(Finding(NOT_CHECKABLE, "code", detail, len(computed), "call(s)"))
-    return found
+
+def room(total: int) -> str:
+    """How far a total is from the cap."""
+    below = CAP_BYTES - total
+    return f"{abs(below):,} {'below' if below >= 0 else 'above'} cap of {CAP_BYTES:,}"
 
 
 def load_model(config: dict, weights: Weights, data: bytes, options: Options) -> Callable:
@@ -1396,6 +1423,11 @@ PLAIN = "after export, plain"
 SLIDING = "after export, sliding window"
 ADAPTED = "after score-first adaptation, sliding window"
 CHECKS = {PLAIN: "val_bpb plain", SLIDING: "val_bpb", ADAPTED: "val_bpb_ttt"}
+OF_WEIGHTS = {  # what a score is of, in the first line
+    PLAIN: "with fixed weights, in windows side by side",
+    SLIDING: "with fixed weights",
+    ADAPTED: "after score-first adaptation",
+}
 SHARES = {PLAIN: 1, SLIDING: 4, ADAPTED: 4}  # of the time that is left
 
 
@@ -1480,8 +1512,11 @@ def measured(subject: Subject, run: Pass) -> Finding:
     check = CHECKS[run.name]
     if run.dtype != torch.float32:
         check += " bf16"
+    told = check in SCORES  # in the first line
     if not run.done:
-        return Finding(NOT_CHECKABLE, check, f"{run.name}: {run.ended}, nothing was scored")
+        detail = f"{run.name}: {run.ended}, nothing was scored"
+        says = f"nothing was scored {OF_WEIGHTS[run.name]}: {run.ended}" if told else ""
+        return Finding(NOT_CHECKABLE, check, detail, says=says)
     if not math.isfinite(run.nats):
         detail = f"{run.name}: {run.ended}: a model gives each token a probability"
         return Finding(FAILED, check, detail, run.done, "positions")
@@ -1493,9 +1528,12 @@ def measured(subject: Subject, run: Pass) -> Finding:
         detail += f"; PARTIAL: the first {run.done / (split.whole - 1):.1%} of the split here"
         if run.ended:
             detail += f", {run.ended}"
-        return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte")
+        part = f"{run.done:,} of {split.whole - 1:,} positions"
+        says = f"{OF_WEIGHTS[run.name]} the first {part} were scored here" if told else ""
+        return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte", says=says)
     detail += f"; {split_words(subject, byte_count)}"
-    return Finding(subject.verdict, check, detail, bpb, "bits/byte")
+    says = f"val_bpb {bpb:.6f} {OF_WEIGHTS[run.name]} was {recomputed(subject)}" if told else ""
+    return Finding(subject.verdict, check, detail, bpb, "bits/byte", says=says)
 
 
 def split_words(subject: Subject, byte_count: int) -> str:
@@ -1504,6 +1542,16 @@ def split_words(subject: Subject, byte_count: int) -> str:
     if is_official(subject.config["vocab_size"], split.whole - 1, byte_count):
         return f"the challenge's whole split by its tokens and its {byte_count:,} bytes"
     return f"of the split in {split.folder}, {byte_count:,} bytes, not the challenge's whole"
+
+
+def recomputed(subject: Subject) -> str:
+    """By whom, and on which split."""
+    split = subject.split
+    place = f"the split in {split.folder}, which is not the challenge's whole"
+    if is_official(subject.config["vocab_size"], split.whole - 1, split.bytes_of(split.targets)):
+        place = "the challenge's whole split"
+    how = "computed by their code" if subject.options.model else "recomputed here"
+    return f"{how} on {place}"
 
 
 def check_protocol(config: dict, options: Options, replayed: bool) -> list[Finding]:
@@ -1518,7 +1566,8 @@ def check_protocol(config: dict, options: Options, replayed: bool) -> list[Findi
         return [Finding(NOT_CHECKABLE, "adaptation", "the artifact stores none")]
     if protocol == "score_first" and not replayed:
         detail = "score-first, not replayed: add --ttt"
-        return [Finding(NOT_CHECKABLE, "adaptation", detail)]
+        says = f"the score {OF_WEIGHTS[ADAPTED]} was not recomputed"
+        return [Finding(NOT_CHECKABLE, "adaptation", detail, says=says)]
     return []
 
 
@@ -1595,7 +1644,11 @@ def check_prefix(subject: Subject, run: Pass, lines: list[Prefix]) -> list[Findi
         "made by training on what it scores, or by another file, fails here; the rest "
         "rests on the log"
     )
-    return [Finding(subject.verdict, "prefix", detail, far.count, "positions", far.quote)]
+    part = f"{far.count:,} of {subject.split.whole - 1:,} positions"
+    says = f"{OF_WEIGHTS[run.name]} the log's first {part} are right, the rest rests on the log"
+    return [
+        Finding(subject.verdict, "prefix", detail, far.count, "positions", far.quote, says=says)
+    ]
 
 
 def check_other_passes(names: set[str], stated: list[Prefix]) -> list[Finding]:
@@ -1650,29 +1703,52 @@ def check_range(claims: list[float]) -> list[Finding]:
 
 
 def check_claims(subject: Subject, claims: list[float], runs: list[Pass]) -> list[Finding]:
-    """The closest pair of claim and score."""
+    """The closest pair of claim and score, of the passes that went through the whole split; a part
+    where none did."""
     claims = [claim for claim in claims if 0 < claim < ABSURD]
-    scores = {}
-    for run in runs:
-        if run.name != PLAIN and run.done and math.isfinite(run.nats):
-            bits = math.log(2) * max(1, subject.split.bytes_of(run.done))
-            scores[run.name] = run.nats / bits
-    if not claims or not scores:
+    runs = [run for run in runs if run.name != PLAIN and run.done and math.isfinite(run.nats)]
+    if subject.options.claim is not None and subject.options.ttt:
+        runs = [run for run in runs if run.name == ADAPTED] or runs
+    whole = [run for run in runs if run.done + 1 >= subject.split.whole]
+    if not claims or not runs:
         return []
-    if subject.options.claim is not None and ADAPTED in scores and subject.options.ttt:
-        scores = {ADAPTED: scores[ADAPTED]}
 
+    scores = {}
+    for run in whole or runs:
+        bits = math.log(2) * max(1, subject.split.bytes_of(run.done))
+        scores[run.name] = run.nats / bits
     claim, name = min(product(claims, scores), key=lambda pair: abs(pair[0] - scores[pair[1]]))
     off = claim - scores[name]
     same = abs(off) <= subject.options.tolerance
     run = next(run for run in runs if run.name == name)
-    verdict, reason = judge_claim(subject, run.done, same, ADAPTED in scores)
-    detail = f"{off:+.6f} from {scores[name]:.6f} here, tolerance {subject.options.tolerance:g}"
-    return [Finding(verdict, "claim", f"{detail}; {reason}", claim, "bits/byte")]
+    unfinished = [run for run in runs if run not in whole]
+    adapted = any(run.name == ADAPTED for run in runs)
+    verdict, reason = judge_claim(subject, run.done, same, adapted, unfinished)
+    return [claim_finding(subject, (claim, scores[name], name), verdict, reason)]
 
 
-def judge_claim(subject: Subject, done: int, same: bool, adapted: bool) -> tuple[str, str]:
-    """Verdict and reason for a claim that is, or is not, the score here.
+def claim_finding(
+    subject: Subject,
+    pair: tuple[float, float, str],  # the claim, the score here, and its pass
+    verdict: str,
+    reason: str,
+) -> Finding:
+    claim, score, name = pair
+    detail = (
+        f"{claim - score:+.6f} from {score:.6f} here {OF_WEIGHTS[name]}, tolerance "
+        f"{subject.options.tolerance:g}; {reason}"
+    )
+    says = f"the claim of {claim:.6f} is the score {OF_WEIGHTS[name]}, {recomputed(subject)}"
+    if verdict == NOT_CHECKABLE:
+        says = f"the claim of {claim:.6f} is not decided: {reason}"
+    return Finding(verdict, "claim", detail, claim, "bits/byte", says=says)
+
+
+def judge_claim(
+    subject: Subject, done: int, same: bool, adapted: bool, unfinished: list[Pass]
+) -> tuple[str, str]:
+    """Verdict and reason for a claim that is, or is not, the score here; `unfinished` are passes
+    that it may be of as well.
 
     PROVEN is only what is claimed of the challenge's split. On another it is the claimant's word
     that it is of this one: a claim of submission.json is not.
@@ -1689,6 +1765,10 @@ def judge_claim(subject: Subject, done: int, same: bool, adapted: bool) -> tuple
     if same:
         return (subject.verdict if official else CONSISTENT), words
 
+    if unfinished:
+        run = unfinished[0]
+        part = f"whose pass came to {run.done:,} of {split.whole - 1:,} positions"
+        return NOT_CHECKABLE, f"it may be the score {OF_WEIGHTS[run.name]}, {part}"
     if subject.config["ttt_protocol"] == "score_first" and not adapted:
         return NOT_CHECKABLE, "it may be the score after adaptation: add --ttt"
     smaller = split.whole - 1 < SPLIT_TOKENS.get(subject.config["vocab_size"], 0)
@@ -1848,29 +1928,35 @@ def sample_finding(
     seed: int,
     result: tuple[float, float],  # nats of the split, half of the interval
 ) -> Finding:
-    split = subject.split
-    bits = math.log(2) * max(1, split.bytes_of(split.targets))
-    bpb = result[0] / bits
-    half = result[1] / bits
-    bias, bias_error = (x * drawn.rest / bits for x in drawn.bias())
-    detail = (
-        f"fixed weights: {bpb:.4f} ± {half:.4f} (99 %) by {len(drawn.sums):,} windows of "
-        f"{drawn.cells:,}, seed {seed}; shorter contexts cost {bias:.4f} ± {bias_error:.4f}, "
-        "taken off"
-    )
+    count = subject.split.targets
+    bits = math.log(2) * max(1, subject.split.bytes_of(count))
+    bpb, half = (nats / bits for nats in result)
+    estimate = f"fixed weights: {bpb:.4f} ± {half:.4f} (99 %)"
+    detail = f"{estimate} {drawn_words(drawn, seed, bits)}"
     claims = [claim for claim in claims if 0 < claim < ABSURD]
     if not claims:
         words = f"{detail}; no claim to compare with, see --claim"
-        return Finding(NOT_CHECKABLE, "sample", words, bpb, "bits/byte")
+        says = f"a sample's estimate, {estimate}"
+        return Finding(NOT_CHECKABLE, "sample", words, bpb, "bits/byte", says=says)
 
     claim = min(claims, key=lambda claim: abs(claim - bpb))
     same = abs(claim - bpb) <= half + subject.options.tolerance
-    verdict, reason = judge_claim(subject, split.targets, same, False)
-    if verdict == PROVEN:
-        verdict = CONSISTENT
-    place = "within" if same else "outside, as 1 honest claim in 100 is: see another --seed"
-    detail += f"; the claim of {claim:.6f} is {place}; {reason}"
-    return Finding(verdict, "sample", detail, bpb, "bits/byte")
+    verdict, reason = judge_claim(subject, count, same, False, [])
+    place = "within" if same else "outside"
+    caution = "" if same else ", as 1 honest claim in 100 is: see another --seed"
+    detail += f"; the claim of {claim:.6f} is {place}{caution}; {reason}"
+    says = f"the claim of {claim:.6f} is {place} a sample's estimate, {estimate}"
+    verdict = CONSISTENT if verdict == PROVEN else verdict
+    return Finding(verdict, "sample", detail, bpb, "bits/byte", says=says)
+
+
+def drawn_words(drawn: Estimate, seed: int, bits: float) -> str:
+    """What an estimate rests on."""
+    bias, error = (x * drawn.rest / bits for x in drawn.bias())
+    return (
+        f"by {len(drawn.sums):,} windows of {drawn.cells:,}, seed {seed}; shorter contexts cost "
+        f"{bias:.4f} ± {error:.4f}, taken off"
+    )
 
 
 # ---------------------------------------------------------------- main
@@ -1971,7 +2057,8 @@ def check_artifacts(folder: Path, options: Options) -> list[Finding]:
     for path in files:
         if path.suffix == ".pcll":
             for finding in check_artifact(path, options, submitted_scores(folder), logs):
-                found.append(finding._replace(detail=f"{path.name}: {finding.detail}"))
+                says = finding.says and f"{path.name}: {finding.says}"
+                found.append(finding._replace(detail=f"{path.name}: {finding.detail}", says=says))
     return found
 
 

@@ -45,7 +45,7 @@ if __name__ == "__main__":  # imports start at the root, and records/code.py hid
 
 import numpy as np
 
-from records.code import CodeSize, code_bytes, measure_code
+from records.code import CodeSize, code_bytes, least_packed, measure_code
 from records.code import read_code as read_code
 from records.files import BUDGET_BYTES, BUDGET_SECONDS, TEXT_BYTES, Folder, list_folder
 from records.logs import (
@@ -87,6 +87,7 @@ from records.report import (
     clean,
     report_on,
 )
+from records.report import SCORES as SCORES
 from records.report import print_report as print_report
 
 CAP_BYTES = 16_000_000  # code plus artifact, decimal
@@ -572,7 +573,7 @@ def check_log_size(entry: Entry, used: list[Log]) -> list[Finding]:
 def judge_size(entry: Entry, log: Log, export: Export, packed: int) -> tuple[str, str]:
     """The verdict on a run's size, and what to add to its detail."""
     size = entry.size
-    least = packed * 9 // 10  # there are better compressors
+    least = least_packed(packed)
     if log.last("code_bytes"):
         least = min(least, log.last("code_bytes"))
     claim = claimed(entry.table, BYTES_FIELDS)
@@ -611,15 +612,20 @@ def check_code_size(size: CodeSize) -> Finding:
         detail = f"{names}, {packed:,} by lzma; {why}"
         return Finding(PROVEN, "code size", detail, raw, "bytes")
 
-    others = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in size.others[:4])
     detail = (
-        f"at least {raw:,} bytes ({names}; {packed:,} by lzma), at most {size.most:,}, with "
-        f"{counted(len(size.others), 'file')} that may be read: {others}; "
-        f"what may read more: {', '.join(size.unresolved[:6])}"
+        f"at least {raw:,} bytes ({names}; {packed:,} by lzma), at most {size.most:,}, "
+        f"{code_that_may_count(size)}"
     )
-    if len(size.unresolved) > 6:
-        detail += f" and {len(size.unresolved) - 6} more"
     return Finding(NOT_CHECKABLE, "code size", detail, raw, "bytes")
+
+
+def code_that_may_count(size: CodeSize) -> str:
+    """The files of an entry that its code may read besides, and the calls that may."""
+    others = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in size.others[:4])
+    files = counted(len(size.others), "file")
+    more = f" and {len(size.unresolved) - 6} more" if len(size.unresolved) > 6 else ""
+    calls = f"{', '.join(size.unresolved[:6])}{more}"
+    return f"with {files} that may be read: {others}; what may read more: {calls}"
 
 
 def check_claimed_bytes(table: dict, logs: list[Log], scripts: list[Path]) -> Finding:
@@ -663,7 +669,11 @@ def check_artifact_bytes(logs: list[Log], folder: Folder) -> list[Finding]:
         verdict = CONSISTENT if size in models else FAILED
         if not models:
             verdict = NOT_CHECKABLE
-        detail = f"of {path.name}, against the model sizes that the logs state"
+        detail = f"the size of {path.name} is one that the logs state"
+        if verdict == FAILED:
+            detail = f"the size of {path.name} is none that the logs state for a model"
+        if not models:
+            detail = f"of {path.name}; the logs state no size of a model"
         if verdict == CONSISTENT and states_hash(logs, folder, path):
             verdict = PROVEN
             detail = f"of {path.name}, whose sha256 a log states"

@@ -791,10 +791,38 @@ EVALUATION = [
 VERIFYING = [
     Mutant(
         VERIFY,
-        "if raw + held > CAP_BYTES:",
+        "if min(raw, least_packed(packed)) + held > CAP_BYTES:",
         "if held > CAP_BYTES:",
         "size: code counts",
         "test_verify.py::test_the_cap",
+    ),
+    Mutant(
+        VERIFY,
+        "for run in whole or runs:",
+        "for run in runs:",
+        "claim: a pass that was not finished decides nothing",
+        "test_proof.py::test_a_claim_is_not_judged_by_a_pass_that_was_not_finished",
+    ),
+    Mutant(
+        VERIFY,
+        "    if unfinished:\n",
+        "    if False:\n",
+        "claim: a pass that was not finished may be the claimed one",
+        "test_proof.py::test_a_claim_is_not_judged_by_a_pass_that_was_not_finished",
+    ),
+    Mutant(
+        "records/report.py",
+        'return finding.says or f"{finding.check}',
+        'return f"{finding.check}',
+        "the first line says which score it is of",
+        "test_proof.py::test_the_first_line_says_which_score_it_is_of",
+    ),
+    Mutant(
+        VERIFY,
+        "verdict = PROVEN if code.proven else NOT_CHECKABLE",
+        "verdict = PROVEN",
+        "size: of what may be read nothing is proven",
+        "test_verify.py::test_the_size_is_a_proof_or_two_bounds",
     ),
     Mutant(
         VERIFY,
@@ -826,6 +854,13 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
+        ' - 1 - pieces[text[0]].startswith("▁")',
+        " - 1",
+        "bytes: no space that begins a document, as the challenge counts",
+        "test_data.py::test_verify_counts_the_same_bytes_from_decoded_text",
+    ),
+    Mutant(
+        VERIFY,
         "letter if tokenizer.is_byte(i) else i",
         "i",
         "bytes: one for each byte piece",
@@ -833,8 +868,8 @@ VERIFYING = [
     ),
     Mutant(
         VERIFY,
-        "for start, end in documents(tokens))",
-        "for start, end in [(0, len(tokens))])",
+        "for start, end in documents(ids))",
+        "for start, end in [(0, len(ids))])",
         "bytes: counted document by document",
         "test_verify.py::test_bytes_of_broken_utf8_and_of_many_documents",
     ),

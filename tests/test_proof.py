@@ -197,6 +197,84 @@ def test_minutes_that_are_over(entry, capsys):
     assert {row["verdict"] for row in rows if row["check"] == "val_bpb"} == {"NOT CHECKABLE"}
 
 
+# ---------------------------------------------------------------- the first line
+
+
+def first_line(capsys, *arguments) -> str:
+    """Without the breaks of its lines."""
+    verify.main([*map(str, arguments)])
+    lines = capsys.readouterr().out.splitlines()
+    rest = itertools.takewhile(lambda line: line.startswith("    "), lines[1:])
+    return " ".join([lines[0], *(line.strip() for line in rest)])
+
+
+@pytest.fixture
+def scores(entry, capsys) -> tuple[float, float]:
+    """With fixed weights, and after adaptation."""
+    found = run(capsys, entry.artifact, "--ttt")[1]
+    return found["val_bpb"]["number"], found["val_bpb_ttt"]["number"]
+
+
+WHOLE = "on the challenge's whole split"
+
+
+def test_the_first_line_says_which_score_it_is_of(entry, scores, capsys):
+    fixed, adapted = scores
+    words = f"OK — val_bpb {fixed:.6f} with fixed weights was recomputed here {WHOLE}"
+    line = first_line(capsys, entry.artifact)
+    assert line.startswith(words) and "after score-first adaptation was not recomputed" in line
+    line = first_line(capsys, entry.artifact, "--ttt")
+    assert f"val_bpb {adapted:.6f} after score-first adaptation was recomputed" in line
+    assert "not recomputed" not in line
+
+    words = "is the score with fixed weights, recomputed here"
+    assert words in first_line(capsys, entry.artifact, "--claim", fixed)
+    words = "is the score after score-first adaptation, recomputed here"
+    assert words in first_line(capsys, entry.artifact, "--claim", adapted, "--ttt")
+    assert words in first_line(
+        capsys, entry.artifact, "--claim", adapted, "--log", entry.log(entry.nats)
+    )
+
+
+def test_the_first_line_of_what_is_not_decided(entry, scores, capsys):
+    _, adapted = scores
+    line = first_line(capsys, entry.artifact, "--claim", adapted)
+    assert line.startswith("NOT PROVEN — nothing failed") and "is not decided: it may be" in line
+    line = first_line(capsys, entry.artifact, "--max-tokens", 300)
+    assert "with fixed weights the first 299 of 767 positions were scored here" in line
+    line = first_line(capsys, entry.artifact, "--log", entry.log(entry.nats), "--max-tokens", 300)
+    assert "after score-first adaptation the log's first 256 of 767 positions are right" in line
+    line = first_line(capsys, entry.artifact, "--sample", "--claim", scores[0])
+    assert line.startswith("NOT PROVEN") and "is within a sample's estimate, fixed weights" in line
+    line = first_line(capsys, entry.artifact, "--memory", 1e-4)
+    assert "the artifact cannot be scored: " in line
+
+
+def test_the_first_line_of_another_split(entry, scores, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "SPLIT_TOKENS", {})
+    for words in ([], ["--claim", scores[0]], ["--claim", scores[0], "--this-split"]):
+        line = first_line(capsys, entry.artifact, *words)
+        assert line.startswith("OK") and "which is not the challenge's whole" in line
+
+
+def test_a_claim_is_not_judged_by_a_pass_that_was_not_finished(entry, scores, capsys, monkeypatch):
+    """A claim after adaptation, whose pass the minutes ended, is not held against fixed weights."""
+    score = verify.score
+
+    def slow(model, split, config, options, run):
+        if run.name == verify.ADAPTED:
+            split = split._replace(tokens=split.tokens[:200])
+        score(model, split, config, options, run)
+
+    monkeypatch.setattr(verify, "score", slow)
+    monkeypatch.setattr(verify, "submitted_scores", lambda folder: [scores[1]])
+    entry.log(entry.nats)
+    found = run(capsys, entry.home)[1]
+    assert found["val_bpb"]["verdict"] == "PROVEN"
+    assert found["claim"]["verdict"] == "NOT CHECKABLE"
+    assert "whose pass came to 199 of 767 positions" in found["claim"]["detail"]
+
+
 # ---------------------------------------------------------------- samples
 
 
