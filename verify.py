@@ -79,6 +79,7 @@ from records.check import (
     Finding,
     UnusableInput,
     check_folder,
+    check_prefix_lines,
     code_bytes,
     code_that_may_count,
     least_packed,
@@ -87,7 +88,7 @@ from records.check import (
     report_on,
     submitted_scores,
 )
-from records.logs import LOG_SUFFIXES, Prefix, read_prefixes
+from records.logs import LOG_SUFFIXES, Prefix, read_passes
 from records.their_network import ANSWER, APART, LEARN, LOGITS, MESSAGE, TROUBLE
 
 HERE = Path(__file__).resolve().parent
@@ -1597,7 +1598,7 @@ def find_prefixes(logs: list[Path], data: bytes) -> Stated:
     """Of an artifact's bytes."""
     sha256 = hashlib.sha256(data).hexdigest()
     stated = Stated([], [])
-    for line in (line for log in logs for line in read_prefixes(log)):
+    for line in (line for log in logs for line in read_passes(log).lines):
         kept = stated.lines if line.artifact in ("", sha256) else stated.others
         kept.append(line)
     return stated
@@ -1638,11 +1639,16 @@ def check_prefix(subject: Subject, run: Pass, lines: list[Prefix]) -> list[Findi
         return []
 
     far = max(reached, key=lambda line: line.count)
+    rest = "the rest rests on the log"
+    if far.count == subject.split.whole - 1:
+        rest = "these are all"
+    elif any(line.final for line in lines):
+        alone = subject.split.whole - 1 - far.count
+        rest = f"the rest rests on the log: the other {alone:,} positions on its word alone"
     detail = (
         f"{run.name}: the first {far.count:,} {positions} come to the log's {far.bpb:.6f} within "
         f"{drift_allowed(far.count, subject.options.tolerance):.4f}, {len(reached)} lines; a score "
-        "made by training on what it scores, or by another file, fails here; the rest "
-        "rests on the log"
+        f"made by training on what it scores, or by another file, fails here; {rest}"
     )
     part = f"{far.count:,} of {subject.split.whole - 1:,} positions"
     says = f"{OF_WEIGHTS[run.name]} the log's first {part} are right, the rest rests on the log"
@@ -2030,13 +2036,23 @@ def check(options: Options) -> list[Finding]:
     require_files(options)
 
     if target.is_dir():
-        return check_folder(target, options.against) + check_artifacts(target, options)
+        found = check_folder(target, options.against) + check_artifacts(target, options)
+        return found + check_named_log(options)
     if target.stat() and not target.is_file():
         raise UnusableInput(f"{target} is neither a folder nor a regular file")
     with target.open("rb") as file:
         if file.read(4) != b"PCLL":
             raise UnusableInput(f"{target} is neither a folder nor a PCLL artifact")
-    return check_artifact(target, options, [], [Path(options.log)] if options.log else [])
+    found = check_artifact(target, options, [], [Path(options.log)] if options.log else [])
+    return found + check_named_log(options)
+
+
+def check_named_log(options: Options) -> list[Finding]:
+    """Whether what it says of prefixes and results can be at all."""
+    if not options.log:
+        return []
+    found = check_prefix_lines([read_passes(Path(options.log))])
+    return [finding for finding in found if finding.verdict == FAILED]
 
 
 def require_files(options: Options) -> None:

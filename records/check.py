@@ -56,6 +56,7 @@ from records.logs import (
     Line,
     Log,
     Pass,
+    Passes,
     claimed,
     claimed_bpb,
     claimed_seeds,
@@ -119,6 +120,7 @@ SETTLES = {  # what would settle a finding that is no more than consistent
     "adaptation time": "a log in which training, adaptation and scoring keep both limits",
     "calibration": "a run whose stop leaves time for it within the 600 s",
     "split": "a log with val_tokens, val_loss and val_bpb over the whole split of 151.08 MB",
+    "prefix lines": "the log as the run wrote it",
     "seeds": "one log for each claimed seed, whose final line states that seed's claim",
     "settings": "the same settings in all runs",
     "script": "the script that made the logs",
@@ -176,6 +178,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         check_evaluation_time(used, lines, entry.record),
         *check_adaptation_time(used, lines, entry.record),
         check_split(lines, used, entry.record),
+        *check_prefix_lines([log.prefixes for log in entry.logs]),
         check_seeds(entry, used),
         check_settings(used, entry),
         check_embedded(used, entry),
@@ -969,6 +972,25 @@ def split_fault(tokens: int | None, whole: int | None, ratios: list[float]) -> s
     if abs(off) > SPLIT_SHARE and alike:
         return "a part of it" if off < 0 else "more than there is"
     return ""
+
+
+def check_prefix_lines(logs: list[Passes]) -> list[Finding]:
+    """What logs say of the first positions of a pass, and of all of them: whether it can be."""
+    for passes in logs:
+        if passes.contradictions:
+            problem, line = passes.contradictions[0]
+            count = len(passes.contradictions)
+            return [Finding(FAILED, "prefix lines", problem, count, "contradictions", line.quote)]
+
+    stated = sum(len(passes.lines) for passes in logs)
+    if not stated:
+        return []
+    tied = sum(line.final for passes in logs for line in passes.lines)
+    detail = (
+        f"on the first positions of a pass, {counted(tied, 'result')} of all among them, fit "
+        "together; that is the logs' word alone, which an artifact proves: see verify.py --log"
+    )
+    return [Finding(CONSISTENT, "prefix lines", detail, stated, "lines")]
 
 
 # ---------------------------------------------------------------- seeds and settings
