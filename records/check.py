@@ -74,6 +74,7 @@ from records.programs import (
     Program,
     code_patterns,
     code_shape,
+    is_off,
     read_programs,
 )
 from records.report import (
@@ -105,6 +106,7 @@ LATE_P = 0.25  # as late practice had it
 PER_RUN = re.compile(  # settings that may differ between the runs of one entry
     r"seed|run_?id|path|dir$|file|^(local_)?rank|time|port$|host|date|warmup_step$|bytes|shard"
     r"|checkpoint|resume|elapsed|^start|^end|stamp|duration|_ms$|_s$|_sec|pid|name$|uuid|commit|log"
+    r"|^s$|^norm$|^delta|^total$|^bpt$|hypothesis|run_kind|batch_stride|bpb|loss"
 )
 SETTLES = {  # what would settle a finding that is no more than consistent
     "files": "add what is lacking",
@@ -1212,12 +1214,13 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
     programs, problems = entry.programs
     unread = list(problems)
     searched = []
+    settings = stated_settings(logs)
     for program in programs:
         if entry.folder.budget.is_late():
             unread.append(f"{program.name}: the time is used up")
             continue
         try:
-            for hit in code_patterns(program):
+            for hit in code_patterns(program, settings):
                 hits.setdefault(hit.what, f"{program.name}:{hit.line}: {hit.text[:160]}")
             searched.append(program.name)
         except UNREADABLE as error:
@@ -1233,6 +1236,19 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
         kinds = "; ".join([*CODE_PATTERNS, LEARNS_UNSCORED, *LOG_PATTERNS])
         detail = f"looked for in {names}, and not found: {kinds}"
         found.append(Finding(CONSISTENT, "pattern", detail, 0, "hits"))
+    return found
+
+
+def stated_settings(logs: list[Log]) -> dict[str, str] | None:
+    """What runs say of their settings, by name in small letters; what one of them has switched on
+    is on. None where a log shows that something adapted, whatever its settings say."""
+    found = {}
+    for log in (log for one in logs for log in (training_of(one), one)):
+        if log.facts["adaptation"] or log.facts["epochs over the tokens that are scored"]:
+            return None
+        for name, value in (log.settings | log.listed).items():
+            if is_off(found.get(name.lower(), "0")):
+                found[name.lower()] = value
     return found
 
 

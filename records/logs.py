@@ -57,6 +57,7 @@ RUNNING = compiled(
     r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
     r"|pre[-_ ]?quant|post[-_ ]?ema|scored:\d"
 )
+EXACT = compiled(r"final_[\w+.-]{0,60}_exact ")  # a result, whatever words are in its name
 TRAINING = compiled(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how such a line begins
 DIAGNOSTIC = compiled("(?i)diagnos")  # a pass by the side, no part of the evaluation
 NEW_RUN = compiled(r"step:[01]/\d|world_size:\d|Running Python")  # after a run's scores
@@ -75,10 +76,13 @@ LOG_PATTERNS = {  # what has invalidated entries before
     "epochs over the tokens that are scored": (
         r"(?i)ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+"
     ),
-    "a second pass over scored tokens": r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass",
+    "a second pass over scored tokens": (
+        r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass(?!\w*[:=] ?(?:False|0|no)\b)"
+    ),
     "hints within words, of what is scored": r"(?i)\b(?:within|word)_gate[:=] ?[1-9]",
     "a score that is no number": (
-        r"(?i)^(?!.*train_).*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
+        r"(?i)^(?!.*(?:train_|chunk|best|\d/\d))"
+        r".*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
     ),
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
@@ -283,7 +287,7 @@ class Log:
             self.facts[fact].append(Fact(round(float(count) * SECONDS[unit], 6), quote, number))
 
     def read_scores(self, text: str, quote: str, legal: bool) -> list[Line]:
-        kind = "running" if RUNNING.search(text) else "final"
+        kind = "running" if RUNNING.search(text) and not EXACT.match(text) else "final"
         if not legal:
             kind = "illegal"
 
@@ -495,7 +499,7 @@ PREFIX = compiled(
     r"(.{1,80}): scored:([0-9]{1,12}) nats:NUMBER bytes:([0-9]{1,15}) val_bpb:NUMBER$"
 )
 FINAL = compiled(
-    r"(headline: )?(final\w{1,60}) val_loss:NUMBER val_bpb:NUMBER "
+    r"(headline: )?(final_pcll_\w{1,60}) val_loss:NUMBER val_bpb:NUMBER "
     r"val_tokens:([0-9]{1,12}) bytes:([0-9]{1,15})\b"
 )
 ARTIFACT = compiled(r"artifact_sha256:([0-9a-f]{64})\b")
@@ -558,8 +562,11 @@ class Passes:
         if repeats and known and line[1:5] != known[1:5]:
             self.contradict(f"the headline is not the result of {known.quote[:80]}", line)
         self.results[label] = known if repeats and known else line
+        problem = impossible(None, line)
         if name:
             self.enter(line)
+        elif problem:
+            self.contradict(f"{label}: {problem}", line)
         self.before = None
 
     def enter(self, line: Prefix) -> None:
@@ -579,7 +586,7 @@ def impossible(before: Prefix | None, line: Prefix) -> str:
     """Why no pass can have a line, after the one before it; empty if one can."""
     bits = math.log(2) * max(1, line.bytes)
     off = abs(line.bpb - line.nats / bits)
-    if off > 1e-8 + line.rounding / bits:
+    if line.final and off > 1e-8 + line.rounding / bits:
         return f"its nats and bytes make {line.nats / bits:.8f} bits/byte, not {line.bpb:.8f}"
     if before is None:
         return ""
