@@ -42,6 +42,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -49,6 +50,9 @@ from typing import NamedTuple
 
 if __name__ == "__main__":  # python -I leaves the script's folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the imports, too
+        said = b"verify.py: stopped by Ctrl-C\n"
+        signal.signal(signal.SIGINT, lambda *_: (os.write(2, said), os._exit(130)))
 
 import numpy as np
 import sentencepiece
@@ -86,6 +90,7 @@ from records.check import (
     measure_code,
     read_code,
     report_on,
+    run_program,
     submitted_scores,
 )
 from records.logs import LOG_SUFFIXES, Prefix, read_passes
@@ -1221,7 +1226,7 @@ def check_artifact(
     claims for it, if any, `logs` those that may state scores of prefixes."""
     beside = path.with_name("train_gpt.py")
     script = options.code or options.model
-    if not script and beside.is_file():
+    if not script and beside.is_file() and beside.resolve().parent == path.resolve().parent:
         script = beside
     found = [check_size(path, Path(script) if script else None)]
     try:
@@ -1377,8 +1382,9 @@ def default_folders(target: Path) -> list[Path]:
     that belongs to what is checked."""
     checked = target if target.is_dir() else target.parent
     roots = [HERE]
-    if not Path.cwd().is_relative_to(checked.resolve()):
-        roots.append(Path.cwd())
+    with suppress(FileNotFoundError):  # the current directory may have been removed
+        if not Path.cwd().is_relative_to(checked.resolve()):
+            roots.append(Path.cwd())
     return [root / name for root in roots for name in DEFAULT_DATA]
 
 
@@ -2088,4 +2094,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "verify.py"))

@@ -42,6 +42,9 @@ from typing import NamedTuple
 
 if __name__ == "__main__":  # imports start at the root, and records/code.py hides no other code
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from records.report import end_on_interrupt
+
+    end_on_interrupt("check.py")
 
 import numpy as np
 
@@ -88,6 +91,7 @@ from records.report import (
     UnusableInput,
     clean,
     report_on,
+    run_program,
 )
 from records.report import SCORES as SCORES
 from records.report import print_report as print_report
@@ -1359,4 +1363,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "check.py"))

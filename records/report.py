@@ -8,6 +8,7 @@ claimed of an artifact, or else what was recomputed of it; and what a folder's s
 import json
 import math
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -24,6 +25,7 @@ FAILED = "FAILED"
 COLOURS = {FAILED: 31, SUSPICION: 35, NOT_CHECKABLE: 33, CONSISTENT: 36, PROVEN: 32}  # in order
 SCORES = ("val_bpb", "val_bpb_ttt", "claim")  # the findings on what an entry stands for
 WIDTH = 110  # columns
+STOPPED = "stopped by Ctrl-C"
 DETAIL_CHARS = 1_500  # of a longer detail the rest is not printed
 
 
@@ -195,6 +197,35 @@ def print_json(findings: list[Finding], target: str, code: int) -> None:
     print(json.dumps(report, indent=1))
 
 
+def end_on_interrupt(program: str) -> None:
+    """Until run_program: Ctrl-C ends the program with one sentence, in its imports as well."""
+
+    def end(*_: object) -> None:
+        os.write(2, f"{program}: {STOPPED}\n".encode())
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
+
+def run_program(main: Callable[[], int], program: str) -> int:
+    """The exit code of a program; no traceback where Ctrl-C or a closed pipe ends it."""
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that exit is silent
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: {STOPPED}", file=sys.stderr)
+        return 130
+
+
 def report_on(
     find: Callable[[], list[Finding]], target: str, as_json: bool, program: str, suspect: str = ""
 ) -> int:
@@ -223,7 +254,9 @@ def report_on(
         problem = "stdout was closed before the report was written"
     except OSError as error:
         problem = f"{error.filename or target}: {error.strerror or error}"
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # no memory, their code, ...
+    except KeyboardInterrupt:
+        problem = STOPPED
+    except (Exception, SystemExit) as error:  # no memory, their code, ...
         problem = f"stopped by {type(error).__name__} {error}{suspect}"
     print(f"{program}: {clean(problem)}", file=sys.stderr)
     return 2

@@ -812,6 +812,13 @@ VERIFYING = [
     ),
     Mutant(
         "records/report.py",
+        "    except KeyboardInterrupt:\n        problem = STOPPED\n",
+        "",
+        "Ctrl-C is a sentence of its own",
+        "test_surroundings.py::test_ctrl_c_in_a_check",
+    ),
+    Mutant(
+        "records/report.py",
         'return finding.says or f"{finding.check}',
         'return f"{finding.check}',
         "the first line says which score it is of",
@@ -1183,6 +1190,20 @@ RECORDS = [
         "for path in []:",
         "size: files that the script pulls in count",
         "test_verify.py::test_code_that_the_script_pulls_in_counts[import helper]",
+    ),
+    Mutant(
+        CODE,
+        'self.leave(node, f"{node.id} as a value")',
+        "pass",
+        "size: a module that is handed on may be asked for anything",
+        "test_code_size.py::test_an_unknown_path_gives_both_bounds",
+    ),
+    Mutant(
+        CODE,
+        "is_text(head_of(path)) and not is_packed(path)",
+        "is_text(head_of(path))",
+        "size: a text that hardly compresses may be code",
+        "test_code_size.py::test_what_only_looks_like_data_may_be_code",
     ),
     Mutant(
         CODE,
