@@ -43,6 +43,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby, islice, product
 from pathlib import Path
@@ -50,6 +51,9 @@ from typing import NamedTuple
 
 if __name__ == "__main__":  # python -I leaves the script's folder out
     sys.path.insert(0, str(Path(__file__).resolve().parent))
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the imports, too
+        said = b"verify.py: stopped by Ctrl-C\n"
+        signal.signal(signal.SIGINT, lambda *_: (os.write(2, said), os._exit(130)))
 
 import numpy as np
 import sentencepiece
@@ -73,18 +77,24 @@ from records.check import (
     FAILED,
     NOT_CHECKABLE,
     PROVEN,
+    SCORES,
     SPLIT_BYTES,
     SPLIT_TOKENS,
     SUSPICION,
     Finding,
     UnusableInput,
     check_folder,
+    check_prefix_lines,
     code_bytes,
+    code_that_may_count,
+    least_packed,
+    measure_code,
     read_code,
     report_on,
+    run_program,
     submitted_scores,
 )
-from records.logs import LOG_SUFFIXES, Prefix, read_prefixes
+from records.logs import LOG_SUFFIXES, Prefix, read_passes
 from records.their_network import ANSWER, APART, LEARN, LOGITS, MESSAGE, TROUBLE
 
 HERE = Path(__file__).resolve().parent
@@ -215,19 +225,30 @@ def documents(tokens: np.ndarray) -> list[tuple[int, int]]:
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: sentencepiece.SentencePieceProcessor) -> int:
-    """UTF-8 bytes of the text that the tokens decode to, one document at a time.
+    """UTF-8 bytes of the text that the tokens after the first one decode to.
 
     A byte piece is one byte even where the bytes are no valid UTF-8: a letter stands in for it. The
-    decoder leaves out the space before a document.
+    challenge leaves out the space that a text begins with, after BOS or another id that is no text;
+    decoders do so with some tokenizers alone, so each text is decoded with a letter before it.
     """
     ids = range(tokenizer.vocab_size())
+    pieces = [tokenizer.id_to_piece(i) for i in ids]
     letters = set("etaoinsrhldu0123456789")
-    letter = next(i for i in ids if tokenizer.id_to_piece(i) in letters)
+    letter = next(i for i in ids if pieces[i] in letters)
+    silent = [
+        tokenizer.is_control(i) or tokenizer.is_unknown(i) or tokenizer.is_unused(i) for i in ids
+    ]
     stand_in = np.array([letter if tokenizer.is_byte(i) else i for i in ids])
+    stand_in[silent] = BOS
+
+    def size(text: np.ndarray) -> int:
+        decoded = tokenizer.decode([letter, *text.tolist()])
+        return len(decoded.encode()) - 1 - pieces[text[0]].startswith("▁") if len(text) else 0
 
     ids = stand_in[tokens]
-    texts = (tokenizer.decode(ids[start:end].tolist()) for start, end in documents(tokens))
-    return sum(len(text.encode()) for text in texts)
+    first = size(ids[:1]) if ids[0] != BOS else 0
+    texts = (ids[start:end] for start, end in documents(ids))
+    return sum(size(text[int(text[0] == BOS) :]) for text in texts) - first
 
 
 # ---------------------------------------------------------------- model
@@ -1299,9 +1320,9 @@ def check_artifact(
     claims for it, if any, `logs` those that may state scores of prefixes."""
     beside = path.with_name("train_gpt.py")
     script = options.code or options.model
-    if not script and beside.is_file():
+    if not script and beside.is_file() and beside.resolve().parent == path.resolve().parent:
         script = beside
-    found = check_size(path, Path(script) if script else None)
+    found = [check_size(path, Path(script) if script else None)]
     try:
         artifact = decode(path, options)
         found.append(artifact.integrity)
@@ -1356,7 +1377,8 @@ def decode(path: Path, options: Options) -> Artifact:
     except ArtifactError as error:
         raise Refused(Finding(FAILED, "integrity", str(error))) from None
     except (OutOfMemory, OutOfTime) as error:
-        raise Refused(Finding(NOT_CHECKABLE, "val_bpb", str(error))) from None
+        says = f"the artifact cannot be scored: {error}"
+        raise Refused(Finding(NOT_CHECKABLE, "val_bpb", str(error), says=says)) from None
 
     detail = f"{len(weights)} tensors, by decode_artifact.py"
     integrity = Finding(PROVEN, "integrity", detail, head.elements, "weights")
@@ -1376,7 +1398,8 @@ def check_network(subject: Subject, submitted: list[float], stated: list[Prefix]
         found += check_probes(subject.model, tokens, config, options)
         if tokens is None or not data.same:
             detail = "no validation shards for this tokenizer here; see --data"
-            return [*found, Finding(NOT_CHECKABLE, "val_bpb", detail)]
+            says = f"the artifact cannot be scored: {detail}"
+            return [*found, Finding(NOT_CHECKABLE, "val_bpb", detail, says=says)]
 
         subject.split = read_split(data, tokens, options)
         found.append(check_bytes(subject.split))
@@ -1398,26 +1421,36 @@ def check_bytes(split: Split) -> Finding:
     return Finding(PROVEN, "bytes", detail, count, "bytes")
 
 
-def check_size(artifact: Path, script: Path | None) -> list[Finding]:
-    """Code plus artifact against the cap, and the calls whose target is computed."""
+def check_size(artifact: Path, script: Path | None) -> Finding:
+    """Code plus artifact against the cap; proven where every file is known that the code may read,
+    else both bounds."""
     held = artifact.stat().st_size
-    files, computed = read_code(script) if script else ([], [])
-    raw, packed = code_bytes(files)
+    if script is None:
+        detail = f"artifact {held:,}, and no train_gpt.py here, see --code"
+        verdict = FAILED if held > CAP_BYTES else NOT_CHECKABLE
+        return Finding(verdict, "size", f"{detail}; {room(held)}", held, "bytes")
 
-    names = " + ".join(file.name for file in files) or "no train_gpt.py here, see --code"
-    detail = (
-        f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: "
-        f"{CAP_BYTES - raw - held:,} below cap of {CAP_BYTES:,}"
-    )
-    verdict = PROVEN if script else NOT_CHECKABLE
-    if raw + held > CAP_BYTES:
+    code = measure_code(script)
+    raw, packed = code_bytes(code.used)
+    names = " + ".join(path.name for path in code.used[:8])
+    total = raw + held
+    detail = f"code {raw:,} ({names}; {packed:,} by lzma) + artifact {held:,}: {room(total)}"
+    if not code.proven:
+        detail = f"at least {detail}; at most {code.most + held:,}, {code_that_may_count(code)}"
+
+    verdict = PROVEN if code.proven else NOT_CHECKABLE
+    if total > CAP_BYTES:
+        verdict = SUSPICION
+        detail += "; over the cap, unless its code is handed in compressed"
+    if min(raw, least_packed(packed)) + held > CAP_BYTES:
         verdict = FAILED
-    found = [Finding(verdict, "size", detail, raw + held, "bytes")]
+    return Finding(verdict, "size", detail, total, "bytes")
 
-    if computed:
-        detail = "what these read or run is known only when they run: " + ", ".join(computed[:12])
-        found.append(Finding(NOT_CHECKABLE, "code", detail, len(computed), "call(s)"))
-    return found
+
+def room(total: int) -> str:
+    """How far a total is from the cap."""
+    below = CAP_BYTES - total
+    return f"{abs(below):,} {'below' if below >= 0 else 'above'} cap of {CAP_BYTES:,}"
 
 
 def load_model(config: dict, weights: Weights, data: bytes, options: Options) -> Callable:
@@ -1443,8 +1476,9 @@ def default_folders(target: Path) -> list[Path]:
     that belongs to what is checked."""
     checked = target if target.is_dir() else target.parent
     roots = [HERE]
-    if not Path.cwd().is_relative_to(checked.resolve()):
-        roots.append(Path.cwd())
+    with suppress(FileNotFoundError):  # the current directory may have been removed
+        if not Path.cwd().is_relative_to(checked.resolve()):
+            roots.append(Path.cwd())
     return [root / name for root in roots for name in DEFAULT_DATA]
 
 
@@ -1495,6 +1529,12 @@ CHECKS = {
     SLIDING: "val_bpb",
     ADAPTED: "val_bpb_ttt",
     PER_DOCUMENT: "val_bpb_ttt",
+}
+OF_WEIGHTS = {  # what a score is of, in the first line
+    PLAIN: "with fixed weights, in windows side by side",
+    SLIDING: "with fixed weights",
+    ADAPTED: "after score-first adaptation",
+    PER_DOCUMENT: "after adaptation per document",
 }
 SHARES = {PLAIN: 1, SLIDING: 4, ADAPTED: 4, PER_DOCUMENT: 4}  # of the time that is left
 REPLAYED = {"score_first": ADAPTED, "per_document": PER_DOCUMENT}  # what --ttt makes, by protocol
@@ -1588,8 +1628,11 @@ def measured(subject: Subject, run: Pass) -> Finding:
     check = CHECKS[run.name]
     if run.dtype != torch.float32:
         check += " bf16"
+    told = check in SCORES  # in the first line
     if not run.done:
-        return Finding(NOT_CHECKABLE, check, f"{run.name}: {run.ended}, nothing was scored")
+        detail = f"{run.name}: {run.ended}, nothing was scored"
+        says = f"nothing was scored {OF_WEIGHTS[run.name]}: {run.ended}" if told else ""
+        return Finding(NOT_CHECKABLE, check, detail, says=says)
     if not math.isfinite(run.nats):
         detail = f"{run.name}: {run.ended}: a model gives each token a probability"
         return Finding(FAILED, check, detail, run.done, "positions")
@@ -1601,9 +1644,12 @@ def measured(subject: Subject, run: Pass) -> Finding:
         detail += f"; PARTIAL: the first {run.done / (split.whole - 1):.1%} of the split here"
         if run.ended:
             detail += f", {run.ended}"
-        return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte")
+        part = f"{run.done:,} of {split.whole - 1:,} positions"
+        says = f"{OF_WEIGHTS[run.name]} the first {part} were scored here" if told else ""
+        return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte", says=says)
     detail += f"; {split_words(subject, byte_count)}"
-    return Finding(subject.verdict, check, detail, bpb, "bits/byte")
+    says = f"val_bpb {bpb:.6f} {OF_WEIGHTS[run.name]} was {recomputed(subject)}" if told else ""
+    return Finding(subject.verdict, check, detail, bpb, "bits/byte", says=says)
 
 
 def split_words(subject: Subject, byte_count: int) -> str:
@@ -1612,6 +1658,16 @@ def split_words(subject: Subject, byte_count: int) -> str:
     if is_official(subject.config["vocab_size"], split.whole - 1, byte_count):
         return f"the challenge's whole split by its tokens and its {byte_count:,} bytes"
     return f"of the split in {split.folder}, {byte_count:,} bytes, not the challenge's whole"
+
+
+def recomputed(subject: Subject) -> str:
+    """By whom, and on which split."""
+    split = subject.split
+    place = f"the split in {split.folder}, which is not the challenge's whole"
+    if is_official(subject.config["vocab_size"], split.whole - 1, split.bytes_of(split.targets)):
+        place = "the challenge's whole split"
+    how = "computed by their code" if subject.options.model else "recomputed here"
+    return f"{how} on {place}"
 
 
 def check_protocol(config: dict, options: Options, replayed: bool) -> list[Finding]:
@@ -1630,7 +1686,8 @@ def check_protocol(config: dict, options: Options, replayed: bool) -> list[Findi
     if protocol in REPLAYED and not replayed:
         words = {"score_first": "score-first", "per_document": "per document"}
         detail = f"{words[protocol]}, not replayed: add --ttt"
-        return [Finding(NOT_CHECKABLE, "adaptation", detail)]
+        says = f"the score {OF_WEIGHTS[REPLAYED[protocol]]} was not recomputed"
+        return [Finding(NOT_CHECKABLE, "adaptation", detail, says=says)]
     return []
 
 
@@ -1660,7 +1717,7 @@ def find_prefixes(logs: list[Path], data: bytes) -> Stated:
     """Of an artifact's bytes."""
     sha256 = hashlib.sha256(data).hexdigest()
     stated = Stated([], [])
-    for line in (line for log in logs for line in read_prefixes(log)):
+    for line in (line for log in logs for line in read_passes(log).lines):
         kept = stated.lines if line.artifact in ("", sha256) else stated.others
         kept.append(line)
     return stated
@@ -1701,13 +1758,22 @@ def check_prefix(subject: Subject, run: Pass, lines: list[Prefix]) -> list[Findi
         return []
 
     far = max(reached, key=lambda line: line.count)
+    rest = "the rest rests on the log"
+    if far.count == subject.split.whole - 1:
+        rest = "these are all"
+    elif any(line.final for line in lines):
+        alone = subject.split.whole - 1 - far.count
+        rest = f"the rest rests on the log: the other {alone:,} positions on its word alone"
     detail = (
         f"{run.name}: the first {far.count:,} {positions} come to the log's {far.bpb:.6f} within "
         f"{drift_allowed(far.count, subject.options.tolerance):.4f}, {len(reached)} lines; a score "
-        "made by training on what it scores, or by another file, fails here; the rest "
-        "rests on the log"
+        f"made by training on what it scores, or by another file, fails here; {rest}"
     )
-    return [Finding(subject.verdict, "prefix", detail, far.count, "positions", far.quote)]
+    part = f"{far.count:,} of {subject.split.whole - 1:,} positions"
+    says = f"{OF_WEIGHTS[run.name]} the log's first {part} are right, the rest rests on the log"
+    return [
+        Finding(subject.verdict, "prefix", detail, far.count, "positions", far.quote, says=says)
+    ]
 
 
 def check_other_passes(names: set[str], stated: list[Prefix]) -> list[Finding]:
@@ -1762,30 +1828,53 @@ def check_range(claims: list[float]) -> list[Finding]:
 
 
 def check_claims(subject: Subject, claims: list[float], runs: list[Pass]) -> list[Finding]:
-    """The closest pair of claim and score."""
+    """The closest pair of claim and score, of the passes that went through the whole split; a part
+    where none did."""
     claims = [claim for claim in claims if 0 < claim < ABSURD]
-    scores = {}
-    for run in runs:
-        if run.name != PLAIN and run.done and math.isfinite(run.nats):
-            bits = math.log(2) * max(1, subject.split.bytes_of(run.done))
-            scores[run.name] = run.nats / bits
-    if not claims or not scores:
+    runs = [run for run in runs if run.name != PLAIN and run.done and math.isfinite(run.nats)]
+    if subject.options.claim is not None and subject.options.ttt:
+        replayed = REPLAYED.get(subject.config["ttt_protocol"])
+        runs = [run for run in runs if run.name == replayed] or runs
+    whole = [run for run in runs if run.done + 1 >= subject.split.whole]
+    if not claims or not runs:
         return []
-    adapted = REPLAYED.get(subject.config["ttt_protocol"])
-    if subject.options.claim is not None and adapted in scores and subject.options.ttt:
-        scores = {adapted: scores[adapted]}
 
+    scores = {}
+    for run in whole or runs:
+        bits = math.log(2) * max(1, subject.split.bytes_of(run.done))
+        scores[run.name] = run.nats / bits
     claim, name = min(product(claims, scores), key=lambda pair: abs(pair[0] - scores[pair[1]]))
     off = claim - scores[name]
     same = abs(off) <= subject.options.tolerance
     run = next(run for run in runs if run.name == name)
-    verdict, reason = judge_claim(subject, run.done, same, adapted in scores)
-    detail = f"{off:+.6f} from {scores[name]:.6f} here, tolerance {subject.options.tolerance:g}"
-    return [Finding(verdict, "claim", f"{detail}; {reason}", claim, "bits/byte")]
+    unfinished = [run for run in runs if run not in whole]
+    adapted = any(run.name in REPLAYED.values() for run in runs)
+    verdict, reason = judge_claim(subject, run.done, same, adapted, unfinished)
+    return [claim_finding(subject, (claim, scores[name], name), verdict, reason)]
 
 
-def judge_claim(subject: Subject, done: int, same: bool, adapted: bool) -> tuple[str, str]:
-    """Verdict and reason for a claim that is, or is not, the score here.
+def claim_finding(
+    subject: Subject,
+    pair: tuple[float, float, str],  # the claim, the score here, and its pass
+    verdict: str,
+    reason: str,
+) -> Finding:
+    claim, score, name = pair
+    detail = (
+        f"{claim - score:+.6f} from {score:.6f} here {OF_WEIGHTS[name]}, tolerance "
+        f"{subject.options.tolerance:g}; {reason}"
+    )
+    says = f"the claim of {claim:.6f} is the score {OF_WEIGHTS[name]}, {recomputed(subject)}"
+    if verdict == NOT_CHECKABLE:
+        says = f"the claim of {claim:.6f} is not decided: {reason}"
+    return Finding(verdict, "claim", detail, claim, "bits/byte", says=says)
+
+
+def judge_claim(
+    subject: Subject, done: int, same: bool, adapted: bool, unfinished: list[Pass]
+) -> tuple[str, str]:
+    """Verdict and reason for a claim that is, or is not, the score here; `unfinished` are passes
+    that it may be of as well.
 
     PROVEN is only what is claimed of the challenge's split. On another it is the claimant's word
     that it is of this one: a claim of submission.json is not.
@@ -1802,6 +1891,10 @@ def judge_claim(subject: Subject, done: int, same: bool, adapted: bool) -> tuple
     if same:
         return (subject.verdict if official else CONSISTENT), words
 
+    if unfinished:
+        run = unfinished[0]
+        part = f"whose pass came to {run.done:,} of {split.whole - 1:,} positions"
+        return NOT_CHECKABLE, f"it may be the score {OF_WEIGHTS[run.name]}, {part}"
     if subject.config["ttt_protocol"] in REPLAYED and not adapted:
         return NOT_CHECKABLE, "it may be the score after adaptation: add --ttt"
     smaller = split.whole - 1 < SPLIT_TOKENS.get(subject.config["vocab_size"], 0)
@@ -1961,29 +2054,35 @@ def sample_finding(
     seed: int,
     result: tuple[float, float],  # nats of the split, half of the interval
 ) -> Finding:
-    split = subject.split
-    bits = math.log(2) * max(1, split.bytes_of(split.targets))
-    bpb = result[0] / bits
-    half = result[1] / bits
-    bias, bias_error = (x * drawn.rest / bits for x in drawn.bias())
-    detail = (
-        f"fixed weights: {bpb:.4f} ± {half:.4f} (99 %) by {len(drawn.sums):,} windows of "
-        f"{drawn.cells:,}, seed {seed}; shorter contexts cost {bias:.4f} ± {bias_error:.4f}, "
-        "taken off"
-    )
+    count = subject.split.targets
+    bits = math.log(2) * max(1, subject.split.bytes_of(count))
+    bpb, half = (nats / bits for nats in result)
+    estimate = f"fixed weights: {bpb:.4f} ± {half:.4f} (99 %)"
+    detail = f"{estimate} {drawn_words(drawn, seed, bits)}"
     claims = [claim for claim in claims if 0 < claim < ABSURD]
     if not claims:
         words = f"{detail}; no claim to compare with, see --claim"
-        return Finding(NOT_CHECKABLE, "sample", words, bpb, "bits/byte")
+        says = f"a sample's estimate, {estimate}"
+        return Finding(NOT_CHECKABLE, "sample", words, bpb, "bits/byte", says=says)
 
     claim = min(claims, key=lambda claim: abs(claim - bpb))
     same = abs(claim - bpb) <= half + subject.options.tolerance
-    verdict, reason = judge_claim(subject, split.targets, same, False)
-    if verdict == PROVEN:
-        verdict = CONSISTENT
-    place = "within" if same else "outside, as 1 honest claim in 100 is: see another --seed"
-    detail += f"; the claim of {claim:.6f} is {place}; {reason}"
-    return Finding(verdict, "sample", detail, bpb, "bits/byte")
+    verdict, reason = judge_claim(subject, count, same, False, [])
+    place = "within" if same else "outside"
+    caution = "" if same else ", as 1 honest claim in 100 is: see another --seed"
+    detail += f"; the claim of {claim:.6f} is {place}{caution}; {reason}"
+    says = f"the claim of {claim:.6f} is {place} a sample's estimate, {estimate}"
+    verdict = CONSISTENT if verdict == PROVEN else verdict
+    return Finding(verdict, "sample", detail, bpb, "bits/byte", says=says)
+
+
+def drawn_words(drawn: Estimate, seed: int, bits: float) -> str:
+    """What an estimate rests on."""
+    bias, error = (x * drawn.rest / bits for x in drawn.bias())
+    return (
+        f"by {len(drawn.sums):,} windows of {drawn.cells:,}, seed {seed}; shorter contexts cost "
+        f"{bias:.4f} ± {error:.4f}, taken off"
+    )
 
 
 # ---------------------------------------------------------------- main
@@ -2057,13 +2156,23 @@ def check(options: Options) -> list[Finding]:
     require_files(options)
 
     if target.is_dir():
-        return check_folder(target, options.against) + check_artifacts(target, options)
+        found = check_folder(target, options.against) + check_artifacts(target, options)
+        return found + check_named_log(options)
     if target.stat() and not target.is_file():
         raise UnusableInput(f"{target} is neither a folder nor a regular file")
     with target.open("rb") as file:
         if file.read(4) != b"PCLL":
             raise UnusableInput(f"{target} is neither a folder nor a PCLL artifact")
-    return check_artifact(target, options, [], [Path(options.log)] if options.log else [])
+    found = check_artifact(target, options, [], [Path(options.log)] if options.log else [])
+    return found + check_named_log(options)
+
+
+def check_named_log(options: Options) -> list[Finding]:
+    """Whether what it says of prefixes and results can be at all."""
+    if not options.log:
+        return []
+    found = check_prefix_lines([read_passes(Path(options.log))])
+    return [finding for finding in found if finding.verdict == FAILED]
 
 
 def require_files(options: Options) -> None:
@@ -2084,7 +2193,8 @@ def check_artifacts(folder: Path, options: Options) -> list[Finding]:
     for path in files:
         if path.suffix == ".pcll":
             for finding in check_artifact(path, options, submitted_scores(folder), logs):
-                found.append(finding._replace(detail=f"{path.name}: {finding.detail}"))
+                says = finding.says and f"{path.name}: {finding.says}"
+                found.append(finding._replace(detail=f"{path.name}: {finding.detail}", says=says))
     return found
 
 
@@ -2098,4 +2208,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "verify.py"))

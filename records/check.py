@@ -42,10 +42,13 @@ from typing import NamedTuple
 
 if __name__ == "__main__":  # imports start at the root, and records/code.py hides no other code
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    from records.report import end_on_interrupt
+
+    end_on_interrupt("check.py")
 
 import numpy as np
 
-from records.code import CodeSize, code_bytes, measure_code
+from records.code import CodeSize, code_bytes, least_packed, measure_code
 from records.code import read_code as read_code
 from records.files import BUDGET_BYTES, BUDGET_SECONDS, TEXT_BYTES, Folder, list_folder
 from records.logs import (
@@ -56,6 +59,7 @@ from records.logs import (
     Line,
     Log,
     Pass,
+    Passes,
     claimed,
     claimed_bpb,
     claimed_seeds,
@@ -73,6 +77,7 @@ from records.programs import (
     Program,
     code_patterns,
     code_shape,
+    is_off,
     read_programs,
 )
 from records.report import (
@@ -86,7 +91,9 @@ from records.report import (
     UnusableInput,
     clean,
     report_on,
+    run_program,
 )
+from records.report import SCORES as SCORES
 from records.report import print_report as print_report
 
 CAP_BYTES = 16_000_000  # code plus artifact, decimal
@@ -103,6 +110,7 @@ LATE_P = 0.25  # as late practice had it
 PER_RUN = re.compile(  # settings that may differ between the runs of one entry
     r"seed|run_?id|path|dir$|file|^(local_)?rank|time|port$|host|date|warmup_step$|bytes|shard"
     r"|checkpoint|resume|elapsed|^start|^end|stamp|duration|_ms$|_s$|_sec|pid|name$|uuid|commit|log"
+    r"|^s$|^norm$|^delta|^total$|^bpt$|hypothesis|run_kind|batch_stride|bpb|loss"
 )
 SETTLES = {  # what would settle a finding that is no more than consistent
     "files": "add what is lacking",
@@ -118,6 +126,7 @@ SETTLES = {  # what would settle a finding that is no more than consistent
     "adaptation time": "a log in which training, adaptation and scoring keep both limits",
     "calibration": "a run whose stop leaves time for it within the 600 s",
     "split": "a log with val_tokens, val_loss and val_bpb over the whole split of 151.08 MB",
+    "prefix lines": "the log as the run wrote it",
     "seeds": "one log for each claimed seed, whose final line states that seed's claim",
     "settings": "the same settings in all runs",
     "script": "the script that made the logs",
@@ -175,6 +184,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         check_evaluation_time(used, lines, entry.record),
         *check_adaptation_time(used, lines, entry.record),
         check_split(lines, used, entry.record),
+        *check_prefix_lines([log.prefixes for log in entry.logs]),
         check_seeds(entry, used),
         check_settings(used, entry),
         check_embedded(used, entry),
@@ -572,7 +582,7 @@ def check_log_size(entry: Entry, used: list[Log]) -> list[Finding]:
 def judge_size(entry: Entry, log: Log, export: Export, packed: int) -> tuple[str, str]:
     """The verdict on a run's size, and what to add to its detail."""
     size = entry.size
-    least = packed * 9 // 10  # there are better compressors
+    least = least_packed(packed)
     if log.last("code_bytes"):
         least = min(least, log.last("code_bytes"))
     claim = claimed(entry.table, BYTES_FIELDS)
@@ -611,15 +621,20 @@ def check_code_size(size: CodeSize) -> Finding:
         detail = f"{names}, {packed:,} by lzma; {why}"
         return Finding(PROVEN, "code size", detail, raw, "bytes")
 
-    others = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in size.others[:4])
     detail = (
-        f"at least {raw:,} bytes ({names}; {packed:,} by lzma), at most {size.most:,}, with "
-        f"{counted(len(size.others), 'file')} that may be read: {others}; "
-        f"what may read more: {', '.join(size.unresolved[:6])}"
+        f"at least {raw:,} bytes ({names}; {packed:,} by lzma), at most {size.most:,}, "
+        f"{code_that_may_count(size)}"
     )
-    if len(size.unresolved) > 6:
-        detail += f" and {len(size.unresolved) - 6} more"
     return Finding(NOT_CHECKABLE, "code size", detail, raw, "bytes")
+
+
+def code_that_may_count(size: CodeSize) -> str:
+    """The files of an entry that its code may read besides, and the calls that may."""
+    others = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in size.others[:4])
+    files = counted(len(size.others), "file")
+    more = f" and {len(size.unresolved) - 6} more" if len(size.unresolved) > 6 else ""
+    calls = f"{', '.join(size.unresolved[:6])}{more}"
+    return f"with {files} that may be read: {others}; what may read more: {calls}"
 
 
 def check_claimed_bytes(table: dict, logs: list[Log], scripts: list[Path]) -> Finding:
@@ -663,7 +678,11 @@ def check_artifact_bytes(logs: list[Log], folder: Folder) -> list[Finding]:
         verdict = CONSISTENT if size in models else FAILED
         if not models:
             verdict = NOT_CHECKABLE
-        detail = f"of {path.name}, against the model sizes that the logs state"
+        detail = f"the size of {path.name} is one that the logs state"
+        if verdict == FAILED:
+            detail = f"the size of {path.name} is none that the logs state for a model"
+        if not models:
+            detail = f"of {path.name}; the logs state no size of a model"
         if verdict == CONSISTENT and states_hash(logs, folder, path):
             verdict = PROVEN
             detail = f"of {path.name}, whose sha256 a log states"
@@ -961,6 +980,25 @@ def split_fault(tokens: int | None, whole: int | None, ratios: list[float]) -> s
     return ""
 
 
+def check_prefix_lines(logs: list[Passes]) -> list[Finding]:
+    """What logs say of the first positions of a pass, and of all of them: whether it can be."""
+    for passes in logs:
+        if passes.contradictions:
+            problem, line = passes.contradictions[0]
+            count = len(passes.contradictions)
+            return [Finding(FAILED, "prefix lines", problem, count, "contradictions", line.quote)]
+
+    stated = sum(len(passes.lines) for passes in logs)
+    if not stated:
+        return []
+    tied = sum(line.final for passes in logs for line in passes.lines)
+    detail = (
+        f"on the first positions of a pass, {counted(tied, 'result')} of all among them, fit "
+        "together; that is the logs' word alone, which an artifact proves: see verify.py --log"
+    )
+    return [Finding(CONSISTENT, "prefix lines", detail, stated, "lines")]
+
+
 # ---------------------------------------------------------------- seeds and settings
 
 
@@ -1180,12 +1218,13 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
     programs, problems = entry.programs
     unread = list(problems)
     searched = []
+    settings = stated_settings(logs)
     for program in programs:
         if entry.folder.budget.is_late():
             unread.append(f"{program.name}: the time is used up")
             continue
         try:
-            for hit in code_patterns(program):
+            for hit in code_patterns(program, settings):
                 hits.setdefault(hit.what, f"{program.name}:{hit.line}: {hit.text[:160]}")
             searched.append(program.name)
         except UNREADABLE as error:
@@ -1201,6 +1240,19 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
         kinds = "; ".join([*CODE_PATTERNS, LEARNS_UNSCORED, *LOG_PATTERNS])
         detail = f"looked for in {names}, and not found: {kinds}"
         found.append(Finding(CONSISTENT, "pattern", detail, 0, "hits"))
+    return found
+
+
+def stated_settings(logs: list[Log]) -> dict[str, str] | None:
+    """What runs say of their settings, by name in small letters; what one of them has switched on
+    is on. None where a log shows that something adapted, whatever its settings say."""
+    found = {}
+    for log in (log for one in logs for log in (training_of(one), one)):
+        if log.facts["adaptation"] or log.facts["epochs over the tokens that are scored"]:
+            return None
+        for name, value in (log.settings | log.listed).items():
+            if is_off(found.get(name.lower(), "0")):
+                found[name.lower()] = value
     return found
 
 
@@ -1311,4 +1363,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program(main, "check.py"))

@@ -20,6 +20,7 @@ import lzma
 import os
 import re
 import struct
+import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,11 +121,18 @@ def code_bytes(files: list[Path]) -> tuple[int, int]:
     return raw, packed
 
 
+def least_packed(by_lzma: int) -> int:
+    """Bytes that code surely takes, in whatever form: there are better compressors than lzma."""
+    return by_lzma * 9 // 10
+
+
 # ---------------------------------------------------------------- kinds of files
 
 TEXTS = set(".md .txt .log .out .json .jsonl .csv .tsv .yaml .yml .toml .cfg .ini .rst".split())
 NAMED_TEXTS = {"LICENSE", "README", "NOTICE", ".gitignore", ".gitattributes"}
 SHARD = struct.pack("<ii", 20240520, 1)  # magic and version
+PACKED_BYTES = 100_000  # in a text: a log may hold a packed script, and no more
+PACKED_SAMPLES = 8
 
 
 def head_of(path: Path) -> bytes:
@@ -136,11 +144,21 @@ def head_of(path: Path) -> bytes:
 def is_data(path: Path) -> bool:
     """Whether a file is a shard, a tokenizer or an artifact, by what it begins with."""
     head = head_of(path)
+    size = path.stat().st_size
     if path.suffix == ".model":
-        return head[:1] == b"\n" and b"<unk>" in head[:64]
+        return size <= TOKENIZER_BYTES and head[:1] == b"\n" and b"<unk>" in head[:64]
     if path.suffix == ".vocab":
-        return b"\t" in head and is_text(head)
-    return head.startswith(SHARD) or (path.suffix == ".pcll" and head.startswith(b"PCLL"))
+        return size <= TOKENIZER_BYTES and b"\t" in head and is_text(head)
+    return is_shard(head, size) or (path.suffix == ".pcll" and head.startswith(b"PCLL"))
+
+
+def is_shard(head: bytes, size: int) -> bool:
+    """Whether a file is as long as its header says, and begins with ids of a small vocabulary."""
+    if not head.startswith(SHARD) or len(head) < 1024:
+        return False
+    (count,) = struct.unpack_from("<i", head, 8)
+    ids = struct.unpack(f"<{(len(head) - 1024) // 2}H", head[1024 : len(head) // 2 * 2])
+    return size == 1024 + 2 * count and max(ids, default=0) < 2**15
 
 
 def is_text(head: bytes) -> bool:
@@ -150,7 +168,21 @@ def is_text(head: bytes) -> bool:
 def is_no_code(path: Path) -> bool:
     """Whether a file is a log, a text, a tokenizer, a shard or an artifact."""
     named = path.suffix in TEXTS or path.name in NAMED_TEXTS
-    return is_data(path) or (named and is_text(head_of(path)))
+    return is_data(path) or (named and is_text(head_of(path)) and not is_packed(path))
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a text holds PACKED_BYTES that hardly compress, as base64 does: by samples."""
+    size = path.stat().st_size
+    if size < PACKED_BYTES:
+        return False
+    found = 0
+    with suppress(OSError), open_regular(path) as file:
+        for i in range(PACKED_SAMPLES):
+            file.seek(size * i // PACKED_SAMPLES)
+            block = file.read(4096)
+            found += len(zlib.compress(block)) > 0.57 * len(block) > 0
+    return found / PACKED_SAMPLES * size >= PACKED_BYTES
 
 
 # ---------------------------------------------------------------- references
@@ -160,10 +192,12 @@ READS_FIRST = {  # calls whose first argument is a path
     *"genfromtxt".split(),
     *"open_memmap from_file run_path zipimporter ZipFile load_file safe_open FileIO".split(),
     *"imread GzipFile BZ2File LZMAFile read_csv getlines fromregex".split(),
+    "SentencePieceProcessor",
 }
 READS_SELF = {"read_text", "read_bytes"}  # methods of a path
 READS_SECOND = {"spec_from_file_location", "SourceFileLoader", "ExtensionFileLoader"}
 READS_SECOND |= {"SourcelessFileLoader", "load_source"}
+LIBRARIES = {"CDLL", "PyDLL", "LoadLibrary"}  # of the system they can open any file
 RUNS = {"exec", "eval"}
 IMPORTS = {"import_module", "__import__", "run_module"}
 REACHING = READS_FIRST | READS_SELF | READS_SECOND | RUNS | IMPORTS
@@ -174,19 +208,31 @@ NAMES = {  # built-in names that lead to anything
 ATTRIBUTES = re.compile(  # of any object: they lead to a file, or to the names above
     r"^(builtins|modules|path_hooks|meta_path|f_globals|f_builtins|__globals__|__dict__"
     r"|__subclasses__|__builtins__|__getattribute__|__loader__|__import__|pythonapi|exec_module"
-    r"|load_module)$"
+    r"|load_module|c?dll|pydll|_*(sys|os|io|subprocess|importlib|runpy|shutil|pathlib|posix|pty))$"
 )
 CALLS = re.compile(  # what is called so may read or run a file
     r"(?i)open|load|read|import|exec|spawn|system|popen|file|mmap|txt|regex|source|dll|run_path"
-    r"|run_module|get_data|unpack_archive|connect|getlines|archive|zipimp|copy(2|tree|$)|^link"
-    r"|symlink|rename|^replace$|^move$|include|addsitedir"
+    r"|run_module|get_data|unpack_archive|connect|getlines|archive|zipimp|copy(2|tree|$)|link"
+    r"|rename|^replace$|^move$|include|addsitedir|chdir|chroot|subprocess|get_type_hints"
+    r"|get_annotations|attrgetter|methodcaller|get_field|dictconfig|functiontype|codetype"
+    r"|get_encoding|encoding_for_model"
 )
 HARMLESS_CALLS = re.compile(  # of those, what reads no file by its path
     r"(?i)^(load_state_dict|thread\w*|\w*threads?|read|readline|readlines|readinto|is_file|isfile"
     r"|profile\w*|reader|dictreader|upload|dataloader|getsource|register_\w+|getfilesystem\w*"
     r"|isreadable|readable|fileno|clear_\w+|temporaryfile|namedtemporaryfile|write_text"
-    r"|removesuffix|reload_\w+|threadpoolexecutor|processpoolexecutor|zip|spread|copyto)$"
+    r"|removesuffix|reload_\w+|threadpoolexecutor|processpoolexecutor|zip|spread|copyto"
+    r"|deepcopy|unlink|islink)$"
 )
+RISKY_WORDS = {
+    "eval_str",
+    "executable",
+    "link",
+    "opener",
+    "pickle_module",
+}  # arguments that may run
+RISKY_MODULES = ("scipy.io", "scipy.datasets", "numpy.f2py", "torch.utils.cpp_extension")
+LOADERS = ("hub", "cpp_extension", "triton")  # whose load and compile take more than one path
 MODULES = {  # that read or run a file through the calls and attributes above alone
     *"torch numpy scipy sentencepiece zstandard brotli triton tiktoken einops tqdm".split(),
     *"flash_attn flash_attn_interface huggingface_hub numba psutil packaging xxhash".split(),
@@ -197,11 +243,12 @@ MODULES = {  # that read or run a file through the calls and attributes above al
     *"hashlib html importlib inspect io itertools json keyword lzma marshal math mmap".split(),
     *"numbers operator os pathlib pickle pprint pydoc_data queue random re resource runpy".split(),
     *"secrets shlex shutil signal statistics string struct subprocess sys textwrap".split(),
-    *"tempfile threading time timeit traceback types typing unicodedata uuid".split(),
+    *"tempfile threading time traceback types typing unicodedata uuid".split(),
     *"platform warnings weakref zipfile zipimport zlib multiprocessing logging socket".split(),
-    *"select asyncio".split(),
+    *"select asyncio difflib fcntl".split(),
 }
-COMMANDS = ("nvidia-smi",)  # that read no file of ours
+COMMAND = re.compile(r"nvidia-smi\b[\w\s=,.-]*")  # reads no file of ours
+TOKENIZER_BYTES = 2_000_000  # what is larger is no tokenizer, whatever it begins with
 MAX_PARTS = 32  # of a dotted name
 
 
@@ -246,15 +293,18 @@ class References:
             self.read_import(node)
         self.defined |= {node.name for node in nodes if isinstance(node, definitions)}
 
+        owners = {node.value for node in nodes if isinstance(node, ast.Attribute)}
         idle = set()  # names that are called, or that do nothing, by their nodes
         for node in nodes:
             if isinstance(node, ast.Call):
                 idle.add(node.func)
+                if call_name(node) in ("getattr", "hasattr"):
+                    owners.update(node.args[:1])
                 self.read_call(node, depth)
             elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Attribute):
                 idle.add(node.value)
             elif isinstance(node, ast.Name | ast.Attribute) and node not in idle:
-                self.read_name(node)
+                self.read_name(node, node in owners)
         self.constants = outer
 
     def leave(self, node: ast.AST, what: str) -> None:
@@ -283,6 +333,10 @@ class References:
 
         tops = [module] if module else [alias.name for alias in node.names]
         unknown = [top for top in tops if top.split(".")[0] not in MODULES]
+        full = [f"{module}.{alias.name}".strip(".") for alias in node.names]
+        unknown += [
+            name for name in full if f"{name}.".startswith(tuple(f"{m}." for m in RISKY_MODULES))
+        ]
         if not here and unknown:
             self.leave(node, f"import {unknown[0]}, which is not here")
         if not here:
@@ -292,7 +346,9 @@ class References:
     def read_imported_names(self, node: ast.Import | ast.ImportFrom) -> None:
         """Names that lead to a file and are given another, and all names at once."""
         if isinstance(node, ast.Import):
-            self.modules |= {alias.asname: alias.name for alias in node.names if alias.asname}
+            for alias in node.names:
+                name = alias.asname or alias.name.split(".")[0]
+                self.modules[name] = alias.name if alias.asname else name
             return
         for alias in node.names:
             renamed = alias.asname not in (None, alias.name)
@@ -312,13 +368,17 @@ class References:
         dotted = isinstance(call.func, ast.Attribute)
         owner = call.func.value if dotted else None
         if not name:
-            return  # what is called was looked at as a name
+            return None  # what is called was looked at as a name
+        if RISKY_WORDS & {keyword.arg for keyword in call.keywords}:
+            return self.leave(call, name)
         if name in RUNS and (not dotted or self.named(owner) == "builtins"):
             return self.read_run(call, depth)
         if name in RUNS or (name in self.defined and not dotted):
             return None
-        if name == "getattr" and not dotted:
+        if name in ("getattr", "setattr", "delattr") and not dotted:
             return self.read_getattr(call)
+        if name in ("load", "compile") and self.last_name(owner) in LOADERS:
+            return self.leave(call, name)
         if self.named(owner) == "subprocess" or (
             name in ("system", "popen") and self.named(owner) == "os"
         ):
@@ -345,6 +405,9 @@ class References:
         if name == "loads" and self.named(owner) == "json":
             return False
         if name == "replace":
+            words = {keyword.arg for keyword in call.keywords}
+            if owner is None and words and not words & {"src", "dst", "target", None}:
+                return False  # of dataclasses
             return (
                 len(call.args) != 2 or self.named(owner) == "os"
             )  # text.replace(old, new) has two
@@ -367,18 +430,20 @@ class References:
         return None
 
     def read_getattr(self, call: ast.Call) -> None:
+        """getattr and setattr: of a name that is known, and leads to no file."""
         name = self.constants.of(call.args[1]) if len(call.args) > 1 else None
-        owner = call.args[0] if call.args else None
         harmless = isinstance(name, str) and not may_reach(name) and not ATTRIBUTES.match(name)
-        if not harmless and not (name is None and isinstance(owner, ast.Name | ast.Attribute)):
-            self.leave(call, "getattr")
-        elif name is None and self.is_module(owner):
-            self.leave(call, "getattr")
+        if not harmless or name == "path":
+            self.leave(call, call_name(call))
 
     def named(self, node: ast.expr | None) -> str:
         """The module, or else the name, that an expression is; "" for any other."""
         name = node.id if isinstance(node, ast.Name) else ""
         return self.modules.get(name, name)
+
+    def last_name(self, node: ast.expr | None) -> str:
+        """ "hub" of torch.hub, and of hub"""
+        return node.attr if isinstance(node, ast.Attribute) else self.named(node).split(".")[-1]
 
     def is_module(self, node: ast.expr) -> bool:
         """Whether an expression may be a module: an unbound name, or an attribute of one."""
@@ -393,7 +458,7 @@ class References:
         command = self.constants.of(target) if target is not None else None
         if isinstance(command, list) and command:
             command = command[0]
-        if not isinstance(command, str) or command.split()[:1] != [*COMMANDS]:
+        if not isinstance(command, str) or not COMMAND.fullmatch(command):
             self.leave(call, f"{name} of a command")
 
     def read_target(self, call: ast.Call, name: str, dotted: bool) -> None:
@@ -415,7 +480,9 @@ class References:
         if name == "load" and inner is not None and opening_call(inner, self.constants):
             return None  # json.load(open(x)): the inner call is looked at by itself
         path = self.path_of(call)
-        if path is None:
+        several = name == "load" and not dotted and len(call.args) > 1  # cpp_extension's, hub's
+        foreign = name in LIBRARIES and path is not None and inside(path, self.folder) is None
+        if path is None or several or foreign or os.path.isdir(path):
             return self.leave(call, name)
         self.paths.append(path)
         if name in READS_SECOND or name in ("run_path", "zipimporter", "CDLL", "LoadLibrary"):
@@ -434,13 +501,16 @@ class References:
 
     # ------------------------------------------------------------ names
 
-    def read_name(self, node: ast.Name | ast.Attribute) -> None:
-        """A name that is no call's: whatever leads to a file may be called by another name."""
+    def read_name(self, node: ast.Name | ast.Attribute, owner: bool) -> None:
+        """A name that is no call's: whatever leads to a file may be called by another name, and a
+        module that is no owner of an attribute may be asked for any."""
         if isinstance(node, ast.Name):
             bound = not isinstance(node.ctx, ast.Load)
             if node.id in NAMES | {"open"} or (node.id in REACHING and node.id not in self.defined):
                 if not (node.id == "compile" and node.id in self.defined):
                     self.leave(node, f"{node.id} {'bound anew' if bound else 'by another name'}")
+            elif node.id in self.modules and not owner and not bound:
+                self.leave(node, f"{node.id} as a value")
         elif ATTRIBUTES.match(node.attr) or (
             node.attr == "path" and self.named(node.value) == "sys"
         ):

@@ -12,6 +12,7 @@ joined with the one of its seed that trained. Nothing of the folder is run or im
 Sections: what lines state, logs, files of logs, scores of prefixes, submission.json.
 """
 
+import math
 import re
 from collections import deque
 from collections.abc import Iterator
@@ -56,6 +57,7 @@ RUNNING = compiled(
     r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
     r"|pre[-_ ]?quant|post[-_ ]?ema|scored:\d"
 )
+EXACT = compiled(r"final_[\w+.-]{0,60}_exact ")  # a result, whatever words are in its name
 TRAINING = compiled(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how such a line begins
 DIAGNOSTIC = compiled("(?i)diagnos")  # a pass by the side, no part of the evaluation
 NEW_RUN = compiled(r"step:[01]/\d|world_size:\d|Running Python")  # after a run's scores
@@ -74,10 +76,13 @@ LOG_PATTERNS = {  # what has invalidated entries before
     "epochs over the tokens that are scored": (
         r"(?i)ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+"
     ),
-    "a second pass over scored tokens": r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass",
+    "a second pass over scored tokens": (
+        r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass(?!\w*[:=] ?(?:False|0|no)\b)"
+    ),
     "hints within words, of what is scored": r"(?i)\b(?:within|word)_gate[:=] ?[1-9]",
     "a score that is no number": (
-        r"(?i)^(?!.*train_).*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
+        r"(?i)^(?!.*(?:train_|chunk|best|\d/\d))"
+        r".*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
     ),
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
@@ -201,6 +206,7 @@ class Log:
         self.running = deque(maxlen=MAX_LINES)
         self.facts = {fact: deque(maxlen=MAX_LINES) for fact in FACTS}  # Facts
         self.passes: list[Pass] = []
+        self.prefixes = Passes(name)
         self.sizes: dict[int, int] = {}  # large numbers in lines on sizes -> their last line
         self.hashes: set[str] = set()  # what reads like a sha256
         self.settings = {}  # name -> value, as printed before the first step
@@ -259,6 +265,8 @@ class Log:
             found = [int(found.replace(",", "")) for found in LARGE.findall(text)[:9]]
             self.sizes |= dict.fromkeys(found, number)
 
+        if scores or "sha256" in text:
+            self.prefixes.read(text, number)
         if "sha256" in text and len(self.hashes) < MAX_LINES:
             self.hashes |= set(re.findall(r"\b[0-9a-f]{64}\b", text))
 
@@ -279,7 +287,7 @@ class Log:
             self.facts[fact].append(Fact(round(float(count) * SECONDS[unit], 6), quote, number))
 
     def read_scores(self, text: str, quote: str, legal: bool) -> list[Line]:
-        kind = "running" if RUNNING.search(text) else "final"
+        kind = "running" if RUNNING.search(text) and not EXACT.match(text) else "final"
         if not legal:
             kind = "illegal"
 
@@ -490,6 +498,10 @@ def join(logs: list[Log]) -> None:
 PREFIX = compiled(
     r"(.{1,80}): scored:([0-9]{1,12}) nats:NUMBER bytes:([0-9]{1,15}) val_bpb:NUMBER$"
 )
+FINAL = compiled(
+    r"(headline: )?(final_pcll_\w{1,60}) val_loss:NUMBER val_bpb:NUMBER "
+    r"val_tokens:([0-9]{1,12}) bytes:([0-9]{1,15})\b"
+)
 ARTIFACT = compiled(r"artifact_sha256:([0-9a-f]{64})\b")
 MAX_PREFIXES = 1_000  # kept of a log
 
@@ -504,23 +516,102 @@ class Prefix(NamedTuple):
     bpb: float
     artifact: str  # sha256 of the artifact that the log named last; empty where it named none
     quote: str  # "train_seed42.log:1203: after export, sliding window: scored:2048 nats:..."
+    final: bool = False  # whether it is the pass's own result, "final_pcll_sliding_exact ..."
+
+    @property
+    def rounding(self) -> float:
+        """Nats by which they may be off, as printed: a result is a mean of eight decimals."""
+        return 1e-6 + 1e-8 * self.count * self.final
 
 
-def read_prefixes(path: Path) -> list[Prefix]:
-    """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to."""
-    found = []
-    artifact = ""
-    for number, text in bounded_lines(path, Budget()):
+class Passes:
+    """The prefixes that a log states, pass by pass, and where they contradict one another."""
+
+    def __init__(self, file: str):
+        self.file = file
+        self.artifact = ""
+        self.lines: list[Prefix] = []
+        self.contradictions: list[tuple[str, Prefix]] = []  # what is impossible, and its line
+        self.before: Prefix | None = None  # of the same pass
+        self.results: dict[str, Prefix] = {}  # the last one of each label
+
+    def read(self, text: str, number: int) -> None:
+        """Takes in a line of the log."""
         named = ARTIFACT.match(text)
         if named:
-            artifact = named[1]
+            self.artifact = named[1]
+            self.before = None
+        if len(self.lines) >= MAX_PREFIXES:
+            return
+        quote = f"{self.file}:{number}: {text[:160]}"
         stated = PREFIX.match(text)
-        if stated and len(found) < MAX_PREFIXES:
+        if stated:
             name, count, nats, size, bpb = stated.groups()
-            quote = f"{path.name}:{number}: {text[:160]}"
             numbers = (int(count), float(nats), int(size), float(bpb))
-            found.append(Prefix(name, *numbers, artifact, quote))
-    return found
+            self.enter(Prefix(name, *numbers, self.artifact, quote))
+        result = FINAL.match(text)
+        if result:
+            self.read_result(result, quote)
+
+    def read_result(self, found: re.Match, quote: str) -> None:
+        repeats, label, loss, bpb, count, size = found.groups()
+        name = self.before.name if self.before and not repeats else ""
+        numbers = (int(count), float(loss) * int(count), int(size), float(bpb))
+        line = Prefix(name, *numbers, self.artifact, quote, True)
+        known = self.results.get(label)
+        if repeats and known and line[1:5] != known[1:5]:
+            self.contradict(f"the headline is not the result of {known.quote[:80]}", line)
+        self.results[label] = known if repeats and known else line
+        problem = impossible(None, line)
+        if name:
+            self.enter(line)
+        elif problem:
+            self.contradict(f"{label}: {problem}", line)
+        self.before = None
+
+    def enter(self, line: Prefix) -> None:
+        before = self.before if self.before and self.before.name == line.name else None
+        problem = impossible(before, line)
+        if problem:
+            self.contradict(f"{line.name}: {problem}", line)
+        self.lines.append(line)
+        self.before = line
+
+    def contradict(self, what: str, line: Prefix) -> None:
+        if len(self.contradictions) < MAX_LINES:
+            self.contradictions.append((what, line))
+
+
+def impossible(before: Prefix | None, line: Prefix) -> str:
+    """Why no pass can have a line, after the one before it; empty if one can."""
+    bits = math.log(2) * max(1, line.bytes)
+    off = abs(line.bpb - line.nats / bits)
+    if line.final and off > 1e-8 + line.rounding / bits:
+        return f"its nats and bytes make {line.nats / bits:.8f} bits/byte, not {line.bpb:.8f}"
+    if before is None:
+        return ""
+
+    rest = f"{line.count - before.count:,} positions after the first {before.count:,}"
+    more = line.nats - before.nats
+    size = line.bytes - before.bytes
+    allowed = line.rounding + before.rounding
+    if line.count == before.count and line.final:
+        same = abs(more) <= allowed and size == 0
+        return "" if same else "the result of all positions differs from their last line"
+    if line.count <= before.count:
+        return f"{line.count:,} positions after {before.count:,}"
+    if more < -allowed or size < 0:
+        return f"the {rest} would have {more:,.4f} nats and {size:,} bytes"
+    return ""
+
+
+def read_passes(path: Path) -> Passes:
+    """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to, and
+    all of them."""
+    passes = Passes(path.name)
+    for number, text in bounded_lines(path, Budget()):
+        passes.read(text, number)
+    return passes
 
 
 # ---------------------------------------------------------------- submission.json

@@ -8,7 +8,8 @@ folds the expression: literals, their sums and joins, names that are bound once,
 below; what it cannot fold is named. Decoders write at most TEXT_BYTES and use at most UNPACK_MEMORY
 bytes, which is enough for xz at preset 9.
 
-Sections: parsing, constants, decoders, packed programs, programs as they are compared, patterns.
+Sections: parsing, constants, decoders, packed programs, programs as they are compared, patterns,
+what is switched off.
 """
 
 import ast
@@ -16,6 +17,7 @@ import base64
 import binascii
 import bz2
 import lzma
+import operator
 import os
 import re
 import sys
@@ -522,10 +524,11 @@ def is_remark(statement: ast.AST) -> bool:
 
 # ---------------------------------------------------------------- patterns
 
+PICKS = "picks by the validation score"
+DOWNLOADS = "downloads"
+LABEL = re.compile(r"""(?<!\w)[rbuf]{0,2}('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")""", re.I)
 CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if or while
-    "picks by the validation score": (
-        r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"
-    ),
+    PICKS: (r"\b\w*(bpb|nll|val_loss)\b[^<>]{0,60}<=? \(?(best|selected|min)_?\w*"),
     "scores in the last of several epochs": r"epoch\w* == .{0,40}epochs - 1",
     "scores tokens in a second pass": r"\b(two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\(",
     "hash keyed on the target": (
@@ -534,7 +537,7 @@ CODE_PATTERNS = {  # looked for in each statement, or in the condition of an if 
     "validation tokens in calibration": (
         r"(hessian|calib|gptq)\w*\([^)]*\bval_(tokens|data|loader)\b(?!\.(?!(val_)?tokens))"
     ),
-    "downloads": (
+    DOWNLOADS: (
         r"\b(urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(curl|wget) "
     ),
 }
@@ -555,12 +558,14 @@ class Hit(NamedTuple):
     text: str  # the statement or condition
 
 
-def code_patterns(program: Program) -> Iterator[Hit]:
-    """The hits in a program, for a person to judge."""
-    yield from unscored_learning(program.nodes[0])
+def code_patterns(program: Program, settings: dict[str, str] | None) -> Iterator[Hit]:
+    """The hits in a program, for a person to judge; none in what its settings switch off, which are
+    those that logs state (by name, in small letters) and else their defaults. None: all may run."""
+    idle = set() if settings is None else idle_nodes(program.nodes, settings)
+    yield from unscored_learning(program.nodes[0], idle)
     lines = program.text.split("\n")
     for node in program.nodes:
-        searched = searched_part(node)
+        searched = None if node in idle else searched_part(node)
         if searched is None:
             continue
         last = min(searched.end_lineno, searched.lineno + 40)
@@ -568,9 +573,29 @@ def code_patterns(program: Program) -> Iterator[Hit]:
         if not any(WORTH_A_LOOK.search(line) for line in raw):
             continue
         text = ast.unparse(searched)[:STATEMENT_CHARS]
+        silent = LABEL.sub(without_label, text)
         for what, pattern in CODE_PATTERNS.items():
-            if re.search(pattern, text):
+            found = re.search(pattern, text if what == DOWNLOADS else silent)
+            if found and not (what == PICKS and only_says(node)):
                 yield Hit(what, node.lineno, text)
+
+
+def without_label(found: re.Match) -> str:
+    """A text literal without what it says: a name alone may be a key, and an f-string may call."""
+    text = found[0]
+    return "''" if re.search("[ (]", text) and not re.search(r"\{[^}]*\(", text) else text
+
+
+def only_says(node: ast.AST) -> bool:
+    """Whether a comparison does no more than choose a text or print."""
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.IfExp):
+        return all(isinstance(x, ast.Constant) for x in (node.value.body, node.value.orelse))
+    if not isinstance(node, ast.If) or node.orelse:
+        return False
+    calls = [part.value for part in node.body if isinstance(part, ast.Expr)]
+    calls = [call for call in calls if isinstance(call, ast.Call)]
+    said = all(re.match("print|log", call_name(call)) for call in calls)
+    return said and len(calls) == len(node.body)
 
 
 def searched_part(node: ast.AST) -> ast.AST | None:
@@ -610,12 +635,13 @@ def find_functions(tree: ast.Module) -> Functions:
     return found
 
 
-def unscored_learning(tree: ast.Module) -> Iterator[Hit]:
+def unscored_learning(tree: ast.Module, idle: set[ast.AST]) -> Iterator[Hit]:
     """Loops that train on validation tokens and score nothing, in functions that no function
-    calls which evaluates or scores: those adapt on what they scored."""
+    calls which evaluates or scores: those adapt on what they scored. Warming up is no training."""
     functions = find_functions(tree)
     for name, loops in functions.loops.items():
-        lines = sorted(loop.lineno for loop in loops if learns_unscored(loop))
+        loops = [loop for loop in loops if loop not in idle and learns_unscored(loop)]
+        lines = sorted(loop.lineno for loop in loops if not is_warm_up(loop))
         if not lines:
             continue
         callers = [other for other, calls in functions.calls.items() if name in calls]
@@ -623,6 +649,10 @@ def unscored_learning(tree: ast.Module) -> Iterator[Hit]:
             continue
         for line in lines:
             yield Hit(LEARNS_UNSCORED, line, f"loop in {name}")
+
+
+def is_warm_up(loop: ast.For | ast.While) -> bool:
+    return isinstance(loop, ast.For) and "warmup" in ast.unparse(loop.iter)[:200].lower()
 
 
 def learns_unscored(loop: ast.For | ast.While) -> bool:
@@ -637,3 +667,149 @@ def learns_unscored(loop: ast.For | ast.While) -> bool:
                 words.add(word)
     steps = {"backward", "step"} <= methods
     return steps and any(map(VAL_TOKENS.match, words)) and not any(map(SCORED.search, words))
+
+
+# ---------------------------------------------------------------- what is switched off
+
+FALSE = ("", "0", "0.0", "false", "none", "no", "off", "''", '""', "[]")  # as logs print it
+
+
+def is_off(text: str) -> bool:
+    return text.strip().lower() in FALSE
+
+
+class Switches:
+    """What is surely true or false in a program whose settings are those that logs state, and else
+    the defaults of its environment variables."""
+
+    def __init__(self, nodes: list[ast.AST], stated: dict[str, str]):
+        self.names = bindings(nodes)
+        self.stated = stated
+        self.depth = 0
+
+    def value(self, node: ast.expr | None) -> object:
+        """None where it is not known; of what is false, None never."""
+        fold = {
+            ast.Constant: lambda node: node.value,
+            ast.Name: lambda node: self.of_setting(node.id),
+            ast.Attribute: lambda node: self.of_setting(node.attr),
+            ast.Call: self.of_call,
+            ast.Compare: self.of_comparison,
+            ast.BoolOp: self.of_parts,
+            ast.UnaryOp: self.of_opposite,
+        }.get(type(node))
+        if fold is None or self.depth > MAX_NESTING:
+            return None
+        self.depth += 1
+        try:
+            return fold(node)
+        finally:
+            self.depth -= 1
+
+    def of_setting(self, name: str) -> object:
+        stated = self.stated.get(name.lower())
+        if stated is not None:
+            return False if is_off(stated) else None
+        return self.value(self.names.get(name))
+
+    def of_call(self, call: ast.Call) -> object:
+        """An environment variable's default, and that as a number or a flag."""
+        name = call_name(call)
+        owner = ast.unparse(call.func)[:40] if isinstance(call.func, ast.Attribute) else name
+        if owner in ("os.environ.get", "environ.get", "os.getenv", "getenv"):
+            return self.of_variable(call)
+        if name in ("lower", "strip") and isinstance(call.func, ast.Attribute) and not call.args:
+            text = self.value(call.func.value)
+            return text.lower().strip() if isinstance(text, str) else None
+        if name in ("int", "float", "bool") and len(call.args) == 1:
+            value = self.value(call.args[0])
+            with suppress(ValueError, TypeError, OverflowError):
+                return (
+                    {"int": int, "float": float, "bool": bool}[name](value)
+                    if value is not None
+                    else None
+                )
+        return None
+
+    def of_variable(self, call: ast.Call) -> object:
+        name = call.args[0] if call.args else None
+        if not isinstance(name, ast.Constant) or not isinstance(name.value, str):
+            return None
+        stated = self.stated.get(name.value.lower())
+        if stated is not None:
+            return False if is_off(stated) else None
+        if len(call.args) == 1 and not call.keywords:
+            return ""  # it is None, which is as false
+        default = call.args[1] if len(call.args) == 2 else None
+        return default.value if isinstance(default, ast.Constant) else None
+
+    def of_comparison(self, node: ast.Compare) -> object:
+        left = self.value(node.left)
+        right = self.value(node.comparators[0]) if len(node.ops) == 1 else None
+        if isinstance(node.ops[0], ast.In) and isinstance(
+            node.comparators[0], ast.Tuple | ast.List
+        ):
+            right = [self.value(item) for item in node.comparators[0].elts]
+            return None if left is None or None in right else left in right
+        if left is None or right is None:
+            return None
+        compare = COMPARE.get(type(node.ops[0]))
+        with suppress(TypeError):
+            return compare(left, right) if compare else None
+        return None
+
+    def of_parts(self, node: ast.BoolOp) -> object:
+        values = [self.value(part) for part in node.values]
+        if isinstance(node.op, ast.And):
+            if any(value is not None and not value for value in values):
+                return False
+            return None if None in values else True
+        if any(values):
+            return True
+        return None if None in values else False
+
+    def of_opposite(self, node: ast.UnaryOp) -> object:
+        value = self.value(node.operand)
+        return not value if isinstance(node.op, ast.Not) and value is not None else None
+
+
+COMPARE = {
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+}
+
+
+def idle_nodes(nodes: list[ast.AST], stated: dict[str, str]) -> set[ast.AST]:
+    """What does not run: behind a switch that is off, and functions that are named only there."""
+    switches = Switches(nodes, stated)
+    idle = set()
+    for node in nodes:
+        if isinstance(node, ast.If) and node not in idle:
+            value = switches.value(node.test)
+            if value is not None:
+                dead = node.orelse if value else node.body
+                idle.update(part for top in dead for part in ast.walk(top))
+            if value is not None and not value:
+                idle.add(node)  # its condition, too
+
+    functions = [n for n in nodes if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for _ in range(4):  # what calls them may be idle in turn
+        named = Counter()
+        used = set()
+        for node in nodes:
+            name = getattr(node, "id", None) or getattr(node, "attr", None)
+            if isinstance(node, ast.Name | ast.Attribute):
+                named[name] += 1
+                if node not in idle:
+                    used.add(name)
+        before = len(idle)
+        for function in functions:
+            if function not in idle and named[function.name] and function.name not in used:
+                idle.update(ast.walk(function))
+        if len(idle) == before:
+            break
+    return idle

@@ -1,12 +1,14 @@
 """Findings, and how they are printed: the answer first, then a table of runs, then each finding.
 
 The first line is OK, FAILED or NOT PROVEN and one sentence: FAILED if any finding is, OK if none
-is, none is a suspicion, and the score is proven or agrees with the logs.
+is, none is a suspicion, and the score is proven or agrees with the logs. The score is what is
+claimed of an artifact, or else what was recomputed of it; and what a folder's submission.json says.
 """
 
 import json
 import math
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -21,8 +23,9 @@ NOT_CHECKABLE = "NOT CHECKABLE"
 SUSPICION = "SUSPICION"
 FAILED = "FAILED"
 COLOURS = {FAILED: 31, SUSPICION: 35, NOT_CHECKABLE: 33, CONSISTENT: 36, PROVEN: 32}  # in order
-SCORES = ("val_bpb", "claim")  # the findings on what an entry stands for
+SCORES = ("val_bpb", "val_bpb_ttt", "claim")  # the findings on what an entry stands for
 WIDTH = 110  # columns
+STOPPED = "stopped by Ctrl-C"
 DETAIL_CHARS = 1_500  # of a longer detail the rest is not printed
 
 
@@ -47,6 +50,7 @@ class Finding(NamedTuple):
     line: str = ""  # evidence that is text: "train_seed1337.log:1203: final_..._exact val_loss:1.9"
     settle: str = ""  # what would settle it
     runs: tuple[RunRow, ...] = ()  # the table of a folder, with its val_bpb
+    says: str = ""  # of an artifact's score, for the first line: which score of what it is
 
 
 class UnusableInput(Exception):
@@ -87,9 +91,17 @@ def answer_of(findings: list[Finding]) -> str:
     verdicts = {finding.verdict for finding in findings}
     if FAILED in verdicts:
         return FAILED
-    scores = [finding.verdict for finding in findings if finding.check in SCORES]
+    scores = [finding.verdict for finding in scores_of(findings)]
     good = scores and all(verdict in (PROVEN, CONSISTENT) for verdict in scores)
     return "OK" if good and SUSPICION not in verdicts else "NOT PROVEN"
+
+
+def scores_of(findings: list[Finding]) -> list[Finding]:
+    """The findings that the answer rests on: where a claim of an artifact was decided, not what was
+    recomputed of it besides."""
+    scores = [finding for finding in findings if finding.check in SCORES]
+    decided = [f for f in scores if f.check == "claim" and f.verdict in (PROVEN, CONSISTENT)]
+    return [f for f in scores if not (decided and f.says and f.check != "claim")]
 
 
 def sentence_of(findings: list[Finding], answer: str) -> str:
@@ -100,23 +112,30 @@ def sentence_of(findings: list[Finding], answer: str) -> str:
         return ", ".join(found)
 
     if answer == FAILED:
-        failed = [finding for finding in findings if finding.verdict == FAILED]
-        return f"{names(FAILED)}: {failed[0].detail}"
+        first = next(finding for finding in findings if finding.verdict == FAILED)
+        number = "" if first.number is None else f"{stated_number(first.number, first.unit)}, "
+        return f"{names(FAILED)}: {number}{first.detail}"
 
-    scores = [finding for finding in findings if finding.check in SCORES]
-    proven = [f for f in scores if f.verdict == PROVEN]
-    if answer == "OK" and proven:
-        return f"{proven[-1].check} {proven[-1].number:.6f} was recomputed here, and nothing failed"
+    scores = scores_of(findings)
     if answer == "OK":
-        number = scores[0].number
-        return f"val_bpb {number:.6f} agrees with the logs, and nothing failed; none was recomputed"
+        said = [stated_score(finding) for finding in scores]
+        said += [f.says for f in findings if f.says and f.check == "adaptation"]
+        alone = all(finding.verdict == CONSISTENT and not finding.says for finding in scores)
+        return f"{'; '.join(said)}, and nothing failed" + ("; none was recomputed" if alone else "")
 
-    open_points = []
+    open_points = ["nothing failed"]
     if names(SUSPICION):
         open_points.append(f"to look at: {names(SUSPICION)}")
-    if any(finding.verdict == NOT_CHECKABLE for finding in scores) or not scores:
+    said = [f for f in scores if f.says] + [f for f in findings if f.says and f not in scores]
+    if any(f.verdict == NOT_CHECKABLE and not f.says for f in scores) or not (scores or said):
         open_points.append("the score cannot be checked")
-    return f"nothing failed; {'; '.join(open_points)}"
+    return "; ".join([*open_points, *(finding.says for finding in said)])
+
+
+def stated_score(finding: Finding) -> str:
+    """val_bpb 1.120000 agrees with the logs"""
+    how = "was recomputed here" if finding.verdict == PROVEN else "agrees with the logs"
+    return finding.says or f"{finding.check} {finding.number:.6f} {how}"
 
 
 def print_runs(runs: tuple[RunRow, ...]) -> None:
@@ -169,12 +188,42 @@ def stated_number(number: float | int, unit: str) -> str:
 def print_json(findings: list[Finding], target: str, code: int) -> None:
     rows = [finding._asdict() for finding in findings]
     for row in rows:
+        del row["says"]
         if not math.isfinite(row["number"] or 0):
             row["number"] = None  # JSON has no NaN and no infinity
         row["runs"] = [run._asdict() for run in row["runs"]]
     report = {"schema": 1, "input": target, "exit_code": code}
     report |= {"answer": answer_of(findings), "findings": rows}
     print(json.dumps(report, indent=1))
+
+
+def end_on_interrupt(program: str) -> None:
+    """Until run_program: Ctrl-C ends the program with one sentence, in its imports as well."""
+
+    def end(*_: object) -> None:
+        os.write(2, f"{program}: {STOPPED}\n".encode())
+        os._exit(130)
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
+
+def run_program(main: Callable[[], int], program: str) -> int:
+    """The exit code of a program; no traceback where Ctrl-C or a closed pipe ends it."""
+    try:
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        try:
+            return main()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that exit is silent
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: {STOPPED}", file=sys.stderr)
+        return 130
 
 
 def report_on(
@@ -205,7 +254,9 @@ def report_on(
         problem = "stdout was closed before the report was written"
     except OSError as error:
         problem = f"{error.filename or target}: {error.strerror or error}"
-    except (Exception, KeyboardInterrupt, SystemExit) as error:  # no memory, their code, ...
+    except KeyboardInterrupt:
+        problem = STOPPED
+    except (Exception, SystemExit) as error:  # no memory, their code, ...
         problem = f"stopped by {type(error).__name__} {error}{suspect}"
     print(f"{program}: {clean(problem)}", file=sys.stderr)
     return 2

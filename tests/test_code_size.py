@@ -3,6 +3,8 @@
 import ast
 import base64
 import lzma
+import os
+import struct
 import zlib
 from pathlib import Path
 
@@ -79,11 +81,43 @@ import sqlite3; sqlite3.connect('x.bin')
 import importlib; importlib.import_module(input())
 from importlib import resources; resources.files('lib').joinpath('hidden.py').read_bytes()
 ().__class__.__base__.__subclasses__()
+import os; os.chdir('lib'); open('hidden.py')
+from os import chdir as c; c('lib'); open('hidden.py')
+import contextlib; contextlib.chdir('lib').__enter__(); open('hidden.py')
+import random; random._os.chdir('lib'); open('hidden.py')
+from pathlib import Path; Path('q').hardlink_to('x.bin'); open('q')
+import os; os.sys.path.insert(0, 'lib'); import random
+import torch; torch.sys.path.insert(0, 'lib'); import random
+import os; s = os.sys; s.path.insert(0, 'lib'); import random
+import sys; setattr(sys, 'path', ['lib']); import random
+import torch; torch.subprocess.run(['python', 'x.bin'])
+import asyncio; asyncio.create_subprocess_shell('python x.bin')
+import subprocess; subprocess.run(['nvidia-smi'], executable='x.bin')
+import os; os.system('nvidia-smi && python x.bin')
+import timeit; timeit.timeit("exec(open('x.bin').read())", number=1)
+import typing; typing.get_type_hints({'a': "exec(open('x.bin').read())"})
+import operator, io; operator.attrgetter(chr(111) + 'pen')(io)('x.bin')
+import operator, io; operator.methodcaller(chr(111) + 'pen', 'x.bin')(io)
+import io; [m for m in [io]]
+import sentencepiece as s, os; s.SentencePieceProcessor(model_file=os.environ['x.bin'])
+import logging.config; logging.config.dictConfig({'()': 'runpy.' + 'run_' + 'path'})
+from torch.utils.cpp_extension import load; load('ext', ['x.bin'])
+import torch; torch.hub.load('lib', 'm', source='local')
+import triton; triton.compile('x.bin')
+import numba; numba.cuda.jit(link=['x.bin'])
+import types; types.FunctionType(compile('1', '', 'eval'), {})()
+import ctypes; ctypes.cdll['./x.bin']
+import ctypes; l = ctypes.CDLL('libc.so.6'); l['fopen'](b'x.bin', b'r')
+import scipy.io.wavfile; scipy.io.wavfile.read('x.bin')
+import tiktoken; tiktoken.get_encoding('x.bin')
+import numpy as np; np.load('lib')
 """
 SEVERAL_LINES = [
     "NAME = 'a'\nfor NAME in ['x.bin']: open(NAME)",
     "class A:\n    o = open\nA.o('x.bin')",
     "@open\ndef f(): pass",
+    "import io\ndef f(m, n): return getattr(m, n)('x.bin')\nf(io, 'op' + 'en')",
+    "def f(m, n): return getattr(m, n)",
     "def g(NAME='x.bin'): open(NAME)\nNAME = 'a'",
     "import train_gpt as me\nNAME = 'a'\nme.NAME = 'x.bin'\nopen(NAME)",
 ]
@@ -120,6 +154,8 @@ def test_an_unknown_path_gives_both_bounds(tmp_path, source):
     [
         "import os, json, torch\nprint(json.loads('{}'), os.environ.get('SEED'))",
         "import subprocess\nsubprocess.run(['nvidia-smi'], capture_output=True)",
+        "from dataclasses import replace\nimport copy\nx = replace(copy.deepcopy(y), a=1)",
+        "import torch\nassert hasattr(torch, 'compile')\ngetattr(torch, 'float32')",
         "import torch\nm = torch.compile(torch.nn.Linear(2, 2))\nm.load_state_dict({})",
         "open('log.txt', 'w').write('x')",
         "def load(x):\n    return x\nload(3)",
@@ -146,6 +182,35 @@ def test_a_text_that_is_none_may_be_code(tmp_path):
     (tmp_path / "notes.txt").write_bytes(bytes(range(256)) * 9)
     (tmp_path / ".hidden").write_bytes(b"\x7fELF")
     assert {path.name for path in measure_code(script).others} == {"notes.txt", ".hidden"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("weights.txt", base64.b64encode(os.urandom(300_000))),
+        ("weights.log", os.urandom(150_000).hex().encode()),
+        ("t.model", b"\n\x0e\n\x05<unk>" + bytes(2_000_001)),
+        ("x.bin", struct.pack("<iii", 20240520, 1, 9) + bytes(1012) + os.urandom(5_000)),
+        ("y.bin", struct.pack("<iii", 20240520, 1, 2_500) + bytes(1012) + b"\xff" * 5_000),
+    ],
+)
+def test_what_only_looks_like_data_may_be_code(tmp_path, name, content):
+    script = tmp_path / "train_gpt.py"
+    script.write_text("import sys\nopen(sys.argv[1])")
+    (tmp_path / name).write_bytes(content)
+    assert [path.name for path in measure_code(script).others] == [name]
+
+
+def test_what_is_data_is_no_code(tmp_path):
+    script = tmp_path / "train_gpt.py"
+    script.write_text("import sys\nopen(sys.argv[1])")
+    packed = base64.b85encode(os.urandom(60_000))
+    steps = b"".join(b"step:%d/20000 train_loss:2.%04d\n" % (i, i * i % 9999) for i in range(9_000))
+    (tmp_path / "train.log").write_bytes(b"exec(%s)\n" % packed + steps)
+    (tmp_path / "t.model").write_bytes(b"\n\x0e\n\x05<unk>" + bytes(300_000))
+    shard = struct.pack("<iii", 20240520, 1, 2_500) + bytes(1012) + b"\x01\x02" * 2_500
+    (tmp_path / "fineweb_val_000000.bin").write_bytes(shard)
+    assert measure_code(script).proven
 
 
 def test_a_link_out_of_the_folder_does_not_count(tmp_path):

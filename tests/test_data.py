@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_gpt
+import verify
 from train_gpt import (
     ByteCounter,
     Ranks,
@@ -330,6 +331,22 @@ def test_spaces_at_the_start_of_a_document(tmp_path, options, text):
     kept = "add_dummy_prefix" in options and decoded.startswith(" ")
     expected = len(decoded.encode()) - kept + len("a dog")
     assert counter.count(tokens).sum() == expected
+    assert verify.count_bytes(tokens, tokenizer) == expected
+
+
+@pytest.mark.parametrize("prefix", [True, False])
+@pytest.mark.parametrize("extra", [True, False])
+def test_verify_counts_the_same_bytes_from_decoded_text(tmp_path, prefix, extra):
+    """Of any ids in any order: controls and unknown ids within a text, broken UTF-8, nothing."""
+    options = dict(add_dummy_prefix=prefix, remove_extra_whitespaces=extra)
+    path = make_tokenizer(tmp_path / "a.model", TEXT, **options)
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=path)
+    counter = counter_of(path)
+    draw = np.random.default_rng(0)
+    for length in (1, 2, 3, 5, 40, 400):
+        tokens = draw.integers(0, tokenizer.vocab_size(), length).astype(np.uint16)
+        tokens[draw.random(length) < 0.1] = 1
+        assert verify.count_bytes(tokens, tokenizer) == counter.count(tokens).sum()
 
 
 def test_a_broken_tokenizer_is_one_sentence(tmp_path, tokenizer_path, capfd):

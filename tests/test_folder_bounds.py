@@ -218,7 +218,7 @@ def test_the_answer_comes_first_then_the_runs_then_failures(tmp_path):
     done = run(write(tmp_path, entry(runs(trained=650_000))))
     lines = done.stdout.splitlines()
     assert done.returncode == 1
-    assert lines[0] == "FAILED — training time: the slowest log's; limit 600 s and a step"
+    assert lines[0] == "FAILED — training time: 650.0 s, the slowest log's; limit 600 s and a step"
     assert lines[1].split() == ["seed", "val_bpb", "bytes", "training", "s", "evaluation", "s"]
     assert lines[2].split() == ["1", "1.119000", "15,900,200", "650.0", "400.0"]
     assert lines[5].split()[:2] == ["mean", "1.120000"]

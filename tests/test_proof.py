@@ -18,8 +18,11 @@ from artifacts import make, pack, random_weights, run, settings_of, write_shard
 from test_verify import adapted_nats
 
 import verify
+from records.check import check_folder, check_prefix_lines
+from records.logs import read_passes
 
 MARKS = (64, 128, 256, 512)
+NATS = {}  # of each configuration, as they take long
 
 
 def findings(capsys, *arguments) -> list[dict]:
@@ -44,9 +47,12 @@ class Entry:
         self.artifact = pack(home / "artifact.pcll", self.config, weights)
         self.tokens = verify.read_tokens(home / "data/demo", 320)
         self.sha256 = hashlib.sha256(self.artifact.read_bytes()).hexdigest()
-        fixed = adapted_nats(self.config | {"ttt_epochs": 0}, weights, self.tokens)
-        adapted = adapted_nats(self.config, weights, self.tokens)
-        self.nats = {verify.SLIDING: fixed, verify.ADAPTED: adapted}
+        key = json.dumps(self.config)
+        if key not in NATS:
+            fixed = adapted_nats(self.config | {"ttt_epochs": 0}, weights, self.tokens)
+            adapted = adapted_nats(self.config, weights, self.tokens)
+            NATS[key] = {verify.SLIDING: fixed, verify.ADAPTED: adapted}
+        self.nats = dict(NATS[key])
 
     def bytes_of(self, count: int) -> int:
         pieces = sentencepiece.SentencePieceProcessor(
@@ -195,6 +201,165 @@ def test_minutes_that_are_over(entry, capsys):
     assert time.monotonic() - began < 5
     assert not any(row["verdict"] == "FAILED" for row in rows)
     assert {row["verdict"] for row in rows if row["check"] == "val_bpb"} == {"NOT CHECKABLE"}
+
+
+# ---------------------------------------------------------------- the log by itself
+
+BITS = math.log(2)
+
+
+def prefix_line(count: int, nats: float, size: int) -> str:
+    bpb = nats / BITS / size
+    return f"{verify.SLIDING}: scored:{count} nats:{nats:.6f} bytes:{size} val_bpb:{bpb:.8f}\n"
+
+
+def result_line(count: int, nats: float, size: int, label: str = "") -> str:
+    bpb = nats / BITS / size
+    return (
+        f"{label}final_pcll_sliding_exact val_loss:{nats / count:.8f} val_bpb:{bpb:.8f} "
+        f"val_tokens:{count} bytes:{size} eval_time:1000ms\n"
+    )
+
+
+NAMED = f"artifact_sha256:{'0' * 64} logs/own.pcll\n"
+HONEST = NAMED + prefix_line(2048, 4000, 5000) + prefix_line(4096, 8000, 10000)
+HONEST += result_line(6000, 11_900, 14_600)
+BENT = {  # logs that no run has written
+    "the result is less than its part": HONEST
+    + result_line(6000, 11_900, 14_600, "headline: ")
+    + NAMED
+    + prefix_line(2048, 4000, 5000)
+    + result_line(6000, 3_900, 14_600),
+    "the rest has no bytes": prefix_line(4096, 8000, 10000) + result_line(6000, 11_900, 9_999),
+    "fewer positions": prefix_line(4096, 8000, 10000) + result_line(4095, 11_900, 14_600),
+    "all positions, another sum": prefix_line(4096, 8000, 10000) + result_line(4096, 7990, 10000),
+    "positions that go back": prefix_line(4096, 8000, 10000) + prefix_line(2048, 4000, 5000),
+    "the same positions twice": prefix_line(4096, 8000, 10000) * 2,
+    "nats that go back": prefix_line(2048, 4000, 5000) + prefix_line(4096, 3999, 10000),
+    "bytes that go back": prefix_line(2048, 4000, 5000) + prefix_line(4096, 8000, 4999),
+    "a sum that is wrong": result_line(6000, 11_900, 14_600).replace("bytes:14600", "bytes:14000"),
+    "another headline": HONEST + result_line(6000, 11_000, 14_600, "headline: "),
+}
+
+
+@pytest.mark.parametrize("what", BENT)
+def test_a_log_that_contradicts_itself(tmp_path, what):
+    (tmp_path / "train.log").write_text(BENT[what])
+    passes = read_passes(tmp_path / "train.log")
+    (found,) = check_prefix_lines([passes])
+    assert found.verdict == "FAILED" and found.line.startswith("train.log:")
+    folder = {f.check: f for f in check_folder(tmp_path)}
+    assert folder["prefix lines"].verdict == "FAILED"
+
+
+def test_a_log_that_fits_together(tmp_path):
+    """Also where a run was resumed and its passes begin anew, and where a source is set aside."""
+    log = HONEST + result_line(6000, 11_900, 14_600, "headline: ")
+    log += NAMED + prefix_line(2048, 4000, 5000) + HONEST
+    (tmp_path / "train.log").write_text(log)
+    passes = read_passes(tmp_path / "train.log")
+    (found,) = check_prefix_lines([passes])
+    assert found.verdict == "CONSISTENT" and found.number == 7 and "2 results" in found.detail
+    assert check_prefix_lines([read_passes(Path(verify.__file__))]) == []
+
+
+def test_the_result_of_a_pass_is_compared_as_well(entry, capsys):
+    """And how many positions rest on the log's word, where the result says how many there are."""
+    fixed = entry.nats[verify.SLIDING]
+    path = entry.log({verify.SLIDING: fixed})
+    count = len(fixed)
+    size = entry.bytes_of(count)
+    honest = path.read_text()
+    path.write_text(honest + result_line(count, fixed.sum(), size))
+    (row,) = prefixes(capsys, entry.artifact, "--log", path)
+    assert row["verdict"] == "PROVEN" and row["number"] == count and "are all" in row["detail"]
+    (row,) = prefixes(capsys, entry.artifact, "--log", path, "--max-tokens", 300)
+    assert row["number"] == 256 and f"{count - 256} positions on its word" in row["detail"]
+
+    path.write_text(honest + result_line(count, 0.95 * fixed.sum(), size))
+    (row,) = prefixes(capsys, entry.artifact, "--log", path)
+    assert row["verdict"] == "FAILED" and row["number"] == count
+    path.write_text(honest + result_line(count, 0.5 * fixed.sum(), size))
+    found = run(capsys, entry.artifact, "--log", path, "--max-tokens", 300)[1]
+    assert found["prefix"]["verdict"] == "PROVEN"
+    assert found["prefix lines"]["verdict"] == "FAILED"
+
+
+# ---------------------------------------------------------------- the first line
+
+
+def first_line(capsys, *arguments) -> str:
+    """Without the breaks of its lines."""
+    verify.main([*map(str, arguments)])
+    lines = capsys.readouterr().out.splitlines()
+    rest = itertools.takewhile(lambda line: line.startswith("    "), lines[1:])
+    return " ".join([lines[0], *(line.strip() for line in rest)])
+
+
+@pytest.fixture
+def scores(entry) -> list[float]:
+    """With fixed weights, and after adaptation."""
+    bits = math.log(2) * entry.bytes_of(len(entry.tokens) - 1)
+    return [entry.nats[name].sum() / bits for name in (verify.SLIDING, verify.ADAPTED)]
+
+
+WHOLE = "on the challenge's whole split"
+
+
+def test_the_first_line_says_which_score_it_is_of(entry, scores, capsys):
+    fixed, adapted = scores
+    line = first_line(capsys, entry.artifact)
+    assert line.startswith(f"OK — val_bpb {fixed:.6f}"[:-3])
+    assert f" with fixed weights was recomputed here {WHOLE}" in line
+    assert "after score-first adaptation was not recomputed" in line
+    line = first_line(capsys, entry.artifact, "--ttt")
+    assert f"val_bpb {adapted:.6f}"[:-3] in line and "not recomputed" not in line
+    assert "after score-first adaptation was recomputed here" in line
+    words = "is the score with fixed weights, recomputed here"
+    assert words in first_line(capsys, entry.artifact, "--claim", fixed)
+    words = "is the score after score-first adaptation, recomputed here"
+    assert words in first_line(
+        capsys, entry.artifact, "--claim", adapted, "--log", entry.log(entry.nats)
+    )
+
+
+def test_the_first_line_of_what_is_not_decided(entry, scores, capsys):
+    _, adapted = scores
+    line = first_line(capsys, entry.artifact, "--claim", adapted)
+    assert line.startswith("NOT PROVEN — nothing failed") and "is not decided: it may be" in line
+    line = first_line(capsys, entry.artifact, "--max-tokens", 300)
+    assert "with fixed weights the first 299 of 767 positions were scored here" in line
+    line = first_line(capsys, entry.artifact, "--log", entry.log(entry.nats), "--max-tokens", 300)
+    assert "after score-first adaptation the log's first 256 of 767 positions are right" in line
+    line = first_line(capsys, entry.artifact, "--sample", "--claim", scores[0])
+    assert line.startswith("NOT PROVEN") and "is within a sample's estimate, fixed weights" in line
+    line = first_line(capsys, entry.artifact, "--memory", 1e-4)
+    assert "the artifact cannot be scored: " in line
+
+
+def test_the_first_line_of_another_split(entry, scores, capsys, monkeypatch):
+    monkeypatch.setattr(verify, "SPLIT_TOKENS", {})
+    for words in ([], ["--claim", scores[0]], ["--claim", scores[0], "--this-split"]):
+        line = first_line(capsys, entry.artifact, *words)
+        assert line.startswith("OK") and "which is not the challenge's whole" in line
+
+
+def test_a_claim_is_not_judged_by_a_pass_that_was_not_finished(entry, scores, capsys, monkeypatch):
+    """A claim after adaptation, whose pass the minutes ended, is not held against fixed weights."""
+    score = verify.score
+
+    def slow(model, split, config, options, run):
+        if run.name == verify.ADAPTED:
+            split = split._replace(tokens=split.tokens[:200])
+        score(model, split, config, options, run)
+
+    monkeypatch.setattr(verify, "score", slow)
+    monkeypatch.setattr(verify, "submitted_scores", lambda folder: [scores[1]])
+    entry.log(entry.nats)
+    found = run(capsys, entry.home)[1]
+    assert found["val_bpb"]["verdict"] == "PROVEN"
+    assert found["claim"]["verdict"] == "NOT CHECKABLE"
+    assert "whose pass came to 199 of 767 positions" in found["claim"]["detail"]
 
 
 # ---------------------------------------------------------------- samples

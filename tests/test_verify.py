@@ -664,6 +664,28 @@ def test_the_cap(home, capsys, monkeypatch):
     assert run(capsys, artifact, "--max-tokens", 50)[1]["size"]["verdict"] == "FAILED"
 
 
+def test_the_size_is_a_proof_or_two_bounds(home, capsys, monkeypatch):
+    """As in a folder: what may be read counts at most, and code over the cap may be compressed."""
+    artifact = make(home)
+    (home / "weights.bin").write_bytes(bytes(range(256)) * 9_000)
+    script = home / "train_gpt.py"
+    words = [artifact, "--max-tokens", 50]
+    assert run(capsys, *words)[1]["size"]["verdict"] == "PROVEN"  # nothing reads it
+    script.write_text("import sys\nopen(sys.argv[1])\n")
+    size = run(capsys, *words)[1]["size"]
+    most = artifact.stat().st_size + script.stat().st_size + 256 * 9_000
+    assert size["verdict"] == "NOT CHECKABLE" and f"at most {most:,}" in size["detail"]
+    assert "weights.bin 2,304,000" in size["detail"] and "train_gpt.py:2 open" in size["detail"]
+
+    script.write_text("x = 1\n" * 5_000)
+    monkeypatch.setattr(verify, "CAP_BYTES", artifact.stat().st_size + 10_000)
+    size = run(capsys, *words)[1]["size"]
+    assert size["verdict"] == "SUSPICION" and "handed in compressed" in size["detail"]
+    script.write_text("exec(open('weights.bin').read())\n")
+    monkeypatch.setattr(verify, "CAP_BYTES", artifact.stat().st_size + 500)
+    assert run(capsys, *words)[1]["size"]["verdict"] == "FAILED"
+
+
 COUNTED = [  # (source of train_gpt.py, files counted besides it, calls that cannot be followed)
     ("import json, os", [], 0),
     ("import helper", ["helper.py", "deep.py"], 0),
@@ -745,7 +767,8 @@ def test_the_report_for_people(home, capsys):
     artifact = make(home)
     assert verify.main([str(artifact), "--claim", "1.0"]) == 1
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("FAILED — claim: -5.598265 from 6.598265 here")
+    words = "claim: 1.000000 bits/byte, -5.598265 from 6.598265 here with fixed weights"
+    assert lines[0].startswith(f"FAILED — {words}")
     assert "PROVEN" in lines and lines.index("FAILED") < lines.index("PROVEN")
     assert lines[-1].startswith("1 FAILED")
     assert (

@@ -17,6 +17,7 @@ import verify
 from records import check as records_check
 from records import logs as records_logs
 from records.check import CONSISTENT, FAILED, NOT_CHECKABLE, PROVEN, SUSPICION, Finding
+from records.programs import LEARNS_UNSCORED
 
 BYTES_PER_TOKEN = records_check.SPLIT_BYTES / 62_021_632
 SCRIPT = '''"""A script whose own text looks like a log.
@@ -863,6 +864,65 @@ def test_patterns_of_code(tmp_path, what, packed):
         f"train_gpt.py:{number}: "
     )
     assert {name for name, f in found.items() if f.check == "pattern"} == {what}
+
+
+SWITCHED = """
+import os
+class Hyperparameters:
+    ttt_enabled = bool(int(os.environ.get("TTT_ENABLED", "0")))
+    rescores = os.environ.get("RESCORES", "no").lower() in ("yes", "1")
+    debug = False
+def ttt_adapt(model, val_tokens, optimizer):
+    for x in val_tokens:
+        model(x).backward()
+        optimizer.step()
+def main(args):
+    if args.ttt_enabled and args.steps > 3:
+        ttt_adapt(args.model, args.val_tokens, args.optimizer)
+    if not args.rescores:
+        print("best of all", "two_pass(x)")
+    else:
+        ngram_rescore(tokens)
+    if args.debug or os.environ.get("DOWNLOADS"):
+        hf_hub_download("x", "y")
+"""
+
+
+def patterns_of(home, script: str, settings: str = "", after: str = "") -> set[str]:
+    logs = {"train.log": f"{settings}{log_text(script='')}{after}"}
+    found = check(make(home, script=script, logs=logs)).values()
+    return {f.detail for f in found if f.check == "pattern" and f.verdict == SUSPICION}
+
+
+def test_what_is_switched_off_is_no_suspicion(tmp_path):
+    assert patterns_of(tmp_path / "a", SWITCHED) == set()
+    assert patterns_of(tmp_path / "b", SWITCHED, "ttt_enabled:False rescores:no\n") == set()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "settings"),
+    [
+        ("", "", "ttt_enabled:True\n"),
+        ("", "", "TTT_ENABLED=1\n".lower()),
+        ("", "", "Hyperparameters:\nttt_enabled: 1\n"),
+        ('"TTT_ENABLED", "0"', '"TTT_ENABLED", "1"', ""),
+        ("def main(args):", "def main(args):\n    args.ttt_enabled = 1", ""),
+        ("def main(args):", "def main(args, f=ttt_adapt):", ""),
+        ("and args.steps", "or args.steps", ""),
+        ('"TTT_ENABLED", "0"', '"TTT_ENABLED", OTHER', ""),
+    ],
+)
+def test_what_may_be_switched_on_stays_one(tmp_path, old, new, settings):
+    assert patterns_of(tmp_path, SWITCHED.replace(old, new, 1), settings) == {LEARNS_UNSCORED}
+
+
+def test_a_log_that_times_an_adaptation_outweighs_settings(tmp_path):
+    assert LEARNS_UNSCORED in patterns_of(tmp_path, SWITCHED, after="ttt: adapted in 3.2s\n")
+
+
+def test_each_switch_counts(tmp_path):
+    words = SWITCHED.replace("debug = False", "debug = True").replace('"no"', '"yes"')
+    assert patterns_of(tmp_path, words) == {"downloads", "scores tokens in a second pass"}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,193 @@
+"""Both verifiers where a terminal, a pipe or a file is not as usual: one sentence or a report, and
+never a traceback."""
+
+import ast
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from artifacts import make
+from attacks.folders import entry, runs
+from conftest import ROOT
+from test_folder_bounds import write
+
+import verify
+from records import check, code, files
+
+VERIFY = ROOT / "verify.py"
+CHECK = ROOT / "records" / "check.py"
+BOTH = [VERIFY, CHECK]
+INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
+
+
+def run(*words, flags=(), **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, *flags, *map(os.fsdecode, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, **options)
+
+
+def is_sentence(done: subprocess.CompletedProcess, words: str) -> bool:
+    alone = done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
+    return done.returncode in (2, 130) and alone and words in done.stderr
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return write(tmp_path, entry(runs()))
+
+
+# ---------------------------------------------------------------- Ctrl-C
+
+
+@pytest.mark.parametrize("program", BOTH)
+def test_ctrl_c_in_the_imports(tmp_path, program):
+    (tmp_path / "numpy.py").write_text(INTERRUPTED)
+    done = run(program, tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert is_sentence(done, f"{program.name}: stopped by Ctrl-C\n"), done.stderr
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_ctrl_c_in_a_check(folder, capsys, monkeypatch):
+    monkeypatch.setattr(check, "read_entry", interrupt)
+    for program in (check, verify):
+        assert program.main([str(folder)]) == 2
+        said = capsys.readouterr()
+        name = Path(program.__file__).name
+        assert said.out == "" and said.err == f"{name}: stopped by Ctrl-C\n"
+
+
+def test_ctrl_c_outside_of_a_check(capsys):
+    assert check.run_program(interrupt, "check.py") == 130
+    assert capsys.readouterr().err == "check.py: stopped by Ctrl-C\n"
+
+
+# ---------------------------------------------------------------- stdout
+
+
+@pytest.mark.parametrize("words", ["--help", "FOLDER", "FOLDER --json"])
+def test_a_pipe_that_is_closed_early(folder, words):
+    """Whoever reads it has gone before the first line."""
+    for program in BOTH if words == "--help" else [CHECK]:
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = [sys.executable, program, *words.replace("FOLDER", str(folder)).split()]
+        done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+        os.close(writer)
+        assert "Traceback" not in done.stderr and "Exception" not in done.stderr, done.stderr
+        assert done.returncode == 2 or words == "--help"
+
+
+def test_a_full_disk_is_a_sentence(folder):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, CHECK, folder]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert is_sentence(done, "No space left on device")
+
+
+# ---------------------------------------------------------------- Python's options
+
+
+def test_the_report_is_the_same(folder, capsys):
+    """-I leaves the script's folder out of the path, -O leaves out what is asserted."""
+    check.main([str(folder), "--json"])
+    plain = json.loads(capsys.readouterr().out)
+    for program, flags in ((VERIFY, ["-I"]), (CHECK, ["-I"]), (CHECK, ["-O"])):
+        assert json.loads(run(program, folder, "--json", flags=flags).stdout) == plain
+
+
+def test_no_check_is_an_assertion():
+    """Which -O would leave out."""
+    for path in [VERIFY, ROOT / "decode_artifact.py", *(ROOT / "records").glob("*.py")]:
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not [node.lineno for node in nodes if isinstance(node, ast.Assert)], path
+
+
+# ---------------------------------------------------------------- targets
+
+
+@pytest.mark.parametrize("target", ["pipe", "/dev/null", "/dev/zero", "absent", "loop"])
+def test_a_target_that_is_no_file(tmp_path, capsys, monkeypatch, target):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    Path("loop").symlink_to("loop")
+    for program in (verify, check):
+        assert program.main([target]) == 2
+        said = capsys.readouterr()
+        assert said.out == "" and said.err.count("\n") == 1 and target in said.err
+
+
+def test_files_that_disappear(folder, capsys, monkeypatch):
+    """After they were listed: the report lacks them, or a sentence says that they are gone."""
+    listed = files.take_file
+
+    def take_file(found, name):
+        listed(found, name)
+        if name.name.endswith(".log"):
+            os.unlink(name.path)
+
+    monkeypatch.setattr(files, "take_file", take_file)
+    for program in (check, verify):
+        code_ = program.main([str(folder)])
+        said = capsys.readouterr()
+        assert code_ in (1, 2) and said.err.count("\n") <= 1 and "Traceback" not in said.err
+    shutil.rmtree(folder)
+    assert check.main([str(folder)]) == 2 and "is no folder" in capsys.readouterr().err
+
+
+def test_an_artifact_that_disappears(home, capsys, monkeypatch):
+    artifact = make(home)
+    original = code.list_folder
+
+    def list_folder(root, *rest):
+        found = original(root, *rest)
+        artifact.unlink()
+        return found
+
+    monkeypatch.setattr(code, "list_folder", list_folder)
+    assert verify.main([str(artifact)]) == 2
+    assert capsys.readouterr().err.startswith(f"verify.py: {artifact}: No such file or directory")
+
+
+def test_a_current_directory_that_was_removed(home, capsys, monkeypatch, tmp_path_factory):
+    artifact = make(home)
+    gone = tmp_path_factory.mktemp("gone")
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert verify.main([str(artifact), "--max-tokens", "50"]) == 0
+    assert "val_bpb" in capsys.readouterr().out
+
+
+def test_a_script_that_is_a_link_out_of_the_folder_is_not_taken(home, capsys):
+    artifact = make(home)
+    (home / "train_gpt.py").unlink()
+    (home / "train_gpt.py").symlink_to(__file__)
+    verify.main([str(artifact), "--max-tokens", "50", "--json"])
+    rows = json.loads(capsys.readouterr().out)["findings"]
+    (size,) = [row for row in rows if row["check"] == "size"]
+    assert size["verdict"] == "NOT CHECKABLE" and "no train_gpt.py here" in size["detail"]
+
+
+# ---------------------------------------------------------------- names
+
+
+def test_names_that_are_no_utf8(home, capsys):
+    name = os.fsdecode(b"entry-\xff\xfe")
+    folder = write(home, entry(runs())).rename(home / "track_10min_16mb" / name)
+    for file in (b"train_\xff1.log", b"train_\xfe.py", b"weights\xff.bin", b"READ\xffME"):
+        (folder / os.fsdecode(file)).write_text("import sys\nopen(sys.argv[1])\nseed:1\n")
+    artifact = make(home).rename(folder / os.fsdecode(b"arti\xfffact.pcll"))
+    for words in ([folder], [folder, "--json"], [artifact, "--max-tokens", 50]):
+        verify.main([*map(str, words)])
+        said = capsys.readouterr()
+        assert said.out and "Traceback" not in said.err
+        assert "\udcff" not in said.out and "\ufffd" not in said.out.replace("\\ufffd", "")
+    assert check.main([os.fsdecode(b"absent\xff")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    done = run(CHECK, folder, env=os.environ | {"LC_ALL": "C", "PYTHONIOENCODING": "ascii"})
+    assert done.returncode in (0, 1) and done.stderr == ""
