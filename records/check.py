@@ -75,6 +75,7 @@ from records.programs import (
     LEARNS_UNSCORED,
     UNREADABLE,
     Program,
+    Said,
     code_patterns,
     code_shape,
     is_off,
@@ -632,6 +633,8 @@ def code_that_may_count(size: CodeSize) -> str:
     """The files of an entry that its code may read besides, and the calls that may."""
     others = ", ".join(f"{path.name} {path.stat().st_size:,}" for path in size.others[:4])
     files = counted(len(size.others), "file")
+    if size.unlisted:
+        files += ", and those that were not listed,"
     more = f" and {len(size.unresolved) - 6} more" if len(size.unresolved) > 6 else ""
     calls = f"{', '.join(size.unresolved[:6])}{more}"
     return f"with {files} that may be read: {others}; what may read more: {calls}"
@@ -1218,13 +1221,13 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
     programs, problems = entry.programs
     unread = list(problems)
     searched = []
-    settings = stated_settings(logs)
+    said = said_of_settings(logs)
     for program in programs:
         if entry.folder.budget.is_late():
             unread.append(f"{program.name}: the time is used up")
             continue
         try:
-            for hit in code_patterns(program, settings):
+            for hit in code_patterns(program, said):
                 hits.setdefault(hit.what, f"{program.name}:{hit.line}: {hit.text[:160]}")
             searched.append(program.name)
         except UNREADABLE as error:
@@ -1243,17 +1246,19 @@ def check_patterns(logs: list[Log], entry: Entry) -> list[Finding]:
     return found
 
 
-def stated_settings(logs: list[Log]) -> dict[str, str] | None:
-    """What runs say of their settings, by name in small letters; what one of them has switched on
-    is on. None where a log shows that something adapted, whatever its settings say."""
+def said_of_settings(logs: list[Log]) -> Said | None:
+    """What runs say of their settings; what one of them has switched on is on. None where a log
+    shows that something adapted, whatever its settings say."""
     found = {}
+    words = set()
     for log in (log for one in logs for log in (training_of(one), one)):
         if log.facts["adaptation"] or log.facts["epochs over the tokens that are scored"]:
             return None
+        words |= log.words
         for name, value in (log.settings | log.listed).items():
             if is_off(found.get(name.lower(), "0")):
                 found[name.lower()] = value
-    return found
+    return Said(found, words)
 
 
 # ---------------------------------------------------------------- significance

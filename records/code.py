@@ -28,6 +28,8 @@ from pathlib import Path
 from records.files import TEXT_BYTES, Folder, list_folder, open_regular
 from records.programs import (
     MAX_DEPTH,
+    MAX_PACKED,
+    PACKED_CHARS,
     UNREADABLE,
     Constants,
     as_program,
@@ -46,10 +48,11 @@ class CodeSize:
     used: list[Path] = field(default_factory=list)  # surely
     unresolved: list[str] = field(default_factory=list)  # "x.py:12 open": what could reach others
     others: list[Path] = field(default_factory=list)  # the largest first; [] where all is resolved
+    unlisted: bool = False  # whether there may be more that they could reach
 
     @property
     def proven(self) -> bool:
-        return not self.others
+        return not self.others and not self.unlisted
 
     @property
     def most(self) -> int:
@@ -67,6 +70,7 @@ def measure_code(script: Path, folder: Folder | None = None) -> CodeSize:
         rest = [path for path in (*folder.files, *folder.hidden) if path not in used]
         rest = [path for path in rest if not is_no_code(path)]
         size.others = sorted(rest, key=lambda path: -path.stat().st_size)
+        size.unlisted = folder.unlisted
     return size
 
 
@@ -261,30 +265,31 @@ class References:
         self.home = home  # of the script, in which it runs
         self.paths: list[Path] = []  # that it uses; they need not exist
         self.run: set[Path] = set()  # of these, what it runs as code
-        self.unresolved: list[str] = []
+        self.unresolved: dict[str, None] = {}  # in order
         self.defined: set[str] = set()  # its own functions and classes
         self.modules: dict[str, str] = {}  # "sp" -> "subprocess"
         self.constants = Constants([])
+        self.packed: set[str] = set()  # programs in it that were read
 
     def read(self) -> None:
         size = self.file.stat().st_size
         name = self.file.name
         if self.file.suffix == ".so":
-            return  # counted; what a library of machine code opens is not looked for
+            return None  # counted; what a library of machine code opens is not looked for
         if size > TEXT_BYTES or not self.folder.budget.allows(size, name):
-            self.unresolved.append(f"{name} as a whole ({size:,} bytes)")
-            return
+            return self.leave_whole(f"{size:,} bytes")
         with open_regular(self.file) as file:
             text = file.read(TEXT_BYTES).decode("utf-8-sig", "replace")
         try:
             self.read_program(text, 0)
         except UNREADABLE as error:
-            self.unresolved.append(f"{name} as a whole ({type(error).__name__})")
+            self.leave_whole(type(error).__name__)
+        return None
 
     def read_program(self, text: str, depth: int) -> None:
         _, problem, nodes = parse(text)
         if problem:
-            self.unresolved.append(f"{self.file.name} as a whole ({problem})")
+            self.leave_whole(problem)
         outer = self.constants
         self.constants = Constants(nodes, str(self.file), str(self.home))
         definitions = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
@@ -309,9 +314,10 @@ class References:
 
     def leave(self, node: ast.AST, what: str) -> None:
         """Notes what cannot be resolved."""
-        text = f"{self.file.name}:{getattr(node, 'lineno', 1)} {what[:60]}"
-        if text not in self.unresolved:
-            self.unresolved.append(text)
+        self.unresolved[f"{self.file.name}:{getattr(node, 'lineno', 1)} {what[:60]}"] = None
+
+    def leave_whole(self, why: str) -> None:
+        self.unresolved[f"{self.file.name} as a whole ({why})"] = None
 
     # ------------------------------------------------------------ imports
 
@@ -324,7 +330,7 @@ class References:
         here = False
         for alias in node.names:
             full = f"{module}.{alias.name}".strip(".")
-            found = [path for path in module_files(full, base) if os.path.isfile(path)]
+            found = module_files(full, base, self.folder)
             self.paths += found
             self.run.update(found)
             here = here or bool(found)
@@ -419,8 +425,14 @@ class References:
         """exec or eval: of a text that is known, or of a file's."""
         target = call.args[0] if call.args else None
         text = as_program(self.constants.of(target))
+        if text in self.packed:
+            return None
         if text is not None and depth < MAX_DEPTH:
-            return self.read_program(text, depth + 1)
+            self.packed.add(text)
+            small = sum(map(len, self.packed)) <= PACKED_CHARS and len(self.packed) <= MAX_PACKED
+            return (
+                self.read_program(text, depth + 1) if small else self.leave(call, call_name(call))
+            )
         opening = opening_call(target, self.constants) if target else None
         path = self.path_of(opening) if opening else None
         if path is None:
@@ -469,7 +481,7 @@ class References:
             module = self.constants.of(call.args[0]) if call.args else None
             if not isinstance(module, str) or len(module.split(".")) > MAX_PARTS:
                 return self.leave(call, name)
-            found = [p for p in module_files(module, self.home) if os.path.isfile(p)]
+            found = module_files(module, self.home, self.folder)
             self.paths += found
             self.run.update(found)
             if not found and module.split(".")[0] not in MODULES:
@@ -564,15 +576,14 @@ def only_writes(call: ast.Call, name: str, dotted: bool) -> bool:
     return bool(modes) and not set(modes[0]) & set("r+")
 
 
-def module_files(name: str, base: Path) -> list[Path]:
-    """Where an imported module could lie: a.b as a/__init__.py, a.py, a/b/__init__.py, a/b.py,
-    a/b.*.so, ..."""
+def module_files(name: str, base: Path, folder: Folder) -> list[Path]:
+    """The files of an imported module: of a.b a/__init__.py, a.py, a/b/__init__.py, a/b.py,
+    a/b.*.so, ..., as far as they are there."""
     found = []
     stem = base
     for part in name.split(".")[:MAX_PARTS]:
         if part.isidentifier():
             found += [stem / part / "__init__.py", stem / f"{part}.py", stem / f"{part}.pyc"]
-            with suppress(OSError):
-                found += sorted(stem.glob(f"{part}.*so"))[:20]
+            found += folder.libraries.get((stem, part), [])
             stem = stem / part
-    return found
+    return [path for path in found if os.path.isfile(path)]

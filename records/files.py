@@ -54,6 +54,8 @@ class Folder:
     files: list[Path] = field(default_factory=list)  # regular and visible, nearest the top first
     hidden: list[Path] = field(default_factory=list)  # regular ones under a name like .x
     contents: dict = field(default_factory=dict)  # Path -> bytes or None
+    libraries: dict = field(default_factory=dict)  # (folder, "x") -> x.so, x.*.so in it
+    unlisted: bool = False  # whether it holds files that are none of these
     skipped: list[str] = field(default_factory=list)  # links out of it, pipes, folders too deep
 
     def name(self, path: Path) -> str:
@@ -96,7 +98,7 @@ def list_folder(root: Path, budget: Budget | None = None) -> Folder:
     for depth in range(MAX_DEPTH + 1):
         deeper = []
         for place in level:
-            for entry in entries(place):
+            for entry in entries(place, folder):
                 seen += 1
                 if seen > MAX_ENTRIES:
                     break
@@ -107,16 +109,19 @@ def list_folder(root: Path, budget: Budget | None = None) -> Folder:
         level = [place for place in deeper if place.name != ".git"]
         if depth == MAX_DEPTH and level:
             folder.skipped.append(f"{folder.name(level[0])[:60]} (too deep)")
+            folder.unlisted = True
     if seen > MAX_ENTRIES:
+        folder.unlisted = True
         folder.skipped.append(f"names after the first {MAX_ENTRIES:,}")
     return folder
 
 
-def entries(place: Path) -> list[os.DirEntry]:
+def entries(place: Path, folder: Folder) -> list[os.DirEntry]:
     try:
         with os.scandir(place) as found:
             return sorted(found, key=lambda entry: entry.name)
     except OSError:
+        folder.unlisted = True
         return []
 
 
@@ -131,7 +136,11 @@ def take_file(folder: Folder, entry: os.DirEntry) -> None:
         regular = False
     if not regular or not target.is_relative_to(folder.root):
         folder.skipped.append(f"{name[:60]} (no regular file of the folder)")
-    elif HIDDEN.search(name):
-        folder.hidden.append(path)
-    elif len(folder.files) < MAX_FILES:
-        folder.files.append(path)
+        return
+    kept = folder.hidden if HIDDEN.search(name) else folder.files
+    if len(kept) >= MAX_FILES:
+        folder.unlisted = True
+        return
+    kept.append(path)
+    if name.endswith("so"):
+        folder.libraries.setdefault((path.parent, path.name.split(".")[0]), []).append(path)

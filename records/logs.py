@@ -27,6 +27,7 @@ LOG_BYTES = 2_000_000  # of a longer log only the start and the end, of this siz
 LOG_SUFFIXES = (".log", ".txt", ".out", ".tsv", ".jsonl")
 MAX_LOGS = 64  # of a folder
 MAX_LINES = 200  # kept of a log and a kind
+MAX_WORDS = 5_000  # of a log
 MAX_RUNS = 16  # of a file
 SOURCE_CHARS = 1_000_000  # kept of a source that a log embeds
 
@@ -209,6 +210,7 @@ class Log:
         self.prefixes = Passes(name)
         self.sizes: dict[int, int] = {}  # large numbers in lines on sizes -> their last line
         self.hashes: set[str] = set()  # what reads like a sha256
+        self.words: set[str] = set()  # of its lines, in small letters
         self.settings = {}  # name -> value, as printed before the first step
         self.listed = {}  # of these, the ones in a list of hyperparameters
         self.in_list = False
@@ -244,6 +246,7 @@ class Log:
         if fast and self.stepped and not (self.passes or self.facts["eval"]):
             self.read_step(fast, text, number)
             return
+        self.read_words(text)
         if not WORTH_A_LOOK.search(text):
             if not self.stepped:
                 self.read_settings(text)
@@ -277,6 +280,10 @@ class Log:
         self.stepped = self.stepped or bool(scores) or "train_loss" in text
         if not self.stepped:
             self.read_settings(text)
+
+    def read_words(self, text: str) -> None:
+        if len(self.words) < MAX_WORDS:
+            self.words.update(re.findall("[a-z]{2,20}", text[:200].lower()))
 
     def read_step(self, fast: re.Match, text: str, number: int) -> None:
         """A step's line in the usual form: of the times, only the last ones matter."""

@@ -36,6 +36,9 @@ UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
 MAX_TOKENS = 200_000  # words and signs of a program; a tree takes about 1 kB for each
 MAX_ATTEMPTS = 40  # lines that are left out so that the rest parses
 MAX_NESTING = 100  # of an expression that is folded
+MAX_DECODED = 100  # packed texts of a program that are decoded
+MAX_PACKED = 20  # programs that are packed in one
+PACKED_CHARS = 3_000_000  # of these together
 MAX_DEPTH = 5  # packed programs within packed programs
 STATEMENT_CHARS = 4_000  # of a longer statement the rest is not searched
 UNREADABLE = (  # what a program in any state may raise
@@ -166,6 +169,7 @@ class Constants:
         self.folder = folder  # in which it runs
         self.values = {}  # of names that were looked up; None while they are
         self.depth = 0
+        self.left = MAX_DECODED
         self.lacking = ""  # a decoder that is not installed here
 
     def of(self, node: ast.expr | None) -> str | bytes | int | list | None:
@@ -265,8 +269,9 @@ class Constants:
         value = self.of(node)
         if isinstance(value, str):
             value = value.encode()
-        if not isinstance(value, bytes):
+        if not isinstance(value, bytes) or self.left <= 0:
             return None
+        self.left -= DECODERS[name] is None  # others are quick
         found, lacking = decode(name, value)
         self.lacking = self.lacking or lacking
         return found
@@ -422,12 +427,17 @@ class Program(NamedTuple):
     nodes: list[ast.AST]  # of its tree
 
 
-def read_programs(name: str, text: str, depth: int = 0) -> tuple[list[Program], list[str]]:
-    """A program and those packed in it; what of them could not be read, "train_gpt.py: ..."."""
+def read_programs(
+    name: str, text: str, depth: int = 0, known: set[str] | None = None
+) -> tuple[list[Program], list[str]]:
+    """A program and those packed in it; what of them could not be read, "train_gpt.py: ...".
+    `known` are texts that were read before."""
+    known = {text} if known is None else known
     _, problem, nodes = parse(text)
     unread = [f"{name}: {problem}"] if problem else []
     programs = [Program(name, text, nodes)]
     constants = Constants(nodes)
+    largest = None  # once it was looked for; "" where there is none
 
     for call in (node for node in nodes if isinstance(node, ast.Call)):
         if call_name(call) not in ("exec", "eval") or not call.args:
@@ -435,14 +445,22 @@ def read_programs(name: str, text: str, depth: int = 0) -> tuple[list[Program], 
         if isinstance(call.func, ast.Attribute) and ast.unparse(call.func.value) != "builtins":
             continue  # model.eval()
         inner = as_program(constants.of(call.args[0]))
-        inner = inner or largest_packed(constants, nodes)
+        if inner is None:
+            largest = largest_packed(constants, nodes) if largest is None else largest
+            inner = largest or None
         if inner is None or depth == MAX_DEPTH:
             lacking = f", by {constants.lacking}?" if constants.lacking else ""
             missing = f", {constants.lacking} is not installed here" if lacking else ""
             if not reads_a_file(call.args[0], constants):
                 unread.append(f"{name}:{call.lineno} {call_name(call)} stays packed{missing}")
             continue
-        more, also_unread = read_programs(name, inner, depth + 1)
+        if inner in known:
+            continue
+        known.add(inner)
+        if len(known) > MAX_PACKED or sum(map(len, known)) > PACKED_CHARS:
+            unread.append(f"{name}:{call.lineno} too much is packed in it")
+            break
+        more, also_unread = read_programs(name, inner, depth + 1, known)
         programs += more
         unread += also_unread
     return programs, unread
@@ -480,9 +498,9 @@ def opening_call(node: ast.expr | None, constants: Constants) -> ast.Call | None
     return None
 
 
-def largest_packed(constants: Constants, nodes: list[ast.AST]) -> str | None:
+def largest_packed(constants: Constants, nodes: list[ast.AST]) -> str:
     """The program in the largest packed text of another, where the expression that is run cannot be
-    folded."""
+    folded; "" if there is none."""
     assigned = [node.value for node in nodes if isinstance(node, ast.Assign)][:200]
     literals = [node.value for node in nodes if isinstance(node, ast.Constant)]
     literals += [constants.of(value) for value in assigned]
@@ -495,7 +513,7 @@ def largest_packed(constants: Constants, nodes: list[ast.AST]) -> str | None:
             text = as_program(decode("decompress", blob)[0]) if blob else None
             if text and len(parse(text).nodes) > 3:
                 return text
-    return None
+    return ""
 
 
 # ---------------------------------------------------------------- programs as they are compared
@@ -558,10 +576,10 @@ class Hit(NamedTuple):
     text: str  # the statement or condition
 
 
-def code_patterns(program: Program, settings: dict[str, str] | None) -> Iterator[Hit]:
-    """The hits in a program, for a person to judge; none in what its settings switch off, which are
-    those that logs state (by name, in small letters) and else their defaults. None: all may run."""
-    idle = set() if settings is None else idle_nodes(program.nodes, settings)
+def code_patterns(program: Program, said: "Said | None") -> Iterator[Hit]:
+    """The hits in a program, for a person to judge; none in what is switched off by what logs say,
+    and else by default. None: all may run."""
+    idle = set() if said is None else idle_nodes(program.nodes, said)
     yield from unscored_learning(program.nodes[0], idle)
     lines = program.text.split("\n")
     for node in program.nodes:
@@ -678,14 +696,32 @@ def is_off(text: str) -> bool:
     return text.strip().lower() in FALSE
 
 
-class Switches:
-    """What is surely true or false in a program whose settings are those that logs state, and else
-    the defaults of its environment variables."""
+class Said(NamedTuple):
+    """What the logs of a program's runs say, in small letters."""
 
-    def __init__(self, nodes: list[ast.AST], stated: dict[str, str]):
+    settings: dict[str, str]  # by name
+    words: set[str]  # of all lines; names are several words
+
+
+COMMON_WORDS = {  # that say nothing of a switch
+    *"enabled enable use run eval debug mode flag do no with the is on off only train val".split(),
+    *"size steps step iters seed model max min num log every lr".split(),
+}
+
+
+class Switches:
+    """What is surely true or false in a program whose settings are those that logs state; and else
+    the defaults of its environment variables, unless a log speaks of the like."""
+
+    def __init__(self, nodes: list[ast.AST], said: Said):
         self.names = bindings(nodes)
-        self.stated = stated
+        self.stated = said.settings
+        self.words = said.words
         self.depth = 0
+
+    def is_spoken_of(self, name: str) -> bool:
+        words = set(re.findall("[a-z]{2,}", name.lower())) - COMMON_WORDS
+        return not words or bool(words & self.words)
 
     def value(self, node: ast.expr | None) -> object:
         """None where it is not known; of what is false, None never."""
@@ -738,6 +774,8 @@ class Switches:
         stated = self.stated.get(name.value.lower())
         if stated is not None:
             return False if is_off(stated) else None
+        if self.is_spoken_of(name.value):
+            return None
         if len(call.args) == 1 and not call.keywords:
             return ""  # it is None, which is as false
         default = call.args[1] if len(call.args) == 2 else None
@@ -783,9 +821,9 @@ COMPARE = {
 }
 
 
-def idle_nodes(nodes: list[ast.AST], stated: dict[str, str]) -> set[ast.AST]:
+def idle_nodes(nodes: list[ast.AST], said: Said) -> set[ast.AST]:
     """What does not run: behind a switch that is off, and functions that are named only there."""
-    switches = Switches(nodes, stated)
+    switches = Switches(nodes, said)
     idle = set()
     for node in nodes:
         if isinstance(node, ast.If) and node not in idle:

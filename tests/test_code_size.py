@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import zstandard
 
+from records import files
 from records.code import measure_code, read_code
 from records.programs import read_programs
 
@@ -211,6 +212,26 @@ def test_what_is_data_is_no_code(tmp_path):
     shard = struct.pack("<iii", 20240520, 1, 2_500) + bytes(1012) + b"\x01\x02" * 2_500
     (tmp_path / "fineweb_val_000000.bin").write_bytes(shard)
     assert measure_code(script).proven
+
+
+def test_files_that_were_not_listed_may_be_code(tmp_path, monkeypatch):
+    script = tmp_path / "train_gpt.py"
+    script.write_text("import sys\nopen(sys.argv[1])")
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text("x\n")
+    (tmp_path / "weights.bin").write_bytes(HIDDEN)
+    monkeypatch.setattr(files, "MAX_FILES", 20)
+    assert not measure_code(script).proven
+    script.write_text("x = 1")
+    assert measure_code(script).proven  # nothing could reach them
+
+
+def test_more_libraries_than_one(tmp_path):
+    for i in range(40):
+        (tmp_path / f"m{i}.cpython-311-x86_64-linux-gnu.so").write_text("ELF")
+    script = tmp_path / "train_gpt.py"
+    script.write_text("import m39, random")
+    assert len(measure_code(script).used) == 2
 
 
 def test_a_link_out_of_the_folder_does_not_count(tmp_path):

@@ -2,6 +2,7 @@
 not in the folder, or lose its report."""
 
 import json
+import lzma
 import os
 import subprocess
 import sys
@@ -58,6 +59,7 @@ def nested(depth: int) -> str:
     return "\n".join(lines) + "\n" + body * 1_500
 
 
+BLOB = lzma.compress(b"#" * 1_000_000)
 LARGE = {  # files that are costly to read, and the seconds that they may take
     "an import of 8,000 parts": ({"train_gpt.py": "import a" + ".a" * 8_000}, 3),
     "a log of one long line": ({"long.log": "a;" * 4_000_000}, 5),
@@ -68,6 +70,19 @@ LARGE = {  # files that are costly to read, and the seconds that they may take
     "a log of words that patterns begin with": ({"long.log": "bpb ttt gptq in " * 500_000}, 20),
     "a script of statements": ({"train_gpt.py": "a;" * 490_000}, 5),
     "nested functions": ({"train_gpt.py": nested(95)}, 10),
+    "calls that are not resolved": (
+        {"train_gpt.py": "\n".join(f"open(a{i})" for i in range(33_000))},
+        15,
+    ),
+    "imports": ({"train_gpt.py": "".join(f"import a{i}.b.c.d\n" for i in range(22_000))}, 15),
+    "programs in a program": (
+        {"train_gpt.py": "".join(f"exec(decompress(b'{i:040}'))\n" for i in range(12_000))},
+        15,
+    ),
+    "programs that grow": (
+        {"train_gpt.py": "".join(f"exec(lzma.decompress({BLOB!r}))\n" for i in range(200))},
+        15,
+    ),
     "nested brackets": ({"train_gpt.py": "x = " + "[" * 50_000}, 3),
     "nested sums": ({"train_gpt.py": "x = " + "a+" * 90_000 + "a"}, 10),
     "a name that is bound to itself": ({"train_gpt.py": "a = a + a\nexec(a)\nopen(a)"}, 3),
