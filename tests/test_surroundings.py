@@ -5,6 +5,7 @@ import ast
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,10 +43,16 @@ def folder(tmp_path) -> Path:
 # ---------------------------------------------------------------- Ctrl-C
 
 
+def hear_ctrl_c() -> None:
+    """As at a terminal: what a job in the background starts ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize("program", BOTH)
 def test_ctrl_c_in_the_imports(tmp_path, program):
     (tmp_path / "numpy.py").write_text(INTERRUPTED)
-    done = run(program, tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    path = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = run(program, tmp_path, env=path, preexec_fn=hear_ctrl_c)
     assert is_sentence(done, f"{program.name}: stopped by Ctrl-C\n"), done.stderr
 
 
