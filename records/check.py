@@ -50,7 +50,14 @@ import numpy as np
 
 from records.code import CodeSize, code_bytes, least_packed, measure_code
 from records.code import read_code as read_code
-from records.files import BUDGET_BYTES, BUDGET_SECONDS, TEXT_BYTES, Folder, list_folder
+from records.files import (
+    BUDGET_BYTES,
+    BUDGET_SECONDS,
+    TEXT_BYTES,
+    Budget,
+    Folder,
+    list_folder,
+)
 from records.logs import (
     BPB_FIELDS,
     BYTES_FIELDS,
@@ -1178,7 +1185,9 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
         embedded = lines_of_code("\n".join(source)) if source else None
         if not own or embedded is None or entry.folder.budget.is_late():
             continue
-        if embedded not in own and not any(same_program(embedded, mine) for mine in own):
+        if embedded not in own and not any_same(embedded, own, entry.folder.budget):
+            if entry.folder.budget.is_late():
+                continue
             if code_shape("\n".join(embedded)) is None:
                 continue  # what does not parse is not the whole of a script
             differ = min(len({*mine} ^ {*embedded}) for mine in own)
@@ -1197,6 +1206,11 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
 
 def lines_of_code(text: str) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in text.strip().split("\n"))
+
+
+def any_same(embedded: tuple[str, ...], own: list[tuple[str, ...]], budget: Budget) -> bool:
+    """Whether it is one of these programs, as far as the time allows."""
+    return any(not budget.is_late() and same_program(embedded, mine) for mine in own)
 
 
 def same_program(a: tuple[str, ...], b: tuple[str, ...]) -> bool:
