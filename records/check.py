@@ -122,6 +122,7 @@ PER_RUN = re.compile(  # settings that may differ between the runs of one entry
 )
 SETTLES = {  # what would settle a finding that is no more than consistent
     "files": "add what is lacking",
+    "track": "move it to the other track, or keep the limits",
     "submission.json": "add one that parses, with val_bpb, bytes_total, seeds and track",
     "val_bpb": "the logs whose final lines give the claim, or a claim that they give",
     "README": "state submission.json's val_bpb in the README",
@@ -199,6 +200,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         *check_against(lines, against),
         *check_patterns(used, entry),
     ]
+    found += check_track(entry, found)
     unread = listed.budget.unread
     if unread:
         detail = (
@@ -250,6 +252,19 @@ def is_record(parent: str, track: str) -> bool:
     text = f"{parent} {track}".lower()[:400]
     out = re.search(r"(?<![a-z0-9])(non[-_ ]?record|unlimited)", text)
     return "10min" in text and not out
+
+
+def check_track(entry: Entry, found: list[Finding]) -> list[Finding]:
+    """Whether an entry lies among the records, says that it is none, and breaks their limits."""
+    parent = entry.folder.root.parent.name.lower()
+    over = [f.check for f in found if f.unit == "s" and (f.number or 0) > LIMIT_S + 1]
+    if entry.record or not is_record(parent, "") or not over:
+        return []
+    detail = (
+        f"it lies in {parent}, its submission.json says {clean(str(entry.table['track']), 60)!r}: "
+        f"as a record it would break the limit of {', '.join(over)}"
+    )
+    return [Finding(SUSPICION, "track", detail)]
 
 
 def used_runs(entry: Entry, lines: list[Line]) -> list[Log]:
@@ -399,7 +414,23 @@ def explained(claim: float, found: Explanation, logs: list[Log]) -> Finding:
     if others and all(first.bpb < line.bpb for line in others):
         verdict = SUSPICION
         detail += f"; the best of {len(others) + 1} seeds, no mean{quoted(others)}"
+    again = scored_again(found.lines, logs)
+    if again:
+        verdict = SUSPICION
+        detail += f"; the same pass came to another score{quoted(again)}"
     return Finding(verdict, "val_bpb", detail, found.bpb, "bits/byte", first.quote)
+
+
+def scored_again(lines: list[Line], logs: list[Log]) -> list[Line]:
+    """Higher scores that the same run states under the same label."""
+    known = {log.name: log for log in logs}
+    found = []
+    for line in lines:
+        log = known.get(line.log)
+        if line.kind == "final" and log:
+            alike = [other for other in log.lines if label_of(other) == label_of(line)]
+            found += [other for other in alike if other.bpb > line.bpb + 2e-4]
+    return found
 
 
 def runs_alike(line: Line, logs: list[Log]) -> list[Line]:
@@ -424,9 +455,9 @@ def label_of(line: Line) -> str:
     return re.split("val_loss|val_bpb", line.quote.partition(": ")[2])[0].strip()
 
 
-def decimals_of(claim: float) -> int:
+def decimals_of(claim: float, least: int = 2) -> int:
     """To how many a number is stated, which has lost its zeros at the end; at least two."""
-    return max(2, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
+    return max(least, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
 
 
 def agree(claim: float, measured: float, digits: int, units: float = 1.0, least: int = 2) -> bool:
@@ -518,7 +549,8 @@ def unexplained(
         words += f"; seeds {unlogged[:5]} have no log"
     detail = f"submission.json's {claim:g} is {words}{quoted(headlines)}"
 
-    unfounded = claim < lowest and headlines and not unlogged and not elsewhere
+    rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -max(0, decimals_of(claim, 0))
+    unfounded = claim < lowest and headlines and not unlogged and not elsewhere and not rounded
     verdict = FAILED if illegal or unfounded else SUSPICION
     return Finding(verdict, "val_bpb", detail, claim, "bits/byte", illegal[0] if illegal else "")
 
