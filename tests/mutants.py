@@ -1235,6 +1235,20 @@ RECORDS = [
     ),
     Mutant(
         LOGS,
+        'for part in text.rstrip(b"\\r").split(b"\\r"):',
+        "for part in [text]:",
+        "logs: what a terminal writes over counts",
+        "test_odd_statements.py::test_what_is_written_oddly[a line that is written over]",
+    ),
+    Mutant(
+        LOGS,
+        'return int(re.sub("[^0-9]", "", count or "0") or "0")',
+        'return int(re.findall("[0-9]+", count or "0")[0])',
+        "logs: bytes in any writing",
+        "test_odd_statements.py::test_what_is_written_oddly[underscores in bytes]",
+    ),
+    Mutant(
+        LOGS,
         "if more < -allowed or size < 0:",
         "if size < 0:",
         "prefixes: nats that go back are impossible",
