@@ -1228,7 +1228,7 @@ RECORDS = [
     ),
     Mutant(
         "records/programs.py",
-        "    idle = set() if settings is None else idle_nodes(program.nodes, settings)",
+        "    idle = set() if said is None else idle_nodes(program.nodes, said)",
         "    idle = set()",
         "patterns: what is switched off is no suspicion",
         "test_verify_records.py::test_what_is_switched_off_is_no_suspicion",
