@@ -50,7 +50,14 @@ import numpy as np
 
 from records.code import CodeSize, code_bytes, least_packed, measure_code
 from records.code import read_code as read_code
-from records.files import BUDGET_BYTES, BUDGET_SECONDS, TEXT_BYTES, Folder, list_folder
+from records.files import (
+    BUDGET_BYTES,
+    BUDGET_SECONDS,
+    TEXT_BYTES,
+    Budget,
+    Folder,
+    list_folder,
+)
 from records.logs import (
     BPB_FIELDS,
     BYTES_FIELDS,
@@ -115,6 +122,7 @@ PER_RUN = re.compile(  # settings that may differ between the runs of one entry
 )
 SETTLES = {  # what would settle a finding that is no more than consistent
     "files": "add what is lacking",
+    "track": "move it to the other track, or keep the limits",
     "submission.json": "add one that parses, with val_bpb, bytes_total, seeds and track",
     "val_bpb": "the logs whose final lines give the claim, or a claim that they give",
     "README": "state submission.json's val_bpb in the README",
@@ -192,6 +200,7 @@ def check_folder(folder: Path, against: str | None = None) -> list[Finding]:
         *check_against(lines, against),
         *check_patterns(used, entry),
     ]
+    found += check_track(entry, found)
     unread = listed.budget.unread
     if unread:
         detail = (
@@ -243,6 +252,19 @@ def is_record(parent: str, track: str) -> bool:
     text = f"{parent} {track}".lower()[:400]
     out = re.search(r"(?<![a-z0-9])(non[-_ ]?record|unlimited)", text)
     return "10min" in text and not out
+
+
+def check_track(entry: Entry, found: list[Finding]) -> list[Finding]:
+    """Whether an entry lies among the records, says that it is none, and breaks their limits."""
+    parent = entry.folder.root.parent.name.lower()
+    over = [f.check for f in found if f.unit == "s" and (f.number or 0) > LIMIT_S + 1]
+    if entry.record or not is_record(parent, "") or not over:
+        return []
+    detail = (
+        f"it lies in {parent}, its submission.json says {clean(str(entry.table['track']), 60)!r}: "
+        f"as a record it would break the limit of {', '.join(over)}"
+    )
+    return [Finding(SUSPICION, "track", detail)]
 
 
 def used_runs(entry: Entry, lines: list[Line]) -> list[Log]:
@@ -392,7 +414,23 @@ def explained(claim: float, found: Explanation, logs: list[Log]) -> Finding:
     if others and all(first.bpb < line.bpb for line in others):
         verdict = SUSPICION
         detail += f"; the best of {len(others) + 1} seeds, no mean{quoted(others)}"
+    again = scored_again(found.lines, logs)
+    if again:
+        verdict = SUSPICION
+        detail += f"; the same pass came to another score{quoted(again)}"
     return Finding(verdict, "val_bpb", detail, found.bpb, "bits/byte", first.quote)
+
+
+def scored_again(lines: list[Line], logs: list[Log]) -> list[Line]:
+    """Higher scores that the same run states under the same label."""
+    known = {log.name: log for log in logs}
+    found = []
+    for line in lines:
+        log = known.get(line.log)
+        if line.kind == "final" and log:
+            alike = [other for other in log.lines if label_of(other) == label_of(line)]
+            found += [other for other in alike if other.bpb > line.bpb + 2e-4]
+    return found
 
 
 def runs_alike(line: Line, logs: list[Log]) -> list[Line]:
@@ -417,9 +455,9 @@ def label_of(line: Line) -> str:
     return re.split("val_loss|val_bpb", line.quote.partition(": ")[2])[0].strip()
 
 
-def decimals_of(claim: float) -> int:
+def decimals_of(claim: float, least: int = 2) -> int:
     """To how many a number is stated, which has lost its zeros at the end; at least two."""
-    return max(2, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
+    return max(least, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
 
 
 def agree(claim: float, measured: float, digits: int, units: float = 1.0, least: int = 2) -> bool:
@@ -511,7 +549,8 @@ def unexplained(
         words += f"; seeds {unlogged[:5]} have no log"
     detail = f"submission.json's {claim:g} is {words}{quoted(headlines)}"
 
-    unfounded = claim < lowest and headlines and not unlogged and not elsewhere
+    rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -max(0, decimals_of(claim, 0))
+    unfounded = claim < lowest and headlines and not unlogged and not elsewhere and not rounded
     verdict = FAILED if illegal or unfounded else SUSPICION
     return Finding(verdict, "val_bpb", detail, claim, "bits/byte", illegal[0] if illegal else "")
 
@@ -1178,7 +1217,9 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
         embedded = lines_of_code("\n".join(source)) if source else None
         if not own or embedded is None or entry.folder.budget.is_late():
             continue
-        if embedded not in own and not any(same_program(embedded, mine) for mine in own):
+        if embedded not in own and not any_same(embedded, own, entry.folder.budget):
+            if entry.folder.budget.is_late():
+                continue
             if code_shape("\n".join(embedded)) is None:
                 continue  # what does not parse is not the whole of a script
             differ = min(len({*mine} ^ {*embedded}) for mine in own)
@@ -1197,6 +1238,11 @@ def check_embedded(logs: list[Log], entry: Entry) -> Finding:
 
 def lines_of_code(text: str) -> tuple[str, ...]:
     return tuple(line.rstrip() for line in text.strip().split("\n"))
+
+
+def any_same(embedded: tuple[str, ...], own: list[tuple[str, ...]], budget: Budget) -> bool:
+    """Whether it is one of these programs, as far as the time allows."""
+    return any(not budget.is_late() and same_program(embedded, mine) for mine in own)
 
 
 def same_program(a: tuple[str, ...], b: tuple[str, ...]) -> bool:

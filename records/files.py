@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 BUDGET_SECONDS = 60.0  # of processor time for all that is read of one folder
+RESERVE_SECONDS = 10.0  # of these, for what was begun and for the report
 BUDGET_BYTES = 64_000_000  # that are read of it
 TEXT_BYTES = 1_000_000  # a larger script, README or submission.json is not read
 MAX_FILES = 2_000  # of a folder
@@ -29,6 +30,7 @@ class Budget:
 
     def __init__(self, seconds: float = BUDGET_SECONDS, most: int = BUDGET_BYTES):
         self.until = time.process_time() + seconds
+        self.reserve = min(RESERVE_SECONDS, seconds / 4)
         self.bytes = most
         self.unread: list[str] = []  # files, or parts of them, that it was too small for
 
@@ -42,7 +44,8 @@ class Budget:
         return False
 
     def is_late(self) -> bool:
-        return time.process_time() > self.until
+        """Also when what comes next may not end in time: it is a file at most."""
+        return time.process_time() > self.until - self.reserve
 
 
 @dataclass

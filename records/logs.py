@@ -35,12 +35,17 @@ SOURCE_CHARS = 1_000_000  # kept of a source that a log embeds
 # ---------------------------------------------------------------- what lines state
 
 NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)"
-BYTES = r"([0-9][0-9,]{0,14})"
+BYTES = r"([0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3}){1,4}(?![0-9])|[0-9][0-9,_'\u2019]{0,18})"
+TIME = (  # and its unit
+    r"([0-9]{1,15}(?:,[0-9]{3}){0,3}(?:\.[0-9]{1,15})?(?:e[+-]?[0-9]{1,2})?) ?"
+    r"(us|ms|msecs?|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?)\b"
+)
 
 
 def compiled(text: str) -> re.Pattern:
-    """A pattern with the words NUMBER and BYTES for what they stand for."""
-    return re.compile(text.replace("NUMBER", NUMBER).replace("BYTES", BYTES))
+    """A pattern with the words NUMBER, TIME and BYTES for what they stand for."""
+    text = text.replace("NUMBER", NUMBER).replace("TIME", TIME)
+    return re.compile(text.replace("BYTES", BYTES))
 
 
 SOURCE_BEGINS = compiled(
@@ -72,7 +77,7 @@ WORTH_A_LOOK = compiled(  # a line without any of these states nothing
 )
 SIZES = compiled(r"(?i)bytes|size|total|artifact|submission")
 LARGE = compiled(r"(?<![\d.,])\d{1,3}(?:,\d{3}){2}(?!,?\d)|(?<![\d.,])\d{7,9}(?!\.?\d)")
-SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "min": 60.0}
+SECONDS = {"us": 1e-6, "ms": 0.001, "mi": 60.0, "s": 1.0, "m": 60.0, "h": 3600.0}  # as units begin
 LOG_PATTERNS = {  # what has invalidated entries before
     "epochs over the tokens that are scored": (
         r"(?i)ttt(?!.{0,200}chunk).{0,20}epoch[ :=]*\d+ ?/ ?\d+"
@@ -85,6 +90,12 @@ LOG_PATTERNS = {  # what has invalidated entries before
         r"(?i)^(?!.*(?:train_|chunk|best|\d/\d))"
         r".*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
     ),
+    "a number of which another would be read, or none": (
+        r"(?:\btrain(?:ing)?_time|(?<!\w)eval_time)[:=] ?(?!TIME)[-+]?\d"
+        r"|(?:Serialized model [^:]{1,60}|Total submission size[^:]{0,60}|Code size[^:]{0,60}): ?"
+        r"(?!BYTES(?![\w.'\u2019]| ?\d)|[\d.,]+ ?[KMG]i?B)[-+]?\d"
+        r"|(?<!\w)val_bpb[:=] ?(?![0-9]{1,9}(?:\.[0-9]{1,17})?(?!\w|\.\d|,\d))[-+]?\d"
+    ),
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
         r"(?:val_?only|fineweb_val)|\bvalonly|_valonly"
@@ -92,25 +103,25 @@ LOG_PATTERNS = {  # what has invalidated entries before
 }
 STATEMENTS = LOG_PATTERNS | {  # a number, with a unit where it is a time
     "stop": r"^stopping_early|^step:(\d+)/\1 ",
-    "train": r"train(?:ing)?_time[:=] ?NUMBER ?(ms|s|min|m)\b",
-    "step": r"step_avg[:=] ?NUMBER ?(ms|s)\b",
-    "eval": r"(?:(?<!total_)eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?NUMBER ?(ms|s)\b",
+    "train": r"train(?:ing)?_time[:=] ?TIME",
+    "step": r"step_avg[:=] ?TIME",
+    "eval": r"(?:(?<!total_)eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?TIME",
     "eval_total": (
         r"(?i)\b(?:eval(?:uation)?[_ ]total[_ ]time|total[_ ]eval(?:uation)?[_ ]time)"
-        r"[:=] ?NUMBER ?(ms|s)\b"
+        r"[:=] ?TIME"
     ),
     "adaptation": (
         r"(?i)^(?!.*bpb)\W{0,3}\w*(?:ttt|adapt)\w*.{0,100}?"
-        r"(?:time|elapsed|took|\bin)[:= ] ?NUMBER ?(ms|s)\b"
+        r"(?:time|elapsed|took|\bin)[:= ] ?TIME"
     ),
     "calibration": (
         r"(?i)^(?!.*(?:compress|sav|quantiz|val_loss|reserv))(?:"
-        r".*?(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)NUMBER ?(ms|s)\b"
+        r".*?(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)TIME"
         r"|.*(?:calibrat|hessian))"
     ),
     "dequantising": (
         r"(?i)^(?!.*bpb).{0,40}\b(?:dequanti|deseriali)\w*.{0,60}?"
-        r"(?:time|took|elapsed|\bin)[:= ] ?NUMBER ?(ms|s)\b"
+        r"(?:time|took|elapsed|\bin)[:= ] ?TIME"
     ),
     "seed": r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b",
     "world_size": r"\bworld_size[:=] ?([0-9]{1,6})",
@@ -137,6 +148,7 @@ TRIGGERS = {  # one of these words is in each line that a pattern fits, in small
     "hints within words, of what is scored": ("_gate",),
     "a training set that is named after the validation": ("only", "fineweb_val"),
     "a score that is no number": ("nan", "inf"),
+    "a number of which another would be read, or none": ("_time", "size", "model", "val_bpb"),
     "stop": ("stopping_early", "step:"),
     "train": ("train",),
     "step": ("step_avg",),
@@ -354,8 +366,11 @@ def stated_value(found: re.Match) -> float | int:
     """Seconds where a FACTS pattern found a unit; else the count, 0 where there is none."""
     count, unit = (*found.groups(), None, None)[:2]
     if unit:
-        return round(float(count) * SECONDS[unit], 6)
-    return int((count or "0").replace(",", "") or "0")
+        size = next(size for begin, size in SECONDS.items() if unit.startswith(begin))
+        if unit.startswith("milli"):
+            size = 0.001
+        return round(float(count.replace(",", "")) * size, 6)
+    return int(re.sub("[^0-9]", "", count or "0") or "0")
 
 
 # ---------------------------------------------------------------- files of logs
@@ -402,7 +417,8 @@ def lines_of(block: bytes, count: int, budget: Budget, name: str) -> Iterator[tu
             budget.allows(budget.bytes + 1, name)  # notes that its rest is not read
             return
         text = line[:LINE_CHARS].replace(b"\0", b"")  # the zeros are UTF-16's
-        yield number, text.decode("utf-8", "replace").rstrip()
+        for part in text.rstrip(b"\r").split(b"\r"):  # what a terminal writes over counts as well
+            yield number, part.decode("utf-8", "replace").rstrip()
 
 
 def read_log(path: Path, name: str) -> Log:

@@ -16,6 +16,7 @@ import ast
 import base64
 import binascii
 import bz2
+import hashlib
 import lzma
 import operator
 import os
@@ -519,8 +520,10 @@ def largest_packed(constants: Constants, nodes: list[ast.AST]) -> str:
 # ---------------------------------------------------------------- programs as they are compared
 
 
-def code_shape(text: str) -> str | None:
-    """A program without its comments, docstrings and layout; None if it does not parse."""
+@lru_cache(maxsize=48)
+def code_shape(text: str) -> bytes | None:
+    """A hash of a program without its comments, docstrings and layout; None if it does not
+    parse."""
     tree, problem = parse_statements(text)  # anew, as it is changed
     if problem:
         return None
@@ -529,7 +532,7 @@ def code_shape(text: str) -> str | None:
         if isinstance(body, list):
             node.body = [part for part in body if not is_remark(part)]
     with suppress(*UNREADABLE):
-        return ast.dump(tree)
+        return hashlib.sha256(ast.dump(tree).encode("utf-8", "replace")).digest()
     return None
 
 

@@ -1291,10 +1291,24 @@ RECORDS = [
     ),
     Mutant(
         "records/programs.py",
-        "    idle = set() if settings is None else idle_nodes(program.nodes, settings)",
+        "    idle = set() if said is None else idle_nodes(program.nodes, said)",
         "    idle = set()",
         "patterns: what is switched off is no suspicion",
         "test_verify_records.py::test_what_is_switched_off_is_no_suspicion",
+    ),
+    Mutant(
+        LOGS,
+        'for part in text.rstrip(b"\\r").split(b"\\r"):',
+        "for part in [text]:",
+        "logs: what a terminal writes over counts",
+        "test_odd_statements.py::test_what_is_written_oddly[a line that is written over]",
+    ),
+    Mutant(
+        LOGS,
+        'return int(re.sub("[^0-9]", "", count or "0") or "0")',
+        'return int(re.findall("[0-9]+", count or "0")[0])',
+        "logs: bytes in any writing",
+        "test_odd_statements.py::test_what_is_written_oddly[underscores in bytes]",
     ),
     Mutant(
         LOGS,
