@@ -549,7 +549,7 @@ def unexplained(
         words += f"; seeds {unlogged[:5]} have no log"
     detail = f"submission.json's {claim:g} is {words}{quoted(headlines)}"
 
-    rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -max(0, decimals_of(claim, 0))
+    rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -decimals_of(claim, 1)
     unfounded = claim < lowest and headlines and not unlogged and not elsewhere and not rounded
     verdict = FAILED if illegal or unfounded else SUSPICION
     return Finding(verdict, "val_bpb", detail, claim, "bits/byte", illegal[0] if illegal else "")
