@@ -91,10 +91,11 @@ LOG_PATTERNS = {  # what has invalidated entries before
         r".*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
     ),
     "a number of which another would be read, or none": (
-        r"(?:\btrain(?:ing)?_time|(?<!\w)eval_time)[:=] ?(?!TIME)[-+]?\d"
+        r"(?:\btrain(?:ing)?_time|(?<!\w)eval_time)[:=] ?(?!TIME)-?\d(?![\dx:~-]*x)"
         r"|(?:Serialized model [^:]{1,60}|Total submission size[^:]{0,60}|Code size[^:]{0,60}): ?"
         r"(?!BYTES(?![\w.'\u2019]| ?\d)|[\d.,]+ ?[KMG]i?B)[-+]?\d"
-        r"|(?<!\w)val_bpb[:=] ?(?![0-9]{1,9}(?:\.[0-9]{1,17})?(?!\w|\.\d|,\d))[-+]?\d"
+        r"|^(?!.*(?:delta|gap|diff)).*(?<!\w)val_bpb[:=] ?"
+        r"(?![0-9]{1,9}(?:\.[0-9]{1,17})?(?!\w|\.\d|,\d))-?\d"
     ),
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"

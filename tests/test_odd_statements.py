@@ -116,6 +116,9 @@ HONEST = {
         changed(runs(), ("Code size:", "Total submission size: 15.90 MB\nCode size:"))
     ),
     "a table of the switch": entry(changed(runs(), ("seed:", "val_bpb:enabled tokenizer\nseed:"))),
+    "a difference of scores": entry(
+        changed(runs(), ("seed:", "roundtrip_delta val_loss:-0.0083 val_bpb:-0.00495356\nseed:"))
+    ),
     "a step of progress": entry(changed(runs(), ("Code size:", "a\rb\rc 10%\rCode size:"))),
     "lines that end as on Windows": entry(changed(runs(), ("\n", "\r\n"))),
     "bytes with commas": entry(
