@@ -861,8 +861,8 @@ VERIFYING = [
     ),
     Mutant(
         "records/report.py",
-        "    except KeyboardInterrupt:\n        problem = STOPPED\n",
-        "",
+        "        problem = STOPPED\n",
+        "        problem = 'KeyboardInterrupt'\n",
         "Ctrl-C is a sentence of its own",
         "test_surroundings.py::test_ctrl_c_in_a_check",
     ),
@@ -1301,7 +1301,7 @@ RECORDS = [
         'for part in text.rstrip(b"\\r").split(b"\\r"):',
         "for part in [text]:",
         "logs: what a terminal writes over counts",
-        "test_odd_statements.py::test_what_is_written_oddly[a line that is written over]",
+        "test_odd_statements.py::test_what_is_written_oddly[a time that is written over]",
     ),
     Mutant(
         LOGS,

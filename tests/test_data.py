@@ -343,8 +343,10 @@ def test_verify_counts_the_same_bytes_from_decoded_text(tmp_path, prefix, extra)
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=path)
     counter = counter_of(path)
     draw = np.random.default_rng(0)
+    texts = [i for i in range(tokenizer.vocab_size()) if not tokenizer.is_byte(i)]
     for length in (1, 2, 3, 5, 40, 400):
         tokens = draw.integers(0, tokenizer.vocab_size(), length).astype(np.uint16)
+        tokens = np.where(draw.random(length) < 0.7, draw.choice(texts, length), tokens)
         tokens[draw.random(length) < 0.1] = 1
         assert verify.count_bytes(tokens, tokenizer) == counter.count(tokens).sum()
 

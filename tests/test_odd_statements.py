@@ -73,6 +73,11 @@ CASES = {  # name -> files, the check that notices, its verdicts
         "val_bpb",
         ODD,
     ),
+    "a time that is written over": (
+        entry(trained("599000ms step:9/99\rstopping_early: cap train_time:720000ms")),
+        "training time",
+        OVER,
+    ),
     "a score that is made again": (
         entry(
             changed(
