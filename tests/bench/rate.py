@@ -7,7 +7,8 @@ FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data 
 of text that is not for the final score (held-out text of the training mix, say), scored whole by
 the checkpoint's sliding window. Every way to quantise makes files of about --bits a weight, by the
 coarseness of its steps; the logarithm of the cost is then read between those nearest to each. The
-last table has means over the checkpoints, and their ratio to what strong entries do:
+last table has means over the checkpoints, and their ratio to what strong entries do; a line below
+each way says what its files cost by the moments alone.
 
     int6, GPTQ      a step for each row, by its standard deviation (12.85 / 31 of it, embedding
                     20 / 127: entry 1394), GPTQ in order of importance over our moments, and the
@@ -166,7 +167,7 @@ def recode(network: Network, case: Case, coarseness: float) -> float:
         }
         artifact = train_gpt.encode_pcll({}, tensors, case.export.trellis_states)
     train_gpt.load_artifact(network.model, artifact)
-    coded = sum(t.indices.size for t in tensors.values() if t.codec == train_gpt.TRELLIS)
+    coded = sum(t.points.size for t in tensors.values() if t.codec == train_gpt.TRELLIS)
     return len(artifact) - 4 * train_gpt.lane_count(coded)
 
 
@@ -216,44 +217,54 @@ def recode_as_peer(network: Network, multiplier: float) -> float:
     return size
 
 
+def foretold(network: Network) -> float:
+    """Nats a token that the model's present weights cost, by the moments: without the noise of a
+    score, and blind to what they do not know."""
+    total = 0.0
+    for name, m in network.moments.items():
+        w = network.model.get_parameter(name).detach().numpy()
+        error = (w - network.weights[name]).reshape(len(w), -1).astype(np.float64)
+        total += ((error @ m.columns * error).sum(axis=1) * m.rows).sum()
+    coded = sum(network.weights[name].size for name in network.moments)
+    return float(total) * network.settings.export.quantisation_nats / coded
+
+
 def cost_at(bits: float, points: list[tuple[float, float]]) -> float:
     """The cost at a rate, by points of bits and cost whose logarithm is read in between."""
     rates, costs = np.array(sorted(points)).T
     return float(np.exp(np.interp(bits, rates, np.log(np.maximum(costs, 1e-6)))))
 
 
-def make_file(network: Network, way: str, multiplier: float) -> float:
-    """Gives the model the weights of a file with so many times the steps; its bits per weight."""
-    if way == PEER:
-        size = recode_as_peer(network, multiplier)
-    else:
-        size = recode(network, cases(network)[way], multiplier)
-    return 8 * size / network.size()
+def make_file(network: Network, case: Case | None, multiplier: float) -> float:
+    """Gives the model the weights of a file with so many times the steps, the peer's without a
+    case; its bits per weight."""
+    if case is None:
+        return 8 * recode_as_peer(network, multiplier) / network.size()
+    return 8 * recode(network, case, multiplier) / network.size()
 
 
 def sweep(network: Network, args: argparse.Namespace, write: Callable[[list], None]) -> dict:
     """For each way to quantise the bits per weight and the cost in bpb of each of its files."""
     exact = network.bpb()
     print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
-    ways = [PEER, *cases(network)]
+    targets = [max(args.bits) + 0.1, *sorted(args.bits, reverse=True), min(args.bits) - 0.1]
     points: dict[str, list[tuple[float, float]]] = {}
-    for way in ways:
+    for way, case in {PEER: None, **cases(network)}.items():
         if args.only and not any(word in way for word in args.only):
             continue
         points[way] = []
+        told = []
         multiplier = 1.0
-        bits = make_file(network, way, multiplier)
-        for wanted in [
-            max(args.bits) + 0.1,
-            *sorted(args.bits, reverse=True),
-            min(args.bits) - 0.1,
-        ]:
+        bits = make_file(network, case, multiplier)
+        for wanted in targets:
             multiplier *= 2 ** (bits - wanted)  # twice the step is about a bit less
-            bits = make_file(network, way, multiplier)
+            bits = make_file(network, case, multiplier)
             bpb = network.bpb()
+            told.append(f"{bits:.3f}:{foretold(network):.6f}")
             points[way].append((bits, bpb - exact))
             write([network.name, way, f"{multiplier:.4f}", f"{bits:.4f}", f"{bpb:.6f}"])
         print(f"  {way:24}", *(f"{b:.2f}:{c:+.4f}" for b, c in points[way]), flush=True)
+        print(f"  {'  nats foretold':24}", *told, flush=True)
     return points
 
 
