@@ -2951,15 +2951,24 @@ class Trainer:
 
         UserError if it is damaged or of another configuration; it may be of a shorter run.
         """
+        damaged = UserError(f"RESUME={path} is not a whole checkpoint of this script.")
         data = path.read_bytes()
         if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-            raise UserError(f"RESUME={path} is not a whole checkpoint of this script.")
-        state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
+            raise damaged
+        try:
+            state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
+            theirs = dict(state["settings"])
+        except Exception:  # of many kinds: whoever wrote the file could sum it up, too
+            raise damaged from None
+
         for name, value in flat(self.s.model, self.s.training).items():
-            saved = state["settings"].get(name)
+            saved = theirs.get(name)
             if name not in LENGTH_SETTINGS and saved != value:
                 raise UserError(f"{name.upper()}={value}, but RESUME={path} has {saved}.")
-        self.restore(state)
+        try:
+            self.restore(state)
+        except Exception:
+            raise damaged from None
         self.saved = path
 
 

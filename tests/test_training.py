@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import itertools
 import os
 import pickle
@@ -271,11 +272,32 @@ def test_damaged_checkpoints_are_refused(home):
     trainer.load(path)
 
 
+def seal(path, content):
+    """A file that ends with its SHA-256, as a checkpoint does."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getvalue()
+    path.write_bytes(data + hashlib.sha256(data).digest())
+
+
 def test_a_checkpoint_of_another_program_is_refused(home):
-    for content in ([1, 2], torch.zeros(3), {"model": {}}, "text", None, 5):
-        torch.save(content, "bad.pt")
+    trainer = make_trainer()
+    own = trainer.state()
+    path = home / "bad.pt"
+    for content in ([1, 2], {"model": {}}, "text", None, 5):
+        torch.save(content, path)
         with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
-            make_trainer().load(home / "bad.pt")
+            trainer.load(path)
+        seal(path, content)
+        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
+            trainer.load(path)
+    for name in ("step", "model", "average", "optimizers"):
+        seal(path, {key: value for key, value in own.items() if key != name})
+        with pytest.raises(UserError, match="bad.pt is not a whole checkpoint of this script"):
+            trainer.load(path)
+    seal(path, own | {"settings": {}})
+    with pytest.raises(UserError, match=r"^VOCAB_SIZE=\d+, but RESUME=\S+bad.pt has None\.$"):
+        trainer.load(path)
 
 
 def test_a_checkpoint_cannot_run_code(home):
@@ -288,9 +310,8 @@ def test_a_checkpoint_cannot_run_code(home):
     with pytest.raises(UserError, match="not a whole checkpoint"):
         make_trainer().load(path)
 
-    data = path.read_bytes()
-    path.write_bytes(data + hashlib.sha256(data).digest())  # it looks like ours
-    with pytest.raises(pickle.UnpicklingError):
+    seal(path, {"settings": Evil()})  # it looks like ours
+    with pytest.raises(UserError, match="not a whole checkpoint"):
         make_trainer().load(path)
     assert not (home / "evil").exists()
 
