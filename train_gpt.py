@@ -1250,9 +1250,7 @@ class GPT(nn.Module):
         x0 = x = self.embed(tokens)
         v_first = None
         skips = []
-        half = (
-            len(self.order) // 2
-        )  # the first half's outputs come back in the second, last in first
+        half = len(self.order) // 2  # whose outputs come back in the second, the last one first
 
         for place, index in enumerate(self.order):
             if self.skip_weights is not None and half <= place < 2 * half:
@@ -2193,12 +2191,7 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
 
 
 def code_tensor(
-    name: str,
-    w: Array,
-    s: Export,
-    coarseness: float,
-    dither: float,
-    moments: dict,
+    name: str, w: Array, s: Export, coarseness: float, dither: float, moments: dict
 ) -> Coded:
     """Matrices and tables are quantised, `coarseness` times as coarsely as set; `dither` (0..1)
     lets numbers of levels change by one. All else is float16."""
@@ -2259,12 +2252,7 @@ class Search:
 
 
 def export(
-    weights: dict,
-    moments: dict,
-    config: dict,
-    s: Export,
-    code_bytes: int,
-    log,
+    weights: dict, moments: dict, config: dict, s: Export, code_bytes: int, log: Log
 ) -> bytes:
     """The artifact's bytes, within the cap with the code, or UserError; weights (float32) and
     moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
