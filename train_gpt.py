@@ -2126,37 +2126,60 @@ MARGIN = 0.0004  # part of the cap that a try stays below it
 
 
 class MomentRecorder(TorchFunctionMode):
-    """While it is on, adds up over the tokens of a float32 model's passes, for each matrix [R,C],
-    the squares of the gradients at its outputs, rows [R], and the products of its inputs, columns
-    [C,C]. To a table's rows goes the mean square of their gradient."""
+    """While it is on, adds up over the tokens of a float32 model's passes what errors cost.
+
+    rows [R] are the squares of the gradients at a matrix's outputs, columns [C,C] the products of
+    its inputs; looked_up [R] are the mean squares of the gradients at a table's rows. The token
+    embedding is both a table and, as the head, a matrix.
+    """
 
     def __init__(self, model: GPT):
         super().__init__()
+        self.names = {}  # the parameter itself: its name
         self.rows = {}
         self.columns = {}
-        self.matrices = {}  # the parameter itself: its name
+        self.looked_up = {}
         for name, p in model.named_parameters():
-            role = role_of(name)
-            if not role.levels:
-                continue
-            self.rows[name] = p.new_full((len(p),), 1e-30)
-            self.columns[name] = 1e-30 * torch.eye(p.size(1), device=p.device)
-            if role.trained_as == "matrix":
-                self.matrices[p] = name
-            else:
-                p.register_hook(lambda g, name=name: self.add(name, g.square().mean(dim=1)))
-
-    def add(self, name: str, squares: Tensor) -> None:
-        self.rows[name] += squares
+            if role_of(name).levels:
+                self.names[p] = name
+                self.rows[name] = p.new_full((len(p),), 1e-30)
+                self.columns[name] = 1e-30 * torch.eye(p.size(1), device=p.device)
+                self.looked_up[name] = p.new_zeros(len(p))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        name = self.matrices.get(args[1]) if function is F.linear else None
+        uses = {F.linear: self.watch_matrix, F.embedding: self.watch_table}
+        name = self.names.get(args[1]) if function in uses else None
         if name:
-            inputs = args[0].detach().flatten(0, -2)
-            self.columns[name] += inputs.T @ inputs
-            result.register_hook(lambda g: self.add(name, g.flatten(0, -2).square().sum(dim=0)))
+            uses[function](name, args[0], result)
         return result
+
+    def watch_matrix(self, name: str, x: Tensor, y: Tensor) -> None:
+        x = x.detach().flatten(0, -2)
+        self.columns[name] += x.T @ x
+
+        def add(gradient: Tensor) -> None:
+            self.rows[name] += gradient.flatten(0, -2).square().sum(dim=0)
+
+        y.register_hook(add)
+
+    def watch_table(self, name: str, indices: Tensor, y: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            squares = gradient.square().mean(dim=-1)
+            self.looked_up[name].index_add_(0, indices.flatten(), squares.flatten())
+
+        y.register_hook(add)
+
+
+def joint_moments(rows: Array, columns: Array, looked_up: Array) -> Moments:
+    """Of a matrix that is also looked up, where an error costs the same in every column.
+
+    The sum of the two products is taken for one, which is right in the mean over the rows.
+    """
+    scale = np.diagonal(columns).mean()
+    looked_up = looked_up / scale
+    share = rows.sum() / (rows.sum() + looked_up.sum())
+    return Moments(rows + looked_up, share * columns + (1 - share) * scale * np.eye(len(columns)))
 
 
 def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dict[str, Moments]:
@@ -2165,8 +2188,9 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
     exact = copy.deepcopy(model).float()
     exact.dtype = torch.float32
     recorder = MomentRecorder(exact)
-    for matrix in recorder.matrices:
-        matrix.requires_grad_(False)  # the tables' are enough to reach all activations
+    for p, name in recorder.names.items():
+        if role_of(name).trained_as == "matrix":
+            p.requires_grad_(False)  # the tables' are enough to reach all activations
 
     count = s.export.calibration_tokens
     training = replace(s.training, train_batch_tokens=count)
@@ -2175,19 +2199,20 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
         for inputs, targets in train_batches(stream, 0, one_by_one, ranks):
             exact(inputs, targets).sum().backward()
 
-    def mean(sums: Tensor) -> Array:
-        return ranks.sum_(sums).double().cpu().numpy() / count
-
-    weights = sum(exact.get_parameter(name).numel() for name in recorder.rows)
+    weights = sum(p.numel() for p in recorder.names)
     unit = 2 * s.export.quantisation_nats / weights  # twice, as an error costs half of the form
 
-    moments = {}
-    for name, rows in recorder.rows.items():
-        columns = mean(recorder.columns[name])
-        if role_of(name).trained_as == "table":
-            columns = np.eye(len(columns))
-        moments[name] = Moments(mean(rows) / unit, columns)
-    return moments
+    def mean(sums: Tensor, unit: float = 1.0) -> Array:
+        return ranks.sum_(sums).double().cpu().numpy() / (count * unit)
+
+    return {
+        name: joint_moments(
+            mean(recorder.rows[name], unit),
+            mean(recorder.columns[name]),
+            mean(recorder.looked_up[name], unit),
+        )
+        for name in recorder.rows
+    }
 
 
 def code_tensor(

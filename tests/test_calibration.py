@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import random_model, tiny_settings, write_shard
+from torch.overrides import TorchFunctionMode
 
 import decode_artifact
 import train_gpt
@@ -46,7 +47,7 @@ def correlated(columns: int, strength: float, seed: int = 0) -> np.ndarray:
 
 def test_moments_of_one_token_are_its_squared_gradients():
     """For one position the gradient of a matrix is the product of its output's gradient and its
-    input."""
+    input; the token embedding is the head's matrix but for the row that is looked up."""
     s = tiny_settings()
     model = random_model(s)
     with MomentRecorder(model) as moments:
@@ -55,13 +56,38 @@ def test_moments_of_one_token_are_its_squared_gradients():
     for name, p in model.named_parameters():
         if name.endswith((".q", ".k")):  # with a single key attention ignores them
             continue
-        if name.endswith(MATRICES):
+        squares = p.grad.square()
+        if name == "tok_emb":
+            squares[5] = moments.rows[name][5] * moments.columns[name].diagonal()
+        if name.endswith((*MATRICES, "tok_emb")):
             product = torch.outer(moments.rows[name], moments.columns[name].diagonal())
-            torch.testing.assert_close(product, p.grad.square(), rtol=1e-3, atol=1e-12)
-        elif name in TABLES:
+            torch.testing.assert_close(product, squares, rtol=1e-3, atol=1e-12)
+        elif name == "bigram.table":
             torch.testing.assert_close(
-                moments.rows[name], p.grad.square().mean(dim=1), rtol=1e-3, atol=1e-12
+                moments.looked_up[name], squares.mean(dim=1), rtol=1e-3, atol=1e-12
             )
+
+
+def test_a_table_is_charged_for_each_token_that_looks_it_up():
+    """By the gradient of each, not by that of their sum."""
+    model = random_model(tiny_settings())
+    tokens = torch.tensor([[9, 5, 5, 8]])
+    seen = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            y = function(*args, **(kwargs or {}))
+            if function is F.embedding and args[1] is model.tok_emb:
+                y.retain_grad()
+                seen.append(y)
+            return y
+
+    with MomentRecorder(model) as moments, Watch():
+        model(tokens, tokens).sum().backward()
+    squares = seen[0].grad.square().mean(dim=-1)[0]
+    expected = torch.zeros(len(model.tok_emb))
+    expected[9], expected[5], expected[8] = squares[0], squares[1] + squares[2], squares[3]
+    torch.testing.assert_close(moments.looked_up["tok_emb"], expected)
 
 
 def test_moments_add_up_over_tokens(monkeypatch):
@@ -86,12 +112,15 @@ def test_moments_add_up_over_tokens(monkeypatch):
             )
 
 
-@pytest.mark.parametrize("name", ["0.attn.out", "0.mlp.down", "1.attn.q", "1.mlp.up"])
+NOISY = ["blocks.0.attn.out", "blocks.0.mlp.down", "blocks.1.attn.q", "blocks.1.mlp.up"]
+
+
+@pytest.mark.parametrize("name", [*NOISY, "tok_emb", "bigram.table"])
 def test_the_moments_foretell_what_noise_costs(name):
     """The labels are drawn from the model's own distribution, where the second derivative is
     Fisher's information."""
     s = tiny_settings(CALIBRATION_TOKENS=16 * 400)
-    model, name = random_model(s), f"blocks.{name}"
+    model = random_model(s)
     torch.manual_seed(1)
     tokens = torch.randint(3, s.model.vocab_size, (400, 16))
     with torch.no_grad():
@@ -100,9 +129,9 @@ def test_the_moments_foretell_what_noise_costs(name):
     with MomentRecorder(model) as moments:
         F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten(), reduction="sum").backward()
     noise = 0.02 * torch.randn(model.get_parameter(name).shape)
-    rows, columns = (m[name].double().numpy() for m in (moments.rows, moments.columns))
-    tokens_seen = targets.numel()
-    foretold = 0.5 * cost(noise.numpy(), Moments(rows / tokens_seen, columns / tokens_seen))
+    recorded = (moments.rows, moments.columns, moments.looked_up)
+    joint = train_gpt.joint_moments(*(m[name].double().numpy() / targets.numel() for m in recorded))
+    foretold = 0.5 * cost(noise.numpy(), joint)
     with torch.no_grad():
         model.get_parameter(name).add_(noise)
         shift = F.kl_div(
@@ -256,27 +285,31 @@ def test_calibration_is_in_units_of_what_a_weight_may_cost(calibrated):
     for name, p in quantised.items():
         assert moments[name].rows.shape == (len(p),)
         assert moments[name].columns.shape == (p.size(1), p.size(1))
-        if name in TABLES:  # the square of a sequence's whole gradient
-            assert (moments[name].columns == np.eye(p.size(1))).all()
-            continue
-        rows, columns = recorder.rows[name].numpy(), recorder.columns[name].numpy()
-        np.testing.assert_allclose(moments[name].rows, rows / 64 / unit, rtol=1e-3)
-        np.testing.assert_allclose(moments[name].columns, columns / 64, rtol=1e-3, atol=1e-6)
+        rows = recorder.rows[name].numpy() / 64 / unit
+        columns = recorder.columns[name].numpy() / 64
+        if name in TABLES:  # looked up, too: a part of the cost is then alike in all columns
+            looked_up = recorder.looked_up[name].numpy() / 64 / unit
+            every = columns.diagonal().mean()
+            alike = looked_up.sum() / (rows.sum() * every + looked_up.sum())
+            rows = rows + looked_up / every
+            columns = (1 - alike) * columns + alike * every * np.eye(len(columns))
+        np.testing.assert_allclose(moments[name].rows, rows, rtol=1e-3)
+        np.testing.assert_allclose(moments[name].columns, columns, rtol=1e-3, atol=1e-6)
+    table = moments["bigram.table"]  # which is no matrix
+    assert table.columns[0, 0] > 0 and not (table.columns - np.diag(table.columns.diagonal())).any()
 
 
-def test_calibration_of_tables_takes_each_sequences_gradient(calibrated):
-    model = calibrated.model
-    for name in TABLES:
-        total = 0.0
-        for first in range(0, 64, 16):
-            tokens = torch.from_numpy(calibrated.tokens[first : first + 17].astype(np.int64))
-            loss = 16 * F.cross_entropy(model(tokens[None, :-1])[0], tokens[1:])
-            (gradient,) = torch.autograd.grad(loss, model.get_parameter(name))
-            total = total + gradient.square().mean(dim=1)
-        weights = sum(len(m.rows) * len(m.columns) for m in calibrated.moments.values())
-        expected = total.numpy() / 64 / (2 * 0.0005 / weights)
-        rows = calibrated.moments[name].rows
-        np.testing.assert_allclose(rows, expected, rtol=1e-3, atol=1e-3 * expected.max())
+def test_a_matrix_that_is_looked_up_costs_the_sum_of_both():
+    """In each row, for errors that are independent and alike."""
+    columns = correlated(40, 1.0)
+    rows, looked_up = np.linspace(1, 9, 20), np.linspace(300, 0, 20)
+    joint = train_gpt.joint_moments(rows, columns, looked_up)
+    expected = rows * np.trace(columns) + looked_up * 40
+    np.testing.assert_allclose(joint.rows * np.trace(joint.columns), expected)
+    alike = np.diag(joint.columns.diagonal()) - joint.columns
+    share = alike[0, 1] / -columns[0, 1]
+    scale = columns.diagonal().mean()
+    assert share == pytest.approx(100 * scale / (100 * scale + 3000))
 
 
 def test_quantisation_costs_as_many_nats_as_the_setting_says(calibrated):
