@@ -2115,6 +2115,8 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
 # Fisher's information: the mean of the gradient's outer products over tokens. That is too large to
 # hold. For a matrix it is all but a product of two factors (K-FAC, arXiv 1503.05671): the second
 # moments of its inputs, and those of the gradients at its outputs, of which the squares suffice.
+# The token embedding is such a matrix, too, as the head; where it is looked up, an error costs by
+# the square of the gradient there.
 # Calibration collects both from training tokens, and the trellis codec takes the rest from them:
 #   the same expected cost for every weight, whichever matrix, row or column it is in, so that one
 #     number, the coarseness, trades loss for bytes over the whole network;

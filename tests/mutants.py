@@ -617,6 +617,27 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
+        "self.columns[name] += x.T @ x",
+        "self.columns[name] += torch.diag((x * x).sum(dim=0))",
+        "error feedback by how inputs go together",
+        "test_calibration.py::test_moments_add_up_over_tokens",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "    looked_up = looked_up / scale",
+        "    looked_up = 0 * looked_up",
+        "what a table's errors cost where it is looked up",
+        "test_calibration.py::test_a_matrix_that_is_looked_up_costs_the_sum_of_both",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "self.looked_up[name].index_add_(0, indices.flatten(), squares.flatten())",
+        "self.looked_up[name][indices.flatten()] = squares.flatten()",
+        "a table's moments that count every token",
+        "test_calibration.py::test_a_table_is_charged_for_each_token_that_looks_it_up",
+    ),
+    Mutant(
+        TRAIN_GPT,
         "np.linspace(float(ordered[0]), float(ordered[-1]), levels)",
         "np.quantile(ordered, np.linspace(0, 1, levels))",
         "k-means from evenly spaced levels",
