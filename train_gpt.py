@@ -1844,7 +1844,7 @@ class ErrorCost:
     """Moments as the quantiser needs them: a row's errors e cost unit * rows[r] * |e root|^2."""
 
     unit: float  # of an average weight's squared error
-    rows: Array  # [R], 1 on average and damped
+    rows: Array  # [R], 1 on average
     root: Array  # [C,C] upper triangular
     blocks: list[slice]  # of columns, quantised together before their error is fed back
     columns: Array  # [C]: what an error costs once later blocks have made good what they can
@@ -1863,8 +1863,7 @@ def error_cost(moments: Moments) -> ErrorCost:
     width = FEEDBACK_BLOCK if correlated else size
     blocks = [slice(first, first + width) for first in range(0, size, width)]
     remaining = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])
-    rows = moments.rows / row_unit + DAMPING
-    return ErrorCost(row_unit * column_unit, rows, root, blocks, remaining)
+    return ErrorCost(row_unit * column_unit, moments.rows / row_unit, root, blocks, remaining)
 
 
 def choose_steps(w: Array, cost: ErrorCost, coarseness: float) -> Steps:
@@ -2114,10 +2113,11 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
 # gradient is small, a change of the weights costs half a quadratic form in nats, whose matrix is
 # Fisher's information: the mean of the gradient's outer products over tokens. That is too large to
 # hold. For a matrix it is all but a product of two factors (K-FAC, arXiv 1503.05671): the second
-# moments of its inputs, and those of the gradients at its outputs, of which the squares suffice.
+# moments of its inputs, and those of the gradients at its outputs, of which the squares suffice. In
+# each factor a token weighs by its part in the other, so that both are exact in their traces.
 # The token embedding is such a matrix, too, as the head; where it is looked up, an error costs by
 # the square of the gradient there.
-# Calibration collects both from training tokens, and the trellis codec takes the rest from them:
+# Calibration collects them from training tokens, and the trellis codec takes the rest from them:
 #   the same expected cost for every weight, whichever matrix, row or column it is in, so that one
 #     number, the coarseness, trades loss for bytes over the whole network;
 #   the correlations of the inputs for its error feedback.
@@ -2130,9 +2130,9 @@ MARGIN = 0.0004  # part of the cap that a try stays below it
 class MomentRecorder(TorchFunctionMode):
     """While it is on, adds up over the tokens of a float32 model's passes what errors cost.
 
-    rows [R] are the squares of the gradients at a matrix's outputs, columns [C,C] the products of
-    its inputs; looked_up [R] are the mean squares of the gradients at a table's rows. The token
-    embedding is both a table and, as the head, a matrix.
+    A token with the input x [C] of a matrix and the gradient g [R] at its output adds |x|^2 g_r^2
+    to rows [R] and |g|^2 x x^T to columns [C,C]. One that looks up row r of a table adds the mean
+    square of the gradient there to looked_up [R]. The token embedding is both.
     """
 
     def __init__(self, model: GPT):
@@ -2158,10 +2158,11 @@ class MomentRecorder(TorchFunctionMode):
 
     def watch_matrix(self, name: str, x: Tensor, y: Tensor) -> None:
         x = x.detach().flatten(0, -2)
-        self.columns[name] += x.T @ x
 
         def add(gradient: Tensor) -> None:
-            self.rows[name] += gradient.flatten(0, -2).square().sum(dim=0)
+            squares = gradient.flatten(0, -2).square()
+            self.rows[name] += x.square().sum(dim=1) @ squares
+            self.columns[name] += (x * squares.sum(dim=1, keepdim=True)).T @ x
 
         y.register_hook(add)
 
@@ -2173,15 +2174,20 @@ class MomentRecorder(TorchFunctionMode):
         y.register_hook(add)
 
 
-def joint_moments(rows: Array, columns: Array, looked_up: Array) -> Moments:
-    """Of a matrix that is also looked up, where an error costs the same in every column.
+def joint_moments(rows: Array, columns: Array, looked_up: Array, tokens: int) -> Moments:
+    """Moments by a recorder's sums over so many tokens.
 
-    The sum of the two products is taken for one, which is right in the mean over the rows.
+    What is looked up costs the same in every column. The sum of the two products is taken for one,
+    which is right in the mean over the rows. Each row counts as if one token more had moved it: one
+    that none has moved is rare, not free.
     """
-    scale = np.diagonal(columns).mean()
-    looked_up = looked_up / scale
-    share = rows.sum() / (rows.sum() + looked_up.sum())
-    return Moments(rows + looked_up, share * columns + (1 - share) * scale * np.eye(len(columns)))
+    alike = len(columns) * looked_up
+    share = rows.sum() / (rows.sum() + alike.sum())
+    rows = (rows + alike) / tokens
+    columns = share * columns / np.trace(columns) + (1 - share) * np.eye(len(columns)) / len(
+        columns
+    )
+    return Moments(rows + rows.sum() / tokens, columns)
 
 
 def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dict[str, Moments]:
@@ -2204,17 +2210,13 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
     weights = sum(p.numel() for p in recorder.names)
     unit = 2 * s.export.quantisation_nats / weights  # twice, as an error costs half of the form
 
-    def mean(sums: Tensor, unit: float = 1.0) -> Array:
-        return ranks.sum_(sums).double().cpu().numpy() / (count * unit)
-
-    return {
-        name: joint_moments(
-            mean(recorder.rows[name], unit),
-            mean(recorder.columns[name]),
-            mean(recorder.looked_up[name], unit),
-        )
-        for name in recorder.rows
-    }
+    moments = {}
+    for name in recorder.rows:
+        sums = (recorder.rows[name], recorder.columns[name], recorder.looked_up[name])
+        sums = [ranks.sum_(tensor).double().cpu().numpy() for tensor in sums]
+        joint = joint_moments(*sums, count)
+        moments[name] = replace(joint, rows=joint.rows / unit)
+    return moments
 
 
 def code_tensor(
