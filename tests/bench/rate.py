@@ -274,7 +274,7 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="folder of fineweb_train_*.bin")
     parser.add_argument("--data", required=True, help="folder of fineweb_val_*.bin")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--calibration-tokens", type=int, default=32768)
+    parser.add_argument("--calibration-tokens", type=int, default=131072)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.5, 3, 3.5, 4, 4.5, 5])
     parser.add_argument("--only", nargs="+", help="ways that have one of these words")
     parser.add_argument("--csv", type=Path)
