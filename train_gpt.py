@@ -1529,7 +1529,7 @@ TRELLIS_GAIN = 1.3  # over a uniform quantiser of the same step, whose error is 
 FEEDBACK_BLOCK = 8  # columns quantised before their error is fed back
 LOOK_AHEAD = 24  # columns behind a block that are searched with it
 FINENESS = (-4, 24)  # least and greatest root mean square of a row or column in steps; as octaves/4
-DAMPING = 0.1  # what is added to the moments, as a part of their mean
+DAMPING = 0.01  # what is added to the moments of inputs, as a part of their mean
 PARITY_CHECKS = {
     4: (0o5, 0o2),
     8: (0o13, 0o4),

@@ -123,7 +123,7 @@ def cases(network: Network) -> dict[str, Case]:
         "default": Case(trellis, moments),
     }
     found |= {f"{count} states": states(count) for count in (8, 128, 256)}
-    for damping in (0.03, 0.3):
+    for damping in (0.001, 0.1):
         found[f"damping {damping}"] = Case(trellis, moments, dict(DAMPING=damping))
     found["blocks of 32"] = Case(trellis, moments, dict(FEEDBACK_BLOCK=32, LOOK_AHEAD=32))
     for factor in (0.5, 2.0):
