@@ -2184,9 +2184,8 @@ def joint_moments(rows: Array, columns: Array, looked_up: Array, tokens: int) ->
     alike = len(columns) * looked_up
     share = rows.sum() / (rows.sum() + alike.sum())
     rows = (rows + alike) / tokens
-    columns = share * columns / np.trace(columns) + (1 - share) * np.eye(len(columns)) / len(
-        columns
-    )
+    even = np.eye(len(columns)) / len(columns)
+    columns = share * columns / np.trace(columns) + (1 - share) * even
     return Moments(rows + rows.sum() / tokens, columns)
 
 
