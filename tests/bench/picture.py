@@ -8,7 +8,6 @@ by ", ", have one marker. The same table gives the same bytes (with one version 
 
 import argparse
 import sys
-import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,22 +49,19 @@ def read_table(text: str) -> list[Row]:
 
 
 def draw(rows: list[Row]) -> bytes:
-    """The PNG; ours in black, the others in grey, each named beside its first run."""
-    ax = plot.plt.subplots(figsize=(14, 9))[1]
-    shown = [row for row in rows if max(row.bpb) <= HIGHEST]
-    for row, marker in zip(shown, plot.cycle(plot.MARKERS), strict=False):
+    """The PNG; ours in black, the others in grey, their names on the right."""
+    ax = plot.plt.subplots(figsize=(12, 9))[1]
+    curves = {}
+    for row in rows:
+        if max(row.bpb) > HIGHEST:
+            continue
         ours = not row.name.startswith(("entry", "challenge"))
-        megabytes = [size / 1e6 for size in row.bytes]
-        ax.plot(megabytes, row.bpb, marker, color="black" if ours else "0.55", markersize=16)
-        ax.annotate(
-            textwrap.fill(row.name, 30),
-            (max(megabytes), row.bpb[0]),
-            (14, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=16,
-        )
-    ax.margins(x=0.25, y=0.08)
+        points = [(size / 1e6, bpb) for size, bpb in zip(row.bytes, row.bpb, strict=True)]
+        marker = plot.MARKERS[len(curves) % len(plot.MARKERS)]
+        ax.plot(*zip(*points, strict=True), marker, color="black" if ours else "0.55")
+        curves[row.name] = points
+    ax.margins(0.08)
+    plot.name_lines(ax, curves, first=False)
     return plot.picture(ax, "code + model, million bytes", "validation after export, bits per byte")
 
 
@@ -76,7 +72,7 @@ def main() -> int:
     args = parser.parse_args()
     try:
         rows = read_table(args.readme.read_text(encoding="utf-8"))
-        with plot.plt.rc_context(plot.STYLE):
+        with plot.plt.rc_context(plot.STYLE | {"font.size": 15}):
             plot.write_atomically(args.out, draw(rows))
     except (OSError, ValueError) as error:
         print(f"{args.readme}: {error}.", file=sys.stderr)
