@@ -239,10 +239,17 @@ MODEL = [
     ),
     Mutant(
         TRAIN_GPT,
-        "torch.sigmoid(gate)[..., None]",
-        "gate[..., None]",
+        "y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]",
+        "y * (gate + self.gate_bias.to(x.dtype))[..., None]",
         "a sigmoid on attention's gate",
         "test_model.py::test_attention_and_mlp_follow_their_formulas",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "y * 2 * torch.sigmoid(gate)[..., None]",
+        "y * torch.sigmoid(gate)[..., None]",
+        "a narrow gate that is 1 at first",
+        "test_frontier.py::test_a_narrow_gate_is_one_at_first_and_reads_the_first_channels",
     ),
     Mutant(
         TRAIN_GPT,
