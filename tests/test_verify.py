@@ -327,6 +327,9 @@ def test_a_partial_run_says_so(home, capsys):
     code, found = run(capsys, artifact, "--max-tokens", 100, "--claim", whole)
     assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
     assert "PARTIAL" in found["val_bpb"]["detail"] and "99 tokens" in found["val_bpb"]["detail"]
+    part = found["val_bpb"]["number"]  # who claims this claims it of the whole
+    code, found = run(capsys, artifact, "--max-tokens", 100, "--claim", part)
+    assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
 
 
 # ---------------------------------------------------------------- adaptation
