@@ -2177,9 +2177,9 @@ class MomentRecorder(TorchFunctionMode):
 def joint_moments(rows: Array, columns: Array, looked_up: Array, tokens: int) -> Moments:
     """Moments by a recorder's sums over so many tokens.
 
-    What is looked up costs the same in every column. The sum of the two products is taken for one,
-    which is right in the mean over the rows. Each row counts as if one token more had moved it: one
-    that none has moved is rare, not free.
+    What is looked up costs the same in every column. The sum of the two products is taken for one
+    that is as dear in each row, for errors alike in all columns. Each row counts as if one token
+    more had moved it: one that none has moved is rare, not free.
     """
     alike = len(columns) * looked_up
     share = rows.sum() / (rows.sum() + alike.sum())
