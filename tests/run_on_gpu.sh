@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # All that one GPU is asked, in the order of what the answers are worth, within TOTAL_SECONDS:
 #
-#     OUT=results bash tests/run_on_gpu.sh [smoke] [bench] [run] [variants] [peer]
+#     OUT=results bash tests/run_on_gpu.sh [smoke] [bench] [run] [peer] [variants]
 #
 #     smoke      three tests: the network, Newton-Schulz, and an update that never waits
 #     bench      a step at one rank's share of eight: its time, parts, kernels, memory, compilation
 #     run        a minute of training, calibration, export, scores, adaptation, and verify.py
-#     variants   the time of a step with other sizes, attention kernels and compiler switches
 #     peer       the time of a step of another entry's script
+#     variants   the time of a step with other sizes, attention kernels and compiler switches
 #
-# Each part has its own seconds (SMOKE_SECONDS and so on) and leaves one text file in the folder OUT;
-# one that fails or is cut does not stop the next. Last comes a table of all figures, as table.txt,
-# too. The data are those that tests/pack_for_gpu.sh left in .dev, or those in the folder DATA.
+# Each part has its own seconds (SMOKE_SECONDS and so on) and leaves one text file in the folder OUT,
+# the run also its log and artifact in OUT/logs; one that fails or is cut does not stop the next.
+# Last comes a table of all figures, as table.txt, too. PRESET=frontier asks all but the smoke of
+# that preset. The data are those that tests/pack_for_gpu.sh left in .dev, or those in DATA.
 # REHEARSE=1 goes through all of it on a CPU, with the demo's sizes and data.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -25,10 +26,14 @@ total=${TOTAL_SECONDS:-575}
 reserve=5 # seconds, for the table
 rehearse=${REHEARSE:-0}
 declare -A seconds=(
-    [smoke]=${SMOKE_SECONDS:-60} [bench]=${BENCH_SECONDS:-130} [run]=${RUN_SECONDS:-250}
-    [variants]=${VARIANTS_SECONDS:-100} [peer]=${PEER_SECONDS:-60}
+    [smoke]=${SMOKE_SECONDS:-60} [bench]=${BENCH_SECONDS:-130} [run]=${RUN_SECONDS:-290}
+    [peer]=${PEER_SECONDS:-110} [variants]=${VARIANTS_SECONDS:-300}
 )
-export PYTHONUNBUFFERED=1 TORCHINDUCTOR_CACHE_DIR=$work/inductor # what one part compiles, all use
+export PYTHONUNBUFFERED=1
+# What one part compiles, all use; and so does a second call that names the same folder.
+export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$work/inductor}
+# To train_gpt.py these would be misspelt settings.
+export -n TOTAL_SECONDS SMOKE_SECONDS BENCH_SECONDS RUN_SECONDS VARIANTS_SECONDS PEER_SECONDS
 
 # ---- The parts. Each is run by a shell of its own, so that it can be cut.
 
@@ -44,13 +49,11 @@ bench() {
     python3 tests/bench/train.py --steps "$steps"
 }
 
-variants() {
-    python3 tests/bench/train.py --variants --steps "$steps"
-}
-
 run() {
-    python3 tests/bench/whole.py --work "$work/run" --artifact "$out/artifact.pcll" \
-        --val-tokens "$val_tokens" --seconds "$((limit * 4 / 5))" # the rest is for verify.py
+    mkdir -p "$work/run" "$out/logs"
+    ln -s "$out/logs" "$work/run/logs"
+    python3 tests/bench/whole.py --work "$work/run" \
+        --val-tokens "$val_tokens" --seconds "$((limit * 3 / 4))" # the rest is for verify.py
 }
 
 peer() {
@@ -59,6 +62,10 @@ peer() {
         return 1
     fi
     python3 tests/bench/peer.py "$peer" --work "$work/peer" --steps "$peer_steps"
+}
+
+variants() {
+    python3 tests/bench/train.py --variants --steps "$steps"
 }
 
 # ---- Set-up
@@ -97,7 +104,7 @@ install() {
 }
 
 unpack() {
-    local archive wheel
+    local archive wheel pieces
     if [ "$rehearse" = 1 ]; then
         sizes_of_the_rehearsal
         return
@@ -112,8 +119,9 @@ unpack() {
     for archive in .dev/*.tar.xz; do
         [ ! -f "$archive" ] || tar -xJf "$archive" -C "$data"
     done
-    export DATA_PATH=$data/datasets/fineweb10B_sp1024
-    export TOKENIZER_PATH=$data/tokenizers/fineweb_1024_bpe.model
+    [ "$PRESET" = frontier ] && pieces=8192 || pieces=1024
+    export DATA_PATH=$data/datasets/fineweb10B_sp$pieces
+    export TOKENIZER_PATH=$data/tokenizers/fineweb_${pieces}_bpe.model
 }
 
 card() {
@@ -163,16 +171,16 @@ tabulate() {
     awk -F '\t' '{ printf "%-9s %-62.62s %s\n", $1, $2, $3 }'
 }
 
-[ $# -gt 0 ] || set -- smoke bench run variants peer
+[ $# -gt 0 ] || set -- smoke bench run peer variants
 for part in "$@"; do
     if [ -z "${seconds[$part]:-}" ]; then
-        echo "$part is not one of smoke, bench, run, variants, peer." >&2
+        echo "$part is not one of smoke, bench, run, peer, variants." >&2
         exit 2
     fi
 done
 unpack
 export mark steps val_tokens peer_steps peer work out
-export -f smoke bench variants run peer
+export -f smoke bench run peer variants
 for part in "$@"; do
     measure "$part"
 done

@@ -39,7 +39,7 @@ def figures(rows: list[list[str]], part: str) -> dict[str, str]:
 
 
 def test_parts_leave_files_and_numbers(tmp_path):
-    rows = rehearse(tmp_path, "smoke", "bench")
+    rows = rehearse(tmp_path, "smoke", "bench", TOTAL_SECONDS="300")
     assert all(NUMBER.match(value) for _, _, value in rows), rows
     smoke = figures(rows, "smoke")
     bench = figures(rows, "bench")
@@ -53,7 +53,7 @@ def test_parts_leave_files_and_numbers(tmp_path):
 
 def test_a_cut_and_a_failed_part_do_not_stop_the_next(tmp_path):
     parts = ("bench", "peer", "variants", "smoke")
-    rows = rehearse(tmp_path, *parts, BENCH_SECONDS="1", PEER="none.py", VARIANTS_SECONDS="12")
+    rows = rehearse(tmp_path, *parts, BENCH_SECONDS="1", PEER="none.py", VARIANTS_SECONDS="60")
     assert list(figures(rows, "bench")) == ["seconds, CUT"]
     assert figures(rows, "peer")["seconds, FAILED"].endswith("tests/pack_for_gpu.sh takes one")
     assert "as it is, ms" in figures(rows, "variants")
@@ -82,7 +82,8 @@ def test_the_whole_rehearsal(tmp_path):
     assert float(run["steps"]) > 5 and float(run["calibration, s"]) > 0
     assert {"before export, plain, bpb", "after export, sliding window, s"} < run.keys()
     assert figures(rows, "peer")["steps"] == "4"
-    assert len(list(tmp_path.iterdir())) <= 8  # files that may come back
+    assert sorted(path.suffix for path in (tmp_path / "logs").iterdir()) == [".pcll", ".txt"]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 8  # may come back
 
 
 def test_what_is_missing_is_a_sentence(tmp_path):

@@ -1,7 +1,6 @@
 """One short run from the data to a verified artifact: the seconds and the score of every stage.
 
-    python tests/bench/whole.py --work FOLDER [--artifact FILE] [--val-tokens N]
-                                [--seconds N] [VARIABLE=VALUE ...]
+    python tests/bench/whole.py --work FOLDER [--val-tokens N] [--seconds N] [VARIABLE=VALUE ...]
 
 It runs train_gpt.py in FOLDER on the training shards of DATA_PATH and on the first N tokens of its
 validation split (262,144 unless told otherwise), and then verify.py on the artifact. Settings are
@@ -52,10 +51,8 @@ FIGURES = (
     Figure(r"^calibration_time:(\d+)ms", "calibration, s", 1e-3),
     Figure(r"^export_time:(\d+)ms", "calibration and export, s", 1e-3),
     Figure(r"^Serialized model pcll: (\d+) bytes", "artifact, bytes"),
-    *(
-        Figure(rf"^{start} .*val_bpb:([\d.]+)", f"{name}, bpb")
-        for name, start in train_gpt.FINAL_LINES.items()
-    ),
+    Figure(r"^final_pcll_ttt_exact .*val_bpb:([\d.]+)", "after adaptation, bpb"),
+    Figure(r"^final_pcll_sliding_exact .*val_bpb:([\d.]+)", "after export, sliding window, bpb"),
     Figure(r"^eval_total_time:(\d+)ms", "evaluation in all, s", 1e-3),
 )
 SCORE = re.compile(r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s$")  # of the table at the end of the log
@@ -185,7 +182,6 @@ def findings_of(text: str) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all that it writes")
-    parser.add_argument("--artifact", type=Path, help="where the artifact is to go")
     parser.add_argument("--val-tokens", type=int, default=262_144, metavar="N")
     parser.add_argument("--seconds", type=float, default=3600.0, help="for train_gpt.py at most")
     parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
@@ -203,7 +199,7 @@ def main() -> int:
     environment |= {
         "DATA_PATH": str(work / "data"),
         "TOKENIZER_PATH": str(Path(s.run.tokenizer_path).resolve()),
-        "ARTIFACT_PATH": str((args.artifact or work / "artifact.pcll").resolve()),
+        "ARTIFACT_PATH": str(work / "artifact.pcll"),
         "TORCH_LOGS": "recompiles",  # each is a line of the log
     }
     status, check = train(work, environment, args.seconds)
