@@ -2125,6 +2125,7 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
 MAX_TRIES = 10
 FULL = 0.999  # part of the cap that FIT=fill has to reach
 MARGIN = 0.0004  # part of the cap that a try stays below it
+FINEST = -4.0  # octaves of coarseness; what quantisation costs there is too little to buy back
 
 
 class MomentRecorder(TorchFunctionMode):
@@ -2247,7 +2248,7 @@ class Search:
     budget: int  # bytes that the artifact may have
     bit: float  # bytes of one bit for each quantised weight
     octaves: float = 0.0  # log2 of the coarseness of the next try
-    too_fine: float = -4.0  # octaves of the last try that was too large
+    too_fine: float = -math.inf  # octaves of the last try that was too large
     coarse_enough: float = 10.0  # octaves of the last try that fitted
     tries: tuple = ()  # octaves and bytes of each so far
 
@@ -2255,7 +2256,9 @@ class Search:
         """Whether the largest artifact that fits, b"" if there is none, is to be the last."""
         if not best:
             return self.fit == "off"
-        return self.fit != "fill" or len(best) + self.cap - self.budget >= FULL * self.cap
+        if self.fit != "fill" or self.octaves == FINEST:
+            return True
+        return len(best) + self.cap - self.budget >= FULL * self.cap
 
     def learn(self, size: int) -> None:
         """Chooses the next octaves after a file of this size."""
@@ -2274,7 +2277,7 @@ class Search:
             step = max(step, 0.002 * 2 ** len(self.tries))  # lest it creeps up on the cap
 
         self.tries += ((self.octaves, size),)
-        self.octaves += step
+        self.octaves = max(FINEST, self.octaves + step)
         if not self.too_fine < self.octaves < self.coarse_enough:
             self.octaves = (self.too_fine + self.coarse_enough) / 2
 

@@ -610,6 +610,13 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
+        " or self.octaves == FINEST:",
+        ":",
+        "FIT=fill ends where finer steps buy nothing",
+        "test_codec.py::test_the_search_ends_at_the_finest",
+    ),
+    Mutant(
+        TRAIN_GPT,
         "FULL = 0.999",
         "FULL = 0.9",
         "FIT=fill that fills the cap",

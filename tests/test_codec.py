@@ -472,6 +472,20 @@ def test_fit_fill_goes_on_until_the_cap_is_used(exporter, part):
     assert filled >= 0.985 * cap  # at this size a whole level is a large step
 
 
+def test_fit_fill_of_a_small_network_ends_at_the_finest(exporter):
+    filled = exporter(SIZE_CAP_BYTES=10**6, FIT="fill")
+    assert filled == exporter.tries[-1] < 999_000 and len(exporter.tries) <= 4
+
+
+def test_the_search_ends_at_the_finest():
+    search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
+    search.learn(200_000)
+    assert search.octaves == -4.0  # not 14 octaves finer
+    assert search.settled(bytes(400_000))
+    search.learn(1_200_000)  # too large, so that it lies between
+    assert -4.0 < search.octaves < 0 and not search.settled(bytes(400_000))
+
+
 def test_the_search_by_hand():
     """It aims 0.04 % of the cap below the budget; an octave saves a quarter of a bit to two."""
     search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
