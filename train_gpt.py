@@ -2252,11 +2252,12 @@ class Search:
     coarse_enough: float = 10.0  # octaves of the last try that fitted
     tries: tuple = ()  # octaves and bytes of each so far
 
-    def settled(self, best: bytes) -> bool:
-        """Whether the largest artifact that fits, b"" if there is none, is to be the last."""
+    def settled(self, artifact: bytes, best: bytes) -> bool:
+        """Whether this artifact is the last try, after which the largest that fits is `best`, b""
+        if there is none."""
         if not best:
             return self.fit == "off"
-        if self.fit != "fill" or self.octaves == FINEST:
+        if self.fit != "fill" or (self.octaves == FINEST and artifact == best):
             return True
         return len(best) + self.cap - self.budget >= FULL * self.cap
 
@@ -2301,7 +2302,7 @@ def export(
 
         if len(artifact) <= search.budget:
             best = max(artifact, best, key=len)
-        if search.settled(best):
+        if search.settled(artifact, best):
             break
         search.learn(len(artifact))
 

@@ -610,7 +610,14 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
-        " or self.octaves == FINEST:",
+        "self.octaves == FINEST and artifact == best",
+        "self.octaves == FINEST",
+        "FIT=fill that goes on after a finest file that is too large",
+        "test_codec.py::test_the_search_ends_at_the_finest",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        " or (self.octaves == FINEST and artifact == best):",
         ":",
         "FIT=fill ends where finer steps buy nothing",
         "test_codec.py::test_the_search_ends_at_the_finest",

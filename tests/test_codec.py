@@ -481,9 +481,11 @@ def test_the_search_ends_at_the_finest():
     search = train_gpt.Search("fill", cap=1_000_000, budget=900_000, bit=50_000)
     search.learn(200_000)
     assert search.octaves == -4.0  # not 14 octaves finer
-    assert search.settled(bytes(400_000))
-    search.learn(1_200_000)  # too large, so that it lies between
-    assert -4.0 < search.octaves < 0 and not search.settled(bytes(400_000))
+    assert search.settled(bytes(400_000), bytes(400_000))
+    assert not search.settled(bytes(1_200_000), bytes(200_000))  # too large: it lies between
+    search.learn(1_200_000)
+    assert -4.0 < search.octaves < 0
+    assert not search.settled(bytes(400_000), bytes(400_000))
 
 
 def test_the_search_by_hand():
@@ -496,8 +498,9 @@ def test_the_search_by_hand():
     search.learn(800_000)  # an octave has saved 74,108
     assert search.octaves == pytest.approx(2.688085504)
 
-    assert not search.settled(b"") and not search.settled(bytes(898_999))
-    assert search.settled(bytes(899_000))  # with the code 99.9 % of the cap
+    assert not search.settled(bytes(901_000), b"")
+    assert not search.settled(bytes(898_999), bytes(898_999))
+    assert search.settled(bytes(899_000), bytes(899_000))  # with the code 99.9 % of the cap
 
 
 def test_the_search_stays_between_what_fits_and_what_does_not():
