@@ -246,11 +246,11 @@ def test_one_seed_has_no_deviation(tmp_path, log):
 
 
 def test_without_adaptation_in_every_log_the_sliding_window_counts(tmp_path, log):
-    sliding = score(log, "sliding", 2.5)
+    sliding = score(log, "sliding", 3.5)
     folder = packed(tmp_path, seeded(log, 42, sliding), unadapted(seeded(log, 7, sliding)))
     table = json.loads((folder / "submission.json").read_text())
     assert (
-        table["val_bpb"] == 2.5
+        table["val_bpb"] == 3.5
         and table["val_bpb_std"] == 0
         and "fixed weights" in table["protocol"]
     )
