@@ -15,7 +15,8 @@ Notable features, with their source (a number is an entry of the challenge):
     codec       trellis-coded quantisation with error feedback, steps by Fisher information,
                 interleaved rANS (ours); or k-means codebooks and canonical Huffman codes (532)
     evaluation  a ledger: each token is scored once, before anything learns from it (ours);
-                sliding window, then test-time training on what is scored (549)
+                sliding window, then test-time training on what is scored (549); or low-rank
+                matrices that each document learns for itself (1530)
 
 In this order: settings, roles of the parameters, ranks and log, data, model, optimizer, codec,
 export, evaluation, training, main.
@@ -27,7 +28,6 @@ import contextlib
 import copy
 import dataclasses
 import difflib
-import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -46,7 +46,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO
 
 import numpy as np
 import sentencepiece
@@ -55,7 +55,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 import zstandard
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from torch.overrides import TorchFunctionMode
 
 # ---- Settings ------------------------------------------------------------------------------------
@@ -308,7 +307,7 @@ class Evaluation:
         "score_first",
         "the last is not legal",
         "549",
-        choices=("off", "score_first", "train_then_score"),
+        choices=("off", "score_first", "per_document", "train_then_score"),
     )
     ttt_chunk_tokens: int = setting(
         32768, "tokens scored, then learned from, at a time", "549", low=1, high=2**31
@@ -331,6 +330,13 @@ class Evaluation:
     ttt_grad_clip: float = setting(
         1.0, "global norm of the adaptation's gradient at most", "532", low=1e-9, high=1e9
     )
+    document_rank: int = setting(
+        96, "of the matrices that per_document learns", "1530", low=1, high=65_536
+    )
+    document_lr: float = setting(0.0001, "their learning rate", "1530", high=1000)
+    document_tokens: int = setting(
+        48, "tokens of a document scored, then learned from, at a time", "1530", low=1, high=65_536
+    )
 
 
 @dataclass(frozen=True)
@@ -345,10 +351,9 @@ class Settings:
 
     @property
     def training_seconds(self) -> float:
-        """The part of the cap in which steps are made; 0: no limit."""
-        if self.training.max_wallclock_seconds == 0:
-            return 0.0
-        return max(1e-9, self.training.max_wallclock_seconds - self.export.calibration_seconds)
+        """The part of the cap in which steps are made; infinite without a cap."""
+        cap = self.training.max_wallclock_seconds or math.inf
+        return max(1e-9, cap - self.export.calibration_seconds)
 
 
 FIELDS = {
@@ -357,7 +362,7 @@ FIELDS = {
     for member in dataclasses.fields(group.type)
 }
 
-PRESETS: dict[str, dict[str, Any]] = {
+PRESETS = {
     "pcll": {},
     # What public entries measured to help at full size; records/measurements.md has each one's
     # source.
@@ -449,8 +454,8 @@ def grouped(values: dict[str, Any]) -> Settings:
     """Settings from names and values; those that are not named keep their defaults."""
     groups = {}
     for group in dataclasses.fields(Settings):
-        members = [m.name for m in dataclasses.fields(group.type) if m.name in values]
-        groups[group.name] = group.type(**{name: values[name] for name in members})
+        members = dataclasses.fields(group.type)
+        groups[group.name] = group.type(**{m.name: values.get(m.name, m.default) for m in members})
     return Settings(**groups)
 
 
@@ -469,9 +474,9 @@ def allowed_values(member: dataclasses.Field) -> str:
     if member.type is str:
         return "text"
     kind = {int: "a whole number", float: "a number"}[member.type]
-    low = member.metadata["low"]
     high = member.metadata["high"]
-    return f"{kind} from {low} on" if high == math.inf else f"{kind} from {low} to {high}"
+    end = "on" if high == math.inf else f"to {high}"
+    return f"{kind} from {member.metadata['low']} {end}"
 
 
 def parse_value(name: str, text: str) -> Any:
@@ -509,8 +514,11 @@ def check_names(environment: dict[str, str]) -> None:
 def load_settings(environment: dict[str, str]) -> Settings:
     """The preset's settings with the environment's on top; UserError names the variable."""
     check_names(environment)
-    names = [name for name in FIELDS if name.upper() in environment]
-    given = {name: parse_value(name, environment[name.upper()]) for name in names}
+    given = {
+        name: parse_value(name, environment[name.upper()])
+        for name in FIELDS
+        if name.upper() in environment
+    }
     settings = grouped(PRESETS[given.get("preset", Run.preset)] | given)
     check_together(settings)
     return settings
@@ -535,6 +543,10 @@ def check_together(s: Settings) -> None:
         "ROPE_DIMS must be even": m.rope_dims % 2 == 0,
         "ROPE_DIMS must be at most the head size": m.rope_dims <= m.model_dim // m.num_heads,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.evaluation.eval_stride <= m.train_seq_len,
+        "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN": (
+            s.evaluation.ttt_protocol != "per_document"
+            or s.evaluation.document_tokens <= m.train_seq_len
+        ),
         "BIGRAM_BUCKETS must be 0 or at least 2": m.bigram_buckets != 1,
         "LOOP_LAST must be a block, and LOOP_FIRST none after it": (
             m.loop_first <= m.loop_last < m.num_layers
@@ -558,31 +570,33 @@ def check_together(s: Settings) -> None:
 class Role:
     """What a parameter is to the optimizer, to the codec and to adaptation."""
 
-    trained_as: Literal["matrix", "table", "vector"]
-    levels: Literal["", "mlp", "qkv", "other"] = ""  # its codebook's size; "": never quantised
+    trained_as: str  # matrix, table or vector
+    levels: str = ""  # its codebook's size: mlp, qkv or other; "": never quantised
     adapt_rate: float = 1.0  # factor on TTT_LR (532)
 
 
-ROLES = {
+VECTORS = (
+    "bigram.scale",
+    "smear_gate",
+    "smear_scale",
+    "skip_weights",
+    "skip_gates",
+    "resid_mix",
+    "attn_scale",
+    "mlp_scale",
+    "attn.q_gain",
+    "attn.gate_weight",
+    "attn.gate_bias",
+    "attn.value_mix",
+)
+ROLES = dict.fromkeys(VECTORS, Role("vector")) | {
     "tok_emb": Role("table", levels="other"),
     "bigram.table": Role("table", levels="other"),
     "bigram.proj": Role("matrix", levels="other"),
-    "bigram.scale": Role("vector"),
-    "smear_gate": Role("vector"),
-    "smear_scale": Role("vector"),
-    "skip_weights": Role("vector"),
-    "skip_gates": Role("vector"),
-    "resid_mix": Role("vector"),
-    "attn_scale": Role("vector"),
-    "mlp_scale": Role("vector"),
     "attn.q": Role("matrix", levels="qkv"),
     "attn.k": Role("matrix", levels="qkv"),
     "attn.v": Role("matrix", levels="qkv"),
     "attn.out": Role("matrix", levels="other", adapt_rate=3.0),
-    "attn.q_gain": Role("vector"),
-    "attn.gate_weight": Role("vector"),
-    "attn.gate_bias": Role("vector"),
-    "attn.value_mix": Role("vector"),
     "mlp.up": Role("matrix", levels="mlp", adapt_rate=0.5),
     "mlp.down": Role("matrix", levels="mlp", adapt_rate=3.0),
 }
@@ -615,22 +629,15 @@ class Ranks:
             dist.all_reduce(tensor)
         return tensor
 
-    def from_first(self, *values: float) -> list[float]:
+    def from_first(self, *values: Any) -> list:
         """Rank 0's values, on every rank, once rank 0 is here.
 
         They go over the CPU, so that no GPU has to wait.
         """
-        shared = torch.tensor(values, dtype=torch.float64)
-        if self.world > 1:
-            dist.broadcast(shared, src=0)
-        return shared.tolist()
-
-    def bytes_from_first(self, data: bytes) -> bytes:
-        """Rank 0's bytes, on every rank."""
-        shared = [data]
+        shared = list(values)
         if self.world > 1:
             dist.broadcast_object_list(shared, src=0, device=torch.device("cpu"))
-        return shared[0]
+        return shared
 
     def share(self, count: int) -> range:
         """This rank's part of `count` items; the parts of all ranks differ by one item at most."""
@@ -639,10 +646,11 @@ class Ranks:
 
 def join_ranks(run: Run) -> Ranks:
     """Finds this process's place among those that torchrun started, and its device."""
-    given = [os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE")]
-    if any(given) and not all(text.isdecimal() for text in given):
+    names = ("RANK", "LOCAL_RANK", "WORLD_SIZE")
+    given = [os.environ[name] for name in names if name in os.environ] or ["0", "0", "1"]
+    if len(given) < 3 or not all(text.isdecimal() for text in given):
         raise UserError("RANK, LOCAL_RANK and WORLD_SIZE go together: torchrun sets all of them.")
-    rank, local_rank, world = (int(text) for text in given) if any(given) else (0, 0, 1)
+    rank, local_rank, world = map(int, given)
     if rank >= world:
         raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world}.")
 
@@ -653,8 +661,9 @@ def join_ranks(run: Run) -> Ranks:
             "DEVICE=cpu."
         )
 
-    device = torch.device("cuda", local_rank) if gpus else torch.device("cpu")
+    device = torch.device("cpu")
     if gpus:
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if world > 1:
         try:
@@ -678,12 +687,12 @@ class Log:
         self.last_progress = 0.0
         if self.active:
             self.file = open_log(Path("logs") / f"{run_id}.txt", resumed)
-            self.empty = self.file.tell() == 0
 
     def __call__(self, line: str, console: bool = True) -> None:
-        if self.active:
-            self.write(self.file, line)
-        if self.active and console:
+        if not self.active:
+            return
+        self.write(self.file, line)
+        if console:
             self.write(sys.stdout, line)
 
     def write(self, file: TextIO, line: str) -> None:
@@ -692,10 +701,11 @@ class Log:
         except (OSError, ValueError) as error:  # ValueError: it is closed, or lacks a letter
             with contextlib.suppress(OSError, ValueError):  # stderr may be the same pipe
                 print(f"{file.name}: {error}; the run goes on without it.", file=sys.stderr)
+            nowhere = open(os.devnull, "w")
             if file is sys.stdout:
-                sys.stdout = open(os.devnull, "w")
+                sys.stdout = nowhere
             else:
-                self.file = open(os.devnull, "w")
+                self.file = nowhere
 
     def progress_is_due(self) -> bool:
         """True at most every PROGRESS_SECONDS, on rank 0 alone."""
@@ -715,7 +725,7 @@ def open_log(path: Path, resumed: bool) -> TextIO:
     path.parent.mkdir(exist_ok=True)
     mode = "a" if resumed else "x"
     try:
-        file = open(path, mode, encoding="utf-8", errors="backslashreplace", buffering=1)
+        file = open(path, mode, encoding="utf-8", errors="backslashreplace")
     except FileExistsError:
         way_on = ""
         if any(Path("checkpoints", path.stem).glob(CHECKPOINT_NAMES)):
@@ -751,16 +761,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def check_writable(path: Path, name: str) -> None:
     """Raises UserError, which calls it so, unless a file can be written there, or be replaced."""
+    sentence = f"{name}{path} cannot be written:"
+    if os.path.exists(path) and not os.path.isfile(path):  # also where the name is empty
+        raise UserError(f"{sentence} it is a folder or a device.")
+    probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
     try:
-        if path.exists() and not path.is_file():  # also where the name is empty
-            raise OSError(errno.EISDIR, "it is a folder or a device")
-        probe = path.with_name(f"{path.name}.{os.getpid()}.probe")
         write_atomically(probe, b"")
         probe.unlink()
     except FileExistsError as error:
-        raise UserError(f"{name}{path} cannot be written: {error.filename} is no folder.") from None
+        raise UserError(f"{sentence} {error.filename} is no folder.") from None
     except OSError as error:
-        raise UserError(f"{name}{path} cannot be written: {error.strerror}.") from None
+        raise UserError(f"{sentence} {error.strerror}.") from None
 
 
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
@@ -781,10 +792,9 @@ def get_data(vocab_size: int) -> str:
 
 def find_shards(folder: str, split: str) -> list[Path]:
     """The shards fineweb_SPLIT_NUMBER.bin in order; UserError for one that is left out."""
-    pattern = rf"fineweb_{split}_(\d+)\.bin"
     shards = {}
     for path in sorted(Path(folder).glob(f"fineweb_{split}*.bin")):
-        name = re.fullmatch(pattern, path.name)
+        name = re.fullmatch(rf"fineweb_{split}_(\d+)\.bin", path.name)
         if not name or int(name[1]) in shards:
             raise UserError(
                 f"{path} looks like a shard but is not named fineweb_{split}_NUMBER.bin, each "
@@ -792,11 +802,10 @@ def find_shards(folder: str, split: str) -> list[Path]:
             )
         shards[int(name[1])] = path
 
-    numbers = sorted(shards)
-    if numbers and numbers[-1] - numbers[0] >= len(numbers):
-        missing = min(set(range(numbers[0], numbers[-1])) - set(numbers))
-        raise UserError(f"DATA_PATH={folder} lacks the {split} shard number {missing}.")
-    return [shards[number] for number in numbers]
+    for number in range(min(shards, default=0), max(shards, default=0)):
+        if number not in shards:
+            raise UserError(f"DATA_PATH={folder} lacks the {split} shard number {number}.")
+    return [shards[number] for number in sorted(shards)]
 
 
 class TokenStream:
@@ -811,10 +820,9 @@ class TokenStream:
 
         self.vocab_size = vocab_size
         self.changed = [path.stat().st_mtime_ns for path in self.paths]
-        self.starts = [0]  # the position where each shard begins, and the end
-        for path in self.paths:
-            self.starts.append(self.starts[-1] + shard_tokens(path))
-        self.total = self.starts[-1]
+        sizes = [shard_tokens(path) for path in self.paths]
+        self.starts = [0, *itertools.accumulate(sizes)]  # where each shard begins, and the end
+        self.total = sum(sizes)
 
     def read(self, start: int, count: int) -> np.ndarray:
         """`count` tokens (uint16) from a position; after the last shard comes the first again."""
@@ -822,18 +830,19 @@ class TokenStream:
         while count > 0:
             start %= self.total
             index = bisect.bisect(self.starts, start) - 1
-            piece = self.read_shard(index, start, min(count, self.starts[index + 1] - start))
+            piece = self.read_shard(index, start - self.starts[index], count)
             pieces.append(piece)
             start += len(piece)
             count -= len(piece)
         return np.concatenate(pieces)
 
     def read_shard(self, index: int, start: int, count: int) -> np.ndarray:
+        """`count` tokens of a shard from a position in it, or fewer where it ends before."""
         path = self.paths[index]
-        offset = SHARD_HEADER_BYTES + 2 * (start - self.starts[index])
+        offset = SHARD_HEADER_BYTES + 2 * start
         tokens = np.fromfile(path, dtype="<u2", count=count, offset=offset)
 
-        if len(tokens) < count or path.stat().st_mtime_ns != self.changed[index]:
+        if path.stat().st_mtime_ns != self.changed[index]:
             raise UserError(f"{path} was changed while the run was reading it.")
         if tokens.max() >= self.vocab_size:
             raise UserError(
@@ -844,15 +853,14 @@ class TokenStream:
 
 def shard_tokens(path: Path) -> int:
     """The number of tokens that a shard states and holds; UserError if it is none."""
-    size = path.stat().st_size
-    header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_BYTES // 4)
-    known = [SHARD_MAGIC, SHARD_VERSION]
-    if len(header) < SHARD_HEADER_BYTES // 4 or header[:2].tolist() != known:
+    header = np.fromfile(path, dtype="<i4", count=3).tolist()
+    if len(header) < 3 or header[:2] != [SHARD_MAGIC, SHARD_VERSION]:
         raise UserError(
             f"{path} is not a token shard: it does not start with {SHARD_MAGIC}, {SHARD_VERSION}."
         )
 
-    count = int(header[2])
+    count = header[2]
+    size = path.stat().st_size
     if count < 1 or size != SHARD_HEADER_BYTES + 2 * count:
         raise UserError(
             f"{path} states {count} tokens, but its {size} bytes are not 1024 plus twice that."
@@ -874,8 +882,7 @@ def train_batches(stream: TokenStream, step: int, s: Settings, ranks: Ranks) -> 
         draw = np.random.default_rng((s.training.seed, step))
         starts = draw.integers(0, stream.total, sequences)
 
-    share = ranks.share(sequences)
-    mine = starts[share.start : share.stop]
+    mine = starts[ranks.share(sequences)]
     for first in range(0, len(mine), s.run.micro_batch_seqs):
         rows = mine[first : first + s.run.micro_batch_seqs].tolist()
         tokens = np.stack([stream.read(start, length + 1) for start in rows])
@@ -924,18 +931,13 @@ class ByteCounter:
 
         self.sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
         ids = range(vocab_size)
-        self.silent = np.array([self.is_silent(i) for i in ids])
-        pieces = ["" if self.silent[i] else self.tokenizer.id_to_piece(i) for i in ids]
-        texts = [piece.removeprefix("▁").replace("▁", " ").encode() for piece in pieces]
+        silent = [sp.is_control(i) or sp.is_unknown(i) or sp.is_unused(i) for i in ids]
+        self.silent = np.array(silent)  # what stands for no text at all
+        pieces = ["" if silent[i] else sp.id_to_piece(i) for i in ids]
         self.space = np.array([piece.startswith("▁") for piece in pieces])
-        self.length = np.array(
-            [1 if self.tokenizer.is_byte(i) else len(texts[i]) for i in ids]
-        )  # in bytes, a leading space apart
-
-    def is_silent(self, token: int) -> bool:
-        """Whether an id stands for no text at all."""
-        sp = self.tokenizer
-        return sp.is_control(token) or sp.is_unknown(token) or sp.is_unused(token)
+        texts = [piece.removeprefix("▁").replace("▁", " ").encode() for piece in pieces]
+        sizes = [1 if sp.is_byte(i) else len(texts[i]) for i in ids]
+        self.length = np.array(sizes)  # in bytes, a leading space apart
 
     def count(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes of tokens[1:], int64 [len(tokens) - 1]."""
@@ -985,11 +987,9 @@ def make_demo_data(run: Run, vocab_size: int) -> None:
         ) from None
     write_atomically(Path(run.tokenizer_path), model.getvalue())
 
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    splits = {
-        "val": documents[::8],
-        "train": [text for index, text in enumerate(documents) if index % 8],
-    }
+    tokenizer = sentencepiece.SentencePieceProcessor(model_file=run.tokenizer_path)
+    splits = {"val": documents[::8], "train": documents}
+    del documents[::8]
     for split, texts in splits.items():
         tokens = np.concatenate(tokenizer.encode(texts, add_bos=True)).astype("<u2")
         header = np.zeros(SHARD_HEADER_BYTES // 4, dtype="<i4")
@@ -1250,9 +1250,7 @@ class GPT(nn.Module):
         x0 = x = self.embed(tokens)
         v_first = None
         skips = []
-        half = (
-            len(self.order) // 2
-        )  # the first half's outputs come back in the second, last in first
+        half = len(self.order) // 2  # whose outputs come back in the second, the last one first
 
         for place, index in enumerate(self.order):
             if self.skip_weights is not None and half <= place < 2 * half:
@@ -1346,12 +1344,10 @@ def newton_schulz(g: Tensor, steps: int = 5) -> Tensor:
 
 def share_by_cost(costs: list[int], world: int) -> list[list[int]]:
     """For each rank which items it takes: the costliest first, each to the least busy rank."""
-    load = [0] * world
-    taken: list[list[int]] = [[] for _ in range(world)]
+    taken = [[] for _ in range(world)]
     for item in sorted(range(len(costs)), key=lambda i: costs[i], reverse=True):
-        rank = load.index(min(load))
-        load[rank] += costs[item]
-        taken[rank].append(item)
+        least_busy = min(taken, key=lambda items: sum(costs[i] for i in items))
+        least_busy.append(item)
     return taken
 
 
@@ -1389,38 +1385,28 @@ class NorMuon(torch.optim.Optimizer):
         self.ranks = ranks
         self.rows_first = rows_first
 
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in self.param_groups[0]["params"]:
-            by_shape.setdefault(p.shape, []).append(p)
-        ordered = [p for stack in by_shape.values() for p in stack]
-        costs = [min(p.shape) ** 2 * max(p.shape) for p in ordered]
-        mine = set(share_by_cost(costs, ranks.world)[ranks.rank])
+        costs = [min(p.shape) ** 2 * max(p.shape) for p in params]
+        mine = share_by_cost(costs, ranks.world)[ranks.rank]
+        by_shape = {}
+        for i, p in enumerate(params):
+            by_shape.setdefault(p.shape, []).append(i)
 
         self.stacks = []
-        first = 0
-        for stack in by_shape.values():
-            own = [i for i in range(len(stack)) if first + i in mine]
-            self.stacks.append(Stack(stack, torch.tensor(own, device=stack[0].device)))
-            first += len(stack)
+        for members in by_shape.values():
+            own = [place for place, i in enumerate(members) if i in mine]
+            own = torch.tensor(own, dtype=torch.int64, device=params[0].device)
+            self.stacks.append(Stack([params[i] for i in members], own))
 
     def orthogonalize(self, updates: list[Tensor]) -> list[Tensor]:
         """newton_schulz of every stack's update [N,R,C].
 
         Each rank makes its own matrices and zeros for the others; then all ranks add up.
         """
-        dtype = torch.bfloat16 if updates[0].is_cuda else torch.float32
-        sizes = [update.numel() for update in updates]
-        buffer = torch.zeros(sum(sizes), dtype=dtype, device=updates[0].device)
-
         results = []
-        for stack, update, part in zip(self.stacks, updates, buffer.split(sizes), strict=True):
-            result = part.view_as(update)
-            if len(stack.mine):
-                own = newton_schulz(update.index_select(0, stack.mine))
-                result.index_copy_(0, stack.mine, own)
-            results.append(result)
-        self.ranks.sum_(buffer)
-        return results
+        for stack, update in zip(self.stacks, updates, strict=True):
+            own = newton_schulz(update.index_select(0, stack.mine))
+            results.append(own.new_zeros(update.shape).index_copy_(0, stack.mine, own))
+        return [self.ranks.sum_(result) for result in results]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -1462,26 +1448,24 @@ def build_optimizers(model: GPT, t: Training, ranks: Ranks) -> list[torch.optim.
 
     Each group's "base_lr" is what the schedule scales.
     """
-    params: dict[str, list[nn.Parameter]] = dict(table=[], vector=[], matrix=[])
-    for name, p in model.named_parameters():
-        params[role_of(name).trained_as].append(p)
-
-    groups = [
-        dict(params=params["table"], base_lr=t.embed_lr, weight_decay=t.embed_weight_decay),
-        dict(params=params["vector"], base_lr=t.scalar_lr, weight_decay=t.scalar_weight_decay),
-    ]
-    if t.matrix_optimizer == "adamw":
-        matrices = dict(params=params["matrix"], base_lr=t.matrix_lr, weight_decay=t.weight_decay)
-        groups.append(matrices)
-    fused = ranks.device.type == "cuda"
-    adamw = torch.optim.AdamW(groups, betas=(0.9, t.adam_beta2), fused=fused)
-    if t.matrix_optimizer == "adamw":
-        return [adamw]
-    rows_first = t.matrix_optimizer == "muon_rows"
-    muon = NorMuon(
-        params["matrix"], ranks, t.matrix_lr, t.muon_momentum, t.weight_decay, rows_first
+    groups = dict(
+        table=dict(params=[], base_lr=t.embed_lr, weight_decay=t.embed_weight_decay),
+        vector=dict(params=[], base_lr=t.scalar_lr, weight_decay=t.scalar_weight_decay),
+        matrix=dict(params=[], base_lr=t.matrix_lr, weight_decay=t.weight_decay),
     )
-    return [muon, adamw]
+    for name, p in model.named_parameters():
+        groups[role_of(name).trained_as]["params"].append(p)
+
+    optimizers = []
+    if t.matrix_optimizer != "adamw":
+        params = groups.pop("matrix")["params"]
+        rows_first = t.matrix_optimizer == "muon_rows"
+        optimizers.append(
+            NorMuon(params, ranks, t.matrix_lr, t.muon_momentum, t.weight_decay, rows_first)
+        )
+    fused = ranks.device.type == "cuda"
+    adamw = torch.optim.AdamW(list(groups.values()), betas=(0.9, t.adam_beta2), fused=fused)
+    return [*optimizers, adamw]
 
 
 def flat_gradient(model: nn.Module, extra: int = 0) -> Tensor:
@@ -1497,11 +1481,11 @@ def flat_gradient(model: nn.Module, extra: int = 0) -> Tensor:
     return buffer
 
 
-def set_rates(optimizers: list[torch.optim.Optimizer], scale: float, momentum: float = 0.9) -> None:
-    """Scales every group's learning rate and sets its momentum."""
+def set_rates(optimizers: list[torch.optim.Optimizer], scale: float) -> None:
+    """Scales every group's learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group.update(lr=group["base_lr"] * scale, momentum=momentum)
+            group["lr"] = group["base_lr"] * scale
 
 
 # ---- Codec: the PCLL container and its weight codecs ---------------------------------------------
@@ -1542,9 +1526,10 @@ SLOTS = 1 << FREQUENCY_BITS  # what the rANS frequencies of a context that occur
 STATE_FLOOR = 1 << 16  # rANS states are at least this
 MAX_CONTEXTS = 64
 TRELLIS_GAIN = 1.3  # over a uniform quantiser of the same step, whose error is step^2 / 12
-FEEDBACK_BLOCK = 32  # columns quantised before their error is fed back; as many more are looked at
+FEEDBACK_BLOCK = 8  # columns quantised before their error is fed back
+LOOK_AHEAD = 24  # columns behind a block that are searched with it
 FINENESS = (-4, 24)  # least and greatest root mean square of a row or column in steps; as octaves/4
-DAMPING = 0.1  # what is added to the moments, as a part of their mean
+DAMPING = 0.01  # what is added to the moments of inputs, as a part of their mean
 PARITY_CHECKS = {
     4: (0o5, 0o2),
     8: (0o13, 0o4),
@@ -1562,10 +1547,14 @@ class FloatTensor:
 
     shape: tuple[int, ...]
     codec: int  # FLOAT32 or FLOAT16
-    planes: bytes  # of the values
+    values: Array  # float32 or float16
 
     def side_data(self) -> bytes:
-        return self.planes
+        return byte_planes(self.values)
+
+    def weights(self) -> Array:
+        """Float32, in the tensor's shape; so have the other two."""
+        return self.values.astype(np.float32).reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1575,11 +1564,14 @@ class HuffmanTensor:
     shape: tuple[int, ...]
     centroids: Array  # [K] float16, ascending
     lengths: Array  # [K] uint8: bits of each level's code
-    levels: Array | None  # flat uint8: each element's level; None before they are decoded
+    levels: Array  # flat uint8: each element's level
     codec = HUFFMAN
 
     def side_data(self) -> bytes:
         return bytes([len(self.centroids)]) + byte_planes(self.centroids) + self.lengths.tobytes()
+
+    def weights(self) -> Array:
+        return self.centroids.astype(np.float32)[self.levels].reshape(self.shape)
 
 
 @dataclass(frozen=True)
@@ -1607,18 +1599,23 @@ class TrellisTensor:
     offset: int
     row_scales: Array  # [R], within a signed byte
     column_scales: Array  # [C], within a signed byte
-    indices: Array | None  # flat int32: each element's index; None before they are decoded
+    points: Array  # int32 [R,C]: each weight in quarters of its step
     codec = TRELLIS
 
     def contexts(self) -> Array:
-        """How large weights are in their own steps [R,C]; a file's model clips them."""
+        """How large weights are in their own steps, flat; a file's model clips them."""
         rows = self.offset + self.row_scales - self.steps.rows
-        return rows[:, None] + (self.column_scales - self.steps.columns)
+        columns = self.column_scales - self.steps.columns
+        return np.add.outer(rows, columns).ravel()
 
     def side_data(self) -> bytes:
         numbers = (self.row_scales, self.column_scales, self.steps.rows, self.steps.columns)
         numbers = np.concatenate(numbers).astype(np.int8)
         return struct.pack("<fh", self.steps.size, self.offset) + numbers.tobytes()
+
+    def weights(self) -> Array:
+        rows, columns = self.steps.factors()
+        return (self.points.astype(np.float32) * rows * columns).reshape(self.shape)
 
 
 Coded = FloatTensor | HuffmanTensor | TrellisTensor
@@ -1632,8 +1629,8 @@ def byte_planes(values: Array) -> bytes:
 def code_floats(w: Array, dtype: str) -> FloatTensor:
     """Exact in float32; with dtype "float16" rounded, if the range allows."""
     if dtype == "float16" and np.abs(w).max() < HALF_LIMIT:
-        return FloatTensor(w.shape, FLOAT16, byte_planes(w.astype("<f2")))
-    return FloatTensor(w.shape, FLOAT32, byte_planes(w.astype("<f4")))
+        return FloatTensor(w.shape, FLOAT16, w.astype(np.float16))
+    return FloatTensor(w.shape, FLOAT32, w)
 
 
 def lane_count(elements: int) -> int:
@@ -1641,14 +1638,14 @@ def lane_count(elements: int) -> int:
     return min(1024, 1 << max(0, (elements // 64).bit_length() - 1) // 2)
 
 
-def lane_groups(sizes: list[int], lanes: int) -> list[tuple[slice, slice]]:
-    """For each step of a stream the lanes in use and the elements that they code, which are counted
-    over all tensors one after the other."""
+def lane_groups(sizes: list[int], lanes: int) -> list[slice]:
+    """For each step of a stream the elements that the first lanes code, one each; elements are
+    counted over all tensors one after the other."""
     groups = []
-    for end, size in zip(np.cumsum(sizes).tolist(), sizes, strict=True):
-        for start in range(end - size, end, lanes):
-            count = min(lanes, end - start)
-            groups.append((slice(count), slice(start, start + count)))
+    end = 0
+    for size in sizes:
+        end += size
+        groups += [slice(at, min(at + lanes, end)) for at in range(end - size, end, lanes)]
     return groups
 
 
@@ -1689,7 +1686,7 @@ def huffman_lengths(counts: Array) -> Array:
     values 1/2, 1/4, ... 2^-l, all of the symbol's weight; the lightest coins worth K - 1 are the
     best code. From the smallest value on, two coins at a time make a package of the next value.
     """
-    coins = sorted((max(1, int(count)), bytes([k])) for k, count in enumerate(counts))
+    coins = sorted((max(1, count), bytes([k])) for k, count in enumerate(counts))
     packages = []
     for _ in range(MAX_CODE_LENGTH):
         merged = sorted(coins + packages)
@@ -1715,8 +1712,8 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
     for t in tensors:
         _, codes = np.unique(code_table(t.lengths), return_index=True)  # where each level begins
         coded = (codes.astype(np.uint32) << 8 | t.lengths)[t.levels]
-        padding = -len(coded) % lanes  # where the last step is short: codes of 0 bits
-        parts.append(np.pad(coded, (0, padding)).reshape(-1, lanes))
+        coded = np.pad(coded, (0, -len(coded) % lanes))  # codes of 0 bits in the last step
+        parts.append(coded.reshape(-1, lanes))
 
     coded = np.concatenate(parts).T.ravel()  # lane after lane
     length = coded & 0xFF
@@ -1729,29 +1726,22 @@ def encode_huffman(tensors: list[HuffmanTensor]) -> bytes:
     return sizes.tobytes() + words.astype("<u2").tobytes()
 
 
-def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
-    lanes = lane_count(sum(math.prod(t.shape) for t in tensors))
+def decode_huffman(content: BinaryIO, tensors: list[HuffmanTensor]) -> None:
+    """Fills in each tensor's levels."""
+    lanes = lane_count(sum(len(t.levels) for t in tensors))
     bits = take(content, "<u4", lanes).astype(np.int64)
-    positions = np.cumsum(bits) - bits
-
+    positions = np.cumsum(bits) - bits  # of each lane
     words = np.append(take(content, "<u2", -(-bits.sum() // 16)), [0, 0]).astype(np.uint32)
     windows = words[:-1] << 16 | words[1:]  # the 32 bits from each word on
-    return [read_codes(t, positions, windows) for t in tensors]
 
-
-def read_codes(tensor: HuffmanTensor, positions: Array, windows: Array) -> Array:
-    """A tensor's weights; the lanes' positions (int64 [lanes], in bits) move on."""
-    level_at = code_table(tensor.lengths)
-    length_at = tensor.lengths[level_at]
-
-    levels = np.empty(math.prod(tensor.shape), np.uint8)
-    for lanes, group in lane_groups([len(levels)], len(positions)):
-        at = positions[lanes]
-        following = windows.take(at >> 4, mode="clip") >> 16 - (at & 15) & 0xFFFF
-        levels[group] = level_at[following]
-        at += length_at[following]
-    return tensor.centroids.astype(np.float32)[levels].reshape(tensor.shape)
+    for t in tensors:
+        level_at = code_table(t.lengths)
+        for group in lane_groups([len(t.levels)], lanes):
+            levels = t.levels[group]
+            at = positions[: len(levels)]
+            following = windows.take(at >> 4, mode="clip") >> 16 - (at & 15) & 0xFFFF
+            levels[:] = level_at[following]
+            at += t.lengths[levels]
 
 
 # Trellis: points and paths
@@ -1804,17 +1794,16 @@ def trellis_search(y: Array, start: Array, states: int, keep: int) -> tuple[Arra
     index, error = nearest_indices(np.ascontiguousarray(y.T))
 
     row = np.arange(len(y))
-    column = np.arange(len(index))[:, None]
-    state = np.empty((len(index) + 1, len(y)), np.intp)  # before each column, and at the end
-    odd, state[-1] = cheapest_branches(error, before, start)
-
+    points = np.empty((len(index), len(y)), np.int32)
+    after = np.empty((len(index), len(y)), np.intp)  # the state after each column
+    odd, state = cheapest_branches(error, before, start)
     for c in reversed(range(len(index))):
-        state[c] = before[odd[c, state[c + 1], row], state[c + 1]]
-
-    parity = odd[column, state[1:], row]
-    union = state[1:] // (states // 2)
-    points = (4 * index[column, parity, union, row] + 1) * (1 - 2 * union)
-    return points[:keep].T.astype(np.int32), state[keep]
+        after[c] = state
+        parity = odd[c, state, row]
+        union = state // (states // 2)
+        points[c] = (4 * index[c, parity, union, row] + 1) * (1 - 2 * union)
+        state = before[parity, state]
+    return points[:keep].T, after[keep - 1]
 
 
 def nearest_indices(y: Array) -> tuple[Array, Array]:
@@ -1830,13 +1819,10 @@ def cheapest_branches(error: Array, before: Array, start: Array) -> tuple[Array,
     in which the cheapest paths end; errors [C,parity,u,R], `before` [parity,states]."""
     cost = np.full((before.shape[1], len(start)), np.inf, np.float32)
     cost[start, np.arange(len(start))] = 0
-    branches = np.empty((2, *cost.shape), np.float32)
-    by_union = branches.reshape(2, 2, -1, len(start))
 
     odd = np.empty((len(error), *cost.shape), bool)
     for c in range(len(error)):
-        np.take(cost, before, axis=0, out=branches)
-        by_union += error[c, :, :, None]
+        branches = cost[before] + error[c].repeat(len(cost) // 2, axis=1)
         np.greater(*branches, out=odd[c])
         np.minimum(*branches, out=cost)
     return odd.view(np.uint8), cost.argmin(axis=0)
@@ -1858,7 +1844,7 @@ class ErrorCost:
     """Moments as the quantiser needs them: a row's errors e cost unit * rows[r] * |e root|^2."""
 
     unit: float  # of an average weight's squared error
-    rows: Array  # [R], 1 on average and damped
+    rows: Array  # [R], 1 on average
     root: Array  # [C,C] upper triangular
     blocks: list[slice]  # of columns, quantised together before their error is fed back
     columns: Array  # [C]: what an error costs once later blocks have made good what they can
@@ -1877,8 +1863,7 @@ def error_cost(moments: Moments) -> ErrorCost:
     width = FEEDBACK_BLOCK if correlated else size
     blocks = [slice(first, first + width) for first in range(0, size, width)]
     remaining = np.concatenate([np.square(root[b, b]).sum(axis=1) for b in blocks])
-    rows = moments.rows / row_unit + DAMPING
-    return ErrorCost(row_unit * column_unit, rows, root, blocks, remaining)
+    return ErrorCost(row_unit * column_unit, moments.rows / row_unit, root, blocks, remaining)
 
 
 def choose_steps(w: Array, cost: ErrorCost, coarseness: float) -> Steps:
@@ -1913,7 +1898,7 @@ def quantise(w: Array, steps: Steps, cost: ErrorCost, states: int) -> Array:
 
     for block in cost.blocks:
         done = slice(block.start)
-        seen = slice(block.start, block.stop + FEEDBACK_BLOCK)
+        seen = slice(block.start, block.stop + LOOK_AHEAD)
         gain = cost.root[done, seen] @ np.linalg.inv(cost.root[seen, seen])
         wanted = w[:, seen] - error[:, done] @ gain.astype(np.float32)
         target = np.clip(wanted / (4 * rows * columns[seen]), -2000, 2000)
@@ -1937,8 +1922,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
 
     row_scales = np.clip(rows - offset + steps.rows, -127, 127)
     column_scales = np.clip(columns + steps.columns, -127, 127)
-    indices = point_indices(points).ravel()
-    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, indices)
+    return TrellisTensor(w.shape, steps, offset, row_scales, column_scales, points)
 
 
 # Trellis: the stream of indices. A cell is a pair of a context and a symbol, an index from -L to L,
@@ -1947,7 +1931,7 @@ def code_trellis(w: Array, moments: Moments, coarseness: float, states: int) -> 
 
 def start_contexts_at_zero(tensors: list[TrellisTensor]) -> list[TrellisTensor]:
     """Offsets by which the greatest contexts, of MAX_CONTEXTS at most, end with the last one."""
-    contexts = np.concatenate([t.contexts().ravel() for t in tensors])
+    contexts = np.concatenate([t.contexts() for t in tensors])
     base = max(contexts.min(), contexts.max() - (MAX_CONTEXTS - 1))
     return [replace(t, offset=t.offset - base) for t in tensors]
 
@@ -1968,8 +1952,8 @@ def share_slots(counts: Array) -> Array:
 
 def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     """The shared model, and the stream of all tensors' indices; contexts start at zero."""
-    index = np.concatenate([t.indices for t in tensors])
-    context = np.concatenate([np.maximum(t.contexts(), 0).ravel() for t in tensors])
+    index = np.concatenate([point_indices(t.points).ravel() for t in tensors])
+    context = np.maximum(np.concatenate([t.contexts() for t in tensors]), 0)
     largest = int(np.abs(index).max())
 
     kinds = 2 * largest + 1
@@ -1978,7 +1962,7 @@ def encode_trellis(tensors: list[TrellisTensor], states: int) -> bytes:
     frequencies = share_slots(counts.reshape(-1, kinds))
 
     head = struct.pack("<BHB", states.bit_length() - 1, largest, len(frequencies))
-    stream = encode_cells(cells, frequencies, [len(t.indices) for t in tensors])
+    stream = encode_cells(cells, frequencies, [t.points.size for t in tensors])
     return head + frequencies.astype("<u2").tobytes() + stream
 
 
@@ -1989,9 +1973,9 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
     states = np.full(lane_count(len(cells)), STATE_FLOOR, np.uint64)
 
     words = []
-    for lanes, group in reversed(lane_groups(sizes, len(states))):
-        x = states[lanes]
+    for group in reversed(lane_groups(sizes, len(states))):
         f = frequency[cells[group]]
+        x = states[: len(f)]
         full = x >= f << 32 - FREQUENCY_BITS
         words.append(x[full].astype("<u2"))
         x[full] >>= 16
@@ -2001,24 +1985,20 @@ def encode_cells(cells: Array, frequencies: Array, sizes: list[int]) -> bytes:
     return states.astype("<u4").tobytes() + struct.pack("<I", len(words)) + words.tobytes()
 
 
-def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> list[Array]:
-    """Weights (float32) of each tensor."""
+def decode_trellis(content: BinaryIO, tensors: list[TrellisTensor]) -> None:
+    """Fills in each tensor's points."""
     log2_states, largest, contexts = struct.unpack("<BHB", content.read(4))
     kinds = 2 * largest + 1
     frequency = take(content, "<u2", contexts * kinds).astype(np.uint32)
 
-    context = np.concatenate([t.contexts().ravel() for t in tensors])
+    context = np.concatenate([t.contexts() for t in tensors])
     context = np.clip(context, 0, contexts - 1).astype(np.uint8)
-    sizes = [math.prod(t.shape) for t in tensors]
+    sizes = [t.points.size for t in tensors]
     symbols = decode_symbols(content, frequency, kinds, context, sizes)
 
-    weights = []
     parts = np.split(symbols.astype(np.int32) - largest, np.cumsum(sizes)[:-1])
     for t, indices in zip(tensors, parts, strict=True):
-        points = trellis_points(indices.reshape(t.shape[0], -1), 1 << log2_states)
-        rows, columns = t.steps.factors()
-        weights.append((points.astype(np.float32) * rows * columns).reshape(t.shape))
-    return weights
+        t.points[:] = trellis_points(indices.reshape(t.points.shape), 1 << log2_states)
 
 
 def decode_symbols(
@@ -2033,8 +2013,8 @@ def decode_symbols(
     content.read(4)  # the number of words
 
     symbols = np.empty(len(context), np.uint16)
-    for lanes, group in lane_groups(sizes, len(states)):
-        x = states[lanes]
+    for group in lane_groups(sizes, len(states)):
+        x = states[: len(context[group])]
         slot = first[context[group]] + (x & SLOTS - 1)
         cell = cell_at[slot]
         symbols[group] = cell % kinds
@@ -2060,8 +2040,11 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
         streams += encode_trellis(rebased, states)
 
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    side_data = b"".join(t.side_data() for t in tensors.values())
-    content = struct.pack("<I", len(text)) + text + pack_table(tensors) + side_data + streams
+    content = struct.pack("<I", len(text)) + text + struct.pack("<H", len(tensors))
+    for name, t in tensors.items():
+        content += bytes([len(name)]) + name.encode()
+        content += struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
+    content += b"".join(t.side_data() for t in tensors.values()) + streams
     frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
 
     weights = sum(math.prod(t.shape) for t in tensors.values())
@@ -2073,15 +2056,6 @@ def encode_pcll(config: dict, tensors: dict[str, Coded], states: int) -> bytes:
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
 
-def pack_table(tensors: dict[str, Coded]) -> bytes:
-    """Number of tensors, and of each its name, codec and shape."""
-    table = struct.pack("<H", len(tensors))
-    for name, t in tensors.items():
-        numbers = struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
-        table += bytes([len(name)]) + name.encode() + numbers
-    return table
-
-
 def take(content: BinaryIO, dtype: str, count: int) -> Array:
     return np.frombuffer(content.read(count * np.dtype(dtype).itemsize), dtype)
 
@@ -2090,19 +2064,22 @@ def take_one(content: BinaryIO, dtype: str) -> int:
     return take(content, dtype, 1).item()
 
 
-def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded | Array:
-    """Of a float tensor the weights (float32); of others what the side data hold."""
+def read_tensor(content: BinaryIO, codec: int, shape: tuple[int, ...]) -> Coded:
+    """What the side data hold; levels and points are still to be filled in."""
     if codec == HUFFMAN:
-        levels = take_one(content, "u1")
-        centroids = read_planes(content, "<f2", levels)
-        return HuffmanTensor(shape, centroids, take(content, "u1", levels), None)
+        count = take_one(content, "u1")
+        centroids = read_planes(content, "<f2", count)
+        lengths = take(content, "u1", count)
+        return HuffmanTensor(shape, centroids, lengths, np.empty(math.prod(shape), np.uint8))
     if codec == TRELLIS:
         size, offset = struct.unpack("<fh", content.read(6))
-        counts = 2 * (shape[0], math.prod(shape[1:]))
-        *scales, rows, columns = (take(content, "i1", count).astype(int) for count in counts)
-        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, None)
+        points = np.empty((shape[0], math.prod(shape[1:])), np.int32)
+        *scales, rows, columns = (
+            take(content, "i1", count).astype(int) for count in 2 * points.shape
+        )
+        return TrellisTensor(shape, Steps(np.float32(size), rows, columns), offset, *scales, points)
     dtype = "<f2" if codec == FLOAT16 else "<f4"
-    return read_planes(content, dtype, math.prod(shape)).astype(np.float32).reshape(shape)
+    return FloatTensor(shape, codec, read_planes(content, dtype, math.prod(shape)))
 
 
 def read_planes(content: BinaryIO, dtype: str, count: int) -> Array:
@@ -2123,13 +2100,11 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
         table[name] = codec, tuple(take(content, "<u4", dimensions).tolist())
 
     tensors = {name: read_tensor(content, *record) for name, record in table.items()}
-
-    weights = dict(tensors)
-    for kind, decode in ((HuffmanTensor, decode_huffman), (TrellisTensor, decode_trellis)):
-        coded = {name: t for name, t in tensors.items() if isinstance(t, kind)}
+    for codec, decode in ((HUFFMAN, decode_huffman), (TRELLIS, decode_trellis)):
+        coded = [t for t in tensors.values() if t.codec == codec]
         if coded:
-            weights |= zip(coded, decode(content, list(coded.values())), strict=True)
-    return config, weights
+            decode(content, coded)
+    return config, {name: t.weights() for name, t in tensors.items()}
 
 
 # ---- Export: what errors cost, which tensor gets which codec, and how the file fits --------------
@@ -2138,8 +2113,11 @@ def decode_pcll(artifact: bytes) -> tuple[dict, dict[str, Array]]:
 # gradient is small, a change of the weights costs half a quadratic form in nats, whose matrix is
 # Fisher's information: the mean of the gradient's outer products over tokens. That is too large to
 # hold. For a matrix it is all but a product of two factors (K-FAC, arXiv 1503.05671): the second
-# moments of its inputs, and those of the gradients at its outputs, of which the squares suffice.
-# Calibration collects both from training tokens, and the trellis codec takes the rest from them:
+# moments of its inputs, and those of the gradients at its outputs, of which the squares suffice. In
+# each factor a token weighs by its part in the other, so that both are exact in their traces.
+# The token embedding is such a matrix, too, as the head; where it is looked up, an error costs by
+# the square of the gradient there.
+# Calibration collects them from training tokens, and the trellis codec takes the rest from them:
 #   the same expected cost for every weight, whichever matrix, row or column it is in, so that one
 #     number, the coarseness, trades loss for bytes over the whole network;
 #   the correlations of the inputs for its error feedback.
@@ -2150,37 +2128,65 @@ MARGIN = 0.0004  # part of the cap that a try stays below it
 
 
 class MomentRecorder(TorchFunctionMode):
-    """While it is on, adds up over the tokens of a float32 model's passes, for each matrix [R,C],
-    the squares of the gradients at its outputs, rows [R], and the products of its inputs, columns
-    [C,C]. To a table's rows goes the mean square of their gradient."""
+    """While it is on, adds up over the tokens of a float32 model's passes what errors cost.
+
+    A token with the input x [C] of a matrix and the gradient g [R] at its output adds |x|^2 g_r^2
+    to rows [R] and |g|^2 x x^T to columns [C,C]. One that looks up row r of a table adds the mean
+    square of the gradient there to looked_up [R]. The token embedding is both.
+    """
 
     def __init__(self, model: GPT):
         super().__init__()
+        self.names = {}  # the parameter itself: its name
         self.rows = {}
         self.columns = {}
-        self.matrices = {}  # the parameter itself: its name
+        self.looked_up = {}
         for name, p in model.named_parameters():
-            role = role_of(name)
-            if not role.levels:
-                continue
-            self.rows[name] = p.new_full((len(p),), 1e-30)
-            self.columns[name] = 1e-30 * torch.eye(p.size(1), device=p.device)
-            if role.trained_as == "matrix":
-                self.matrices[p] = name
-            else:
-                p.register_hook(lambda g, name=name: self.add(name, g.square().mean(dim=1)))
-
-    def add(self, name: str, squares: Tensor) -> None:
-        self.rows[name] += squares
+            if role_of(name).levels:
+                self.names[p] = name
+                self.rows[name] = p.new_full((len(p),), 1e-30)
+                self.columns[name] = 1e-30 * torch.eye(p.size(1), device=p.device)
+                self.looked_up[name] = p.new_zeros(len(p))
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        name = self.matrices.get(args[1]) if function is F.linear else None
+        uses = {F.linear: self.watch_matrix, F.embedding: self.watch_table}
+        name = self.names.get(args[1]) if function in uses else None
         if name:
-            inputs = args[0].detach().flatten(0, -2)
-            self.columns[name] += inputs.T @ inputs
-            result.register_hook(lambda g: self.add(name, g.flatten(0, -2).square().sum(dim=0)))
+            uses[function](name, args[0], result)
         return result
+
+    def watch_matrix(self, name: str, x: Tensor, y: Tensor) -> None:
+        x = x.detach().flatten(0, -2)
+
+        def add(gradient: Tensor) -> None:
+            squares = gradient.flatten(0, -2).square()
+            self.rows[name] += x.square().sum(dim=1) @ squares
+            self.columns[name] += (x * squares.sum(dim=1, keepdim=True)).T @ x
+
+        y.register_hook(add)
+
+    def watch_table(self, name: str, indices: Tensor, y: Tensor) -> None:
+        def add(gradient: Tensor) -> None:
+            squares = gradient.square().mean(dim=-1)
+            self.looked_up[name].index_add_(0, indices.flatten(), squares.flatten())
+
+        y.register_hook(add)
+
+
+def joint_moments(rows: Array, columns: Array, looked_up: Array, tokens: int) -> Moments:
+    """Moments by a recorder's sums over so many tokens.
+
+    What is looked up costs the same in every column. The sum of the two products is taken for one
+    that is as dear in each row, for errors alike in all columns. Each row counts as if one token
+    more had moved it: one that none has moved is rare, not free.
+    """
+    alike = len(columns) * looked_up
+    share = rows.sum() / (rows.sum() + alike.sum())
+    rows = (rows + alike) / tokens
+    even = np.eye(len(columns)) / len(columns)
+    columns = share * columns / np.trace(columns) + (1 - share) * even
+    return Moments(rows + rows.sum() / tokens, columns)
 
 
 def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dict[str, Moments]:
@@ -2189,8 +2195,9 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
     exact = copy.deepcopy(model).float()
     exact.dtype = torch.float32
     recorder = MomentRecorder(exact)
-    for matrix in recorder.matrices:
-        matrix.requires_grad_(False)  # the tables' are enough to reach all activations
+    for p, name in recorder.names.items():
+        if role_of(name).trained_as == "matrix":
+            p.requires_grad_(False)  # the tables' are enough to reach all activations
 
     count = s.export.calibration_tokens
     training = replace(s.training, train_batch_tokens=count)
@@ -2199,28 +2206,20 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings, ranks: Ranks) -> dic
         for inputs, targets in train_batches(stream, 0, one_by_one, ranks):
             exact(inputs, targets).sum().backward()
 
-    def mean(sums: Tensor) -> Array:
-        return ranks.sum_(sums).double().cpu().numpy() / count
-
-    weights = sum(exact.get_parameter(name).numel() for name in recorder.rows)
+    weights = sum(p.numel() for p in recorder.names)
     unit = 2 * s.export.quantisation_nats / weights  # twice, as an error costs half of the form
 
     moments = {}
-    for name, rows in recorder.rows.items():
-        columns = mean(recorder.columns[name])
-        if role_of(name).trained_as == "table":
-            columns = np.eye(len(columns))
-        moments[name] = Moments(mean(rows) / unit, columns)
+    for name in recorder.rows:
+        sums = (recorder.rows[name], recorder.columns[name], recorder.looked_up[name])
+        sums = [ranks.sum_(tensor).double().cpu().numpy() for tensor in sums]
+        joint = joint_moments(*sums, count)
+        moments[name] = replace(joint, rows=joint.rows / unit)
     return moments
 
 
 def code_tensor(
-    name: str,
-    w: Array,
-    s: Export,
-    coarseness: float,
-    dither: float,
-    moments: dict,
+    name: str, w: Array, s: Export, coarseness: float, dither: float, moments: dict
 ) -> Coded:
     """Matrices and tables are quantised, `coarseness` times as coarsely as set; `dither` (0..1)
     lets numbers of levels change by one. All else is float16."""
@@ -2252,9 +2251,9 @@ class Search:
     coarse_enough: float = 10.0  # octaves of the last try that fitted
     tries: tuple = ()  # octaves and bytes of each so far
 
-    def settled(self, best: bytes | None) -> bool:
-        """Whether the largest artifact that fits, if there is one, is to be the last."""
-        if best is None:
+    def settled(self, best: bytes) -> bool:
+        """Whether the largest artifact that fits, b"" if there is none, is to be the last."""
+        if not best:
             return self.fit == "off"
         return self.fit != "fill" or len(best) + self.cap - self.budget >= FULL * self.cap
 
@@ -2281,18 +2280,13 @@ class Search:
 
 
 def export(
-    weights: dict,
-    moments: dict,
-    config: dict,
-    s: Export,
-    code_bytes: int,
-    log,
+    weights: dict, moments: dict, config: dict, s: Export, code_bytes: int, log: Log
 ) -> bytes:
     """The artifact's bytes, within the cap with the code, or UserError; weights (float32) and
     moments by name. Multiples of the golden ratio spread the dither evenly over the tensors."""
     quantised = sum(w.size for name, w in weights.items() if role_of(name).levels)
     search = Search(s.fit, s.size_cap_bytes, s.size_cap_bytes - code_bytes, quantised / 8)
-    best = None
+    best = b""
     for _ in range(MAX_TRIES):
         coarseness = 2.0**search.octaves
         tensors = {
@@ -2303,12 +2297,12 @@ def export(
         log(f"export: coarseness {coarseness:.4f}, {len(artifact)} bytes, budget {search.budget}")
 
         if len(artifact) <= search.budget:
-            best = max(artifact, best or b"", key=len)
+            best = max(artifact, best, key=len)
         if search.settled(best):
             break
         search.learn(len(artifact))
 
-    if best is None:
+    if not best:
         way_out = ", or set FIT=shrink" if s.fit == "off" else ""
         raise UserError(
             f"SIZE_CAP_BYTES={s.size_cap_bytes} is less than {code_bytes} bytes of code and "
@@ -2321,7 +2315,8 @@ def export(
 # A score is legal if the distribution of each token depends on the tokens before it alone, stands
 # before that token is looked at, is entered once, and is entered before anything learns from the
 # token. The ledger is the one way to the targets and enforces this; what adapts gets its tokens
-# from the ledger, and so only those that are scored.
+# from the ledger, and so only those that are scored. What a document learns by itself comes from a
+# ledger of its own.
 
 NOT_LEGAL = "NOT LEGAL (trained on the tokens it scores)"
 
@@ -2422,6 +2417,18 @@ def sliding_windows(count: int, length: int, stride: int) -> np.ndarray:
     return np.stack((np.maximum(stop - length, 0), first, stop), axis=1)
 
 
+def document_batches(tokens: np.ndarray, rows: int) -> list[np.ndarray]:
+    """All documents, the longest first, in batches of so many: int64 [S,2], (start, stop).
+
+    The positions start..stop-1 are those whose last input is of the document.
+    """
+    count = len(tokens) - 1
+    edges = np.unique(np.concatenate(([0], np.flatnonzero(tokens[:count] == BOS_ID), [count])))
+    documents = np.stack((edges[:-1], edges[1:]), axis=1)
+    documents = documents[np.argsort(edges[:-1] - edges[1:], kind="stable")]
+    return np.split(documents, range(rows, len(documents), rows))
+
+
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     """x with its last row repeated up to a number of rows."""
     return torch.cat((x, x[-1:].expand(rows - len(x), -1)))
@@ -2454,19 +2461,84 @@ class Evaluator:
         if learner is None:
             size *= 4 * self.ranks.world  # a chunk is then only what a line of progress tells of
 
-        mark = 2048  # positions after which the log states the score so far; then twice as many
         edges = np.flatnonzero(np.diff((windows[:, 2] - 1) // size)) + 1
         for index, chunk in enumerate(np.split(windows, edges)):
             low = int(chunk[0, 1])
             high = int(chunk[-1, 2])
             ledger.enter(low, self.chunk_nats(model, ledger, chunk, stride))
             self.show_progress(name, ledger, time.monotonic() - began)
-            while mark <= ledger.scored:
-                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
-                mark *= 2
+            self.log_prefixes(name, ledger, low)
             if learner and high < len(ledger.nats):
                 learner.learn(ledger.learnable(low, high), index / (len(edges) + 1))
         return ledger.score(time.monotonic() - began)
+
+    def log_prefixes(self, name: str, ledger: Ledger, before: int) -> None:
+        """States the scores of the first 2,048, 4,096, 8,192, ... positions, of which `before` had
+        been entered earlier."""
+        mark = 2048
+        while mark <= ledger.scored:
+            if mark > before:
+                self.log(f"{name}: {ledger.prefix(mark)}", console=False)
+            mark *= 2
+
+    def score_documents(self, model: GPT, name: str) -> Score:
+        """Scores each document by itself, while it learns low-rank matrices of its own."""
+        began = time.monotonic()
+        frozen = copy.deepcopy(model).to(model.dtype).requires_grad_(False)  # and not compiled
+        batches = document_batches(self.tokens.cpu().numpy(), self.s.evaluation.eval_batch_seqs)
+        shares = share_by_cost([int(np.ptp(batch[0])) for batch in batches], self.ranks.world)
+        mine = [batches[index] for index in shares[self.ranks.rank]]
+
+        whole = Ledger(self.tokens, self.token_bytes)
+        nats = torch.zeros_like(whole.nats)
+        scored = 0
+        for documents in mine:
+            ledgers = [
+                Ledger(self.tokens[start : stop + 1], self.token_bytes[start:stop])
+                for start, stop in documents
+            ]
+            for count in self.turns(frozen, ledgers):
+                scored += count
+                if self.log.progress_is_due():
+                    done = scored / sum(int(np.ptp(batch, axis=1).sum()) for batch in mine)
+                    left = (time.monotonic() - began) / done * (1 - done)
+                    self.log.progress(name, done, left)
+            for (start, stop), own in zip(documents, ledgers, strict=True):
+                nats[start:stop] = own.nats
+
+        whole.enter(0, self.ranks.sum_(nats))
+        self.log_prefixes(name, whole, 0)
+        return whole.score(time.monotonic() - began)
+
+    def turns(self, model: GPT, ledgers: list[Ledger]) -> Iterator[int]:
+        """Fills the ledgers of documents side by side, the longest first, and learns in between.
+
+        In each turn DOCUMENT_TOKENS of every document are scored, then learned from. Yields how
+        many these were.
+        """
+        size = self.s.evaluation.document_tokens
+        rows = nn.utils.rnn.pad_sequence([own.tokens for own in ledgers], batch_first=True)
+        lora = LowRank(model, len(rows), self.s.evaluation)
+        longest = len(ledgers[0].nats)
+
+        for low in range(0, longest, size):
+            going = [own for own in ledgers if low < len(own.nats)]
+            first = max(0, low + size - len(self.offsets))
+            inputs = rows[: len(going), first : low + size]
+            lora.keep(len(going))
+            at = torch.arange(low - first, inputs.size(1), device=rows.device)
+            with lora:
+                logits = model(inputs, at=at.expand(len(going), -1))
+
+            loss = 0.0
+            for own, row in zip(going, logits, strict=True):
+                positions = torch.arange(low, min(low + size, len(own.nats)), device=rows.device)
+                row = row[: len(positions)]
+                own.enter(low, own.surprise(positions, row.detach()))
+                loss = loss + F.cross_entropy(row, own.learnable(low, own.scored)[1:])
+            if low + size < longest:
+                lora.learn(loss)
+            yield sum(own.scored - low for own in going)
 
     def chunk_nats(self, model: GPT, ledger: Ledger, windows: np.ndarray, stride: int) -> Tensor:
         """Nats (float32) of the consecutive positions that these windows score.
@@ -2597,6 +2669,60 @@ class Learner:
         self.optimizer.step()
 
 
+def cosines(count: int, length: int) -> Tensor:
+    """Rows of the fourth discrete cosine transform, float32 [count,length]: of norm 1, and at right
+    angles up to the length-th."""
+    rows = torch.arange(count, dtype=torch.float64) + 0.5
+    columns = torch.arange(length, dtype=torch.float64) + 0.5
+    angles = torch.outer(rows, columns) * (math.pi / length)
+    return (math.sqrt(2 / length) * angles.cos()).float()
+
+
+class LowRank(TorchFunctionMode):
+    """While it is on, every row of a batch goes through matrices of its own: to each matrix W [R,C]
+    of the frozen model is added B A (LoRA, arXiv 2106.09685).
+
+    A [rows,rank,C] starts as cosines, B [rows,R,rank] as zeros. Both learn by AdamW with betas 0
+    and 0.999, and a decay of 0.5 (1530).
+    """
+
+    def __init__(self, model: GPT, rows: int, e: Evaluation):
+        super().__init__()
+        self.rate = e.document_lr
+        self.steps = 0
+        self.pairs = {}  # the parameter itself: its A and B
+        for name, p in model.named_parameters():
+            if role_of(name).levels and name != "bigram.table":  # the one that is only looked up
+                a = cosines(e.document_rank, p.size(1)).to(p.device).repeat(rows, 1, 1)
+                self.pairs[p] = a, a.new_zeros(rows, len(p), e.document_rank)
+        self.squares = [torch.zeros_like(x) for pair in self.pairs.values() for x in pair]
+
+    def keep(self, rows: int) -> None:
+        """Goes on with the first rows alone."""
+        for p, pair in self.pairs.items():
+            self.pairs[p] = tuple(x[:rows].detach().requires_grad_() for x in pair)
+        self.squares = [square[:rows] for square in self.squares]
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        pair = self.pairs.get(args[1]) if function is F.linear else None
+        if pair is None:
+            return result
+        x = args[0]
+        a, b = (z.to(x.dtype).mT for z in pair)
+        return result + x @ a @ b
+
+    def learn(self, loss: Tensor) -> None:
+        """A step of each row, from a sum over them."""
+        self.steps += 1
+        learned = [x for pair in self.pairs.values() for x in pair]
+        gradients = torch.autograd.grad(loss, learned)
+        for x, square, g in zip(learned, self.squares, gradients, strict=True):
+            square.lerp_(g.square(), 0.001)
+            size = (square / (1 - 0.999**self.steps)).sqrt() + 1e-8
+            x.data.mul_(1 - 0.5 * self.rate).addcdiv_(g, size, value=-self.rate)
+
+
 # ---- Training ------------------------------------------------------------------------------------
 
 
@@ -2649,35 +2775,31 @@ class Trainer:
             )
         self.gradient = flat_gradient(model, extra=1)  # at its end the sum of the losses
         self.finished = torch.cuda.Event() if ranks.device.type == "cuda" else None
-        self.start()
-
-    def start(self) -> None:
-        self.optimizers = build_optimizers(self.model, self.s.training, self.ranks)
-        self.average = AveragedModel(self.model)
+        self.optimizers = build_optimizers(model, s.training, ranks)
+        self.average = copy.deepcopy(model)
         self.step = 0
         self.seconds = 0.0
-        self.durations: list[float] = []  # of the last steps, in seconds
-        self.saved: Path | None = None  # the last checkpoint
-        self.quantised: list[nn.Parameter] = []  # what is rounded while it trains
+        self.durations = []  # of the last steps, in seconds
+        self.saved = None  # the last checkpoint's path
+        self.quantised = []  # the parameters that are rounded while it trains
         # Step, loss, and the norm of each parameter's gradient, which only loss() reads: a look at
         # it makes the host wait for the GPU.
-        count = len(list(self.model.parameters()))
-        self.report = self.gradient.new_zeros(2 + count)
+        self.report = self.gradient.new_zeros(2 + len(list(model.parameters())))
 
     def set_schedule(self) -> None:
         """Rates, momentum and late quantisation-aware training, as step and clock have it."""
         t = self.s.training
         scale = rate_scale(self.steps_left(), self.part_done(), t)
-        set_rates(self.optimizers, scale, momentum_at(self.step, t))
+        set_rates(self.optimizers, scale)
+        self.optimizers[0].param_groups[0]["momentum"] = momentum_at(self.step, t)  # Muon's
         self.model.loop(self.part_done() >= t.loop_from)
 
-        self.quantised = []
-        if scale < t.late_qat_threshold:
-            self.quantised = [
-                p
-                for name, p in self.model.blocks.named_parameters(prefix="blocks")
-                if role_of(name).trained_as == "matrix" and p.numel() > t.late_qat_min_elements
-            ]
+        late = scale < t.late_qat_threshold
+        self.quantised = [
+            p
+            for name, p in self.model.blocks.named_parameters(prefix="blocks")
+            if late and role_of(name).trained_as == "matrix" and p.numel() > t.late_qat_min_elements
+        ]
 
     def update(self) -> None:
         """One update of all parameters.
@@ -2714,12 +2836,9 @@ class Trainer:
 
     @torch.no_grad()
     def update_average(self) -> None:
-        """Moves the average, which the first step's weights begin, towards the present weights.
-
-        AveragedModel.update_parameters would copy its count to the GPU, and so wait for it.
-        """
+        """Moves the average, which the first step's weights begin, towards the present weights."""
         decay = self.s.training.ema_decay if self.step > 1 else 0.0
-        average = list(self.average.module.parameters())
+        average = list(self.average.parameters())
         torch._foreach_lerp_(average, list(self.model.parameters()), 1 - decay)
 
     def take_down(self, norms: Tensor) -> None:
@@ -2745,9 +2864,7 @@ class Trainer:
         return loss
 
     def ended(self) -> bool:
-        if self.step >= self.s.training.iterations:
-            return True
-        return 0 < self.s.training_seconds <= self.seconds
+        return self.step >= self.s.training.iterations or self.seconds >= self.s.training_seconds
 
     def step_text(self) -> str:
         return f"step:{self.step}/{self.s.training.iterations}"
@@ -2758,7 +2875,7 @@ class Trainer:
     def part_done(self) -> float:
         """Of the training, by steps or by time, whichever is further (0..1)."""
         by_steps = self.step / max(self.s.training.iterations, 1)
-        by_time = self.seconds / (self.s.training_seconds or math.inf)
+        by_time = self.seconds / self.s.training_seconds
         return min(1.0, max(by_steps, by_time))
 
     def steps_left(self) -> float:
@@ -2767,10 +2884,15 @@ class Trainer:
         The very first steps may still have had to prime something.
         """
         left = self.s.training.iterations - self.step
-        if self.s.training_seconds and len(self.durations) > 4:
+        if len(self.durations) > 4:
             pace = statistics.median(self.durations)
             left = min(left, (self.s.training_seconds - self.seconds) / max(pace, 1e-9))
         return left
+
+    def seconds_left(self) -> float:
+        """Until the last step at the same pace, or until the cap."""
+        by_steps = self.steps_left() * statistics.median(self.durations)
+        return max(0.0, min(by_steps, self.s.training_seconds - self.seconds))
 
     def take_time(self, seconds: float) -> None:
         """Notes that the training has taken so long, now that a step is done."""
@@ -2788,23 +2910,19 @@ class Trainer:
 
     def warm_up(self, log: Log) -> None:
         """Steps that prime the compiler; what they did is undone."""
-        before = {name: w.clone() for name, w in self.model.state_dict().items()}
+        before = copy.deepcopy(self.state())
         set_rates(self.optimizers, 1.0)
         for step in range(self.s.training.warmup_steps):
             self.model.loop(step % 2 == 1)  # the graphs of before and after LOOP_FROM
             if log.progress_is_due():
                 log.write(sys.stdout, f"warmup_step:{step}/{self.s.training.warmup_steps}")
             self.update()
-        self.model.load_state_dict(before)
         self.model.loop(True)
-        self.start()
+        self.restore(before)
 
-    def save(self, folder: Path) -> Path:
-        """Writes STEP.pt, unless something is not finite, and keeps the newest two of them."""
-        self.loss()
-        if not is_finite(self.average):
-            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
-        state = dict(
+    def state(self) -> dict[str, Any]:
+        """All that a training goes on from; its tensors are the trainer's own."""
+        return dict(
             settings=flat(*vars(self.s).values()),
             step=self.step,
             seconds=self.seconds,
@@ -2812,12 +2930,31 @@ class Trainer:
             model=self.model.state_dict(),
             average=self.average.state_dict(),
             optimizers=[optimizer.state_dict() for optimizer in self.optimizers],
-            random=torch.get_rng_state(),
         )
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.seconds = state["seconds"]
+        self.durations = state["durations"]
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.report.zero_()
+
+    def save(self, folder: Path) -> Path:
+        """Writes STEP.pt, unless something is not finite, and keeps the newest two of them.
+
+        The file's last 32 bytes are the SHA-256 of those before.
+        """
+        self.loss()
+        if not all(p.isfinite().all() for p in self.average.parameters()):
+            raise UserError(f"After step {self.step} the weights are not finite. {SLOWER}")
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(self.state(), buffer)
+        data = buffer.getvalue()
         path = folder / f"{self.step:08d}.pt"
-        write_atomically(path, buffer.getbuffer())
+        write_atomically(path, data + hashlib.sha256(data).digest())
 
         others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
         for old in sorted(others, key=os.path.getmtime)[:-1]:
@@ -2831,39 +2968,24 @@ class Trainer:
         UserError if it is damaged or of another configuration; it may be of a shorter run.
         """
         damaged = UserError(f"RESUME={path} is not a whole checkpoint of this script.")
+        data = path.read_bytes()
+        if hashlib.sha256(data[:-32]).digest() != data[-32:]:
+            raise damaged
         try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            theirs = {name: str(value) for name, value in state["settings"].items()}
-        except Exception:  # of many kinds, as damage may be anywhere in a pickle in a zip file
+            state = torch.load(io.BytesIO(data[:-32]), map_location="cpu", weights_only=True)
+            theirs = dict(state["settings"])
+        except Exception:  # of many kinds: whoever wrote the file could sum it up, too
             raise damaged from None
-        for name, value in flat(self.s.model, self.s.training).items():
-            if name not in LENGTH_SETTINGS and theirs.get(name) != str(value):
-                raise UserError(
-                    f"{name.upper()}={value}, but RESUME={path} has {theirs.get(name)}."
-                )
 
+        for name, value in flat(self.s.model, self.s.training).items():
+            saved = theirs.get(name)
+            if name not in LENGTH_SETTINGS and saved != value:
+                raise UserError(f"{name.upper()}={value}, but RESUME={path} has {saved}.")
         try:
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(copy.deepcopy(saved))
-                set_rates([optimizer], 1.0)
-                optimizer.step()  # fails if the state is of other parameters
-                optimizer.load_state_dict(saved)
-            self.model.load_state_dict(state["model"])
-            self.average.load_state_dict(state["average"])
-            torch.set_rng_state(state["random"])
-            self.step = int(state["step"])
-            self.seconds = float(state["seconds"])
-            self.durations = [float(seconds) for seconds in state["durations"]]
-            whole = is_finite(self.model) and is_finite(self.average)
+            self.restore(state)
         except Exception:
             raise damaged from None
-        if not whole or self.step < 0 or not 0 <= self.seconds < math.inf:
-            raise damaged
         self.saved = path
-
-
-def is_finite(model: nn.Module) -> bool:
-    return all(p.isfinite().all() for p in model.parameters())
 
 
 SLOWER = "Lower the learning rates."
@@ -2896,12 +3018,13 @@ def training_flops(model: GPT, m: Model) -> float:
 
 def find_checkpoint(run: Run) -> Path:
     """The file that RESUME means; UserError if there is none."""
-    paths = [Path(run.resume)]
+    path = Path(run.resume)
     if run.resume == "latest":
-        paths = list(Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}"))
-    if not paths or not paths[0].is_file():
+        paths = Path("checkpoints").glob(f"{run.run_id or '*'}/{CHECKPOINT_NAMES}")
+        path = max(paths, key=os.path.getmtime, default=path)
+    if not path.is_file():
         raise UserError(f"RESUME={run.resume}: there is no such checkpoint.")
-    return max(paths, key=os.path.getmtime)
+    return path
 
 
 class StopRequest:
@@ -2916,16 +3039,15 @@ class StopRequest:
     def __init__(self):
         self.requested = False
         self.at_once = False
-        self.first = 0.0  # when it was requested
+        self.first = math.inf  # when it was requested
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.receive)
 
     def receive(self, number: int, frame: Any) -> None:
         now = time.monotonic()
-        if self.at_once or (self.requested and now > self.first + self.REPEATED_SECONDS):
+        if self.at_once or now > self.first + self.REPEATED_SECONDS:
             raise KeyboardInterrupt
-        if not self.requested:
-            self.first = now
+        self.first = min(self.first, now)
         self.requested = True
 
 
@@ -2936,7 +3058,6 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     """
     run = trainer.s.run
     stop = StopRequest()
-    pace = Pace(trainer)
     saved = time.monotonic()
     began = saved - trainer.seconds
 
@@ -2947,7 +3068,7 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
         seconds, stopping = trainer.ranks.from_first(time.monotonic() - began, stop.requested)
         trainer.take_time(seconds)
         if log.progress_is_due():
-            log.progress("training", trainer.part_done(), pace.seconds_left())
+            log.progress("training", trainer.part_done(), trainer.seconds_left())
         if trainer.step == 5 or trainer.ended():
             warn_of_short_run(trainer, log)
         if trainer.step <= 5 or trainer.step % run.train_log_every == 0 or trainer.ended():
@@ -2972,25 +3093,8 @@ def train(trainer: Trainer, log: Log, folder: Path, validate: Callable[[str], Sc
     tokens = trainer.step * trainer.s.training.train_batch_tokens
     epochs = tokens / trainer.stream.total
     log(f"train_tokens:{tokens} of {trainer.stream.total} in the shards: {epochs:.3f} epochs")
-    if trainer.saved is None or trainer.saved.stem != f"{trainer.step:08d}":
-        save_checkpoint(trainer, log, folder)
+    save_checkpoint(trainer, log, folder)
     stop.at_once = True
-
-
-class Pace:
-    """How fast the training goes on since it was last asked."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-        self.done = trainer.part_done()
-        self.seconds = trainer.seconds
-
-    def seconds_left(self) -> float:
-        done = self.trainer.part_done()
-        rate = (self.trainer.seconds - self.seconds) / max(done - self.done, 1e-9)
-        self.done = done
-        self.seconds = self.trainer.seconds
-        return rate * (1 - done)
 
 
 def warn_of_short_run(trainer: Trainer, log: Log) -> None:
@@ -3036,14 +3140,8 @@ def way_on(trainer: Trainer) -> str:
 # ---- Main ----------------------------------------------------------------------------------------
 
 
+# What may differ between runs of one system.
 PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
-
-
-def changed_settings(s: Settings) -> dict[str, Any]:
-    """Name and value of each setting that its preset has otherwise, those of PER_RUN apart."""
-    usual = flat(*vars(grouped(PRESETS[s.run.preset])).values())
-    values = flat(*vars(s).values())
-    return {n: v for n, v in values.items() if v != usual[n] and n not in PER_RUN}
 
 
 def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> None:
@@ -3051,9 +3149,10 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
 
     UserError if a log that goes on begins with another source: its score would be of neither.
     """
-    if log.active and log.empty:
+    before = Path(log.file.name).read_bytes() if log.active else b""
+    if not before:
         log(f"{source}\n{'=' * 80}", console=False)
-    elif log.active and not Path(log.file.name).read_bytes().startswith(source.encode()):
+    elif not before.startswith(source.encode()):
         raise UserError(
             f"{log.file.name} begins with another {Path(__file__).name}: give RUN_ID another name, "
             "for a new log."
@@ -3063,28 +3162,26 @@ def log_start(log: Log, source: str, s: Settings, ranks: Ranks, model: GPT) -> N
         f"python {sys.version.split()[0]} torch {torch.__version__} numpy {np.__version__} "
         f"zstandard {zstandard.__version__} GPU {gpu}"
     )
+    usual = PRESETS[s.run.preset]
+    changed = []
     for name, value in flat(*vars(s).values()).items():
         log(f"{name}:{value}", console=False)
-    changed = (f"{name.upper()}={value}" for name, value in changed_settings(s).items())
-    log(f"changed:{' '.join(changed)}")
+        if name not in PER_RUN and value != usual.get(name, FIELDS[name].default):
+            changed.append(f"{name.upper()}={value}")
     log(
+        f"changed:{' '.join(changed)}\n"
         f"preset:{s.run.preset} world_size:{ranks.world} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.training.seed} "
-        f"model_params:{sum(p.numel() for p in model.parameters())}"
+        f"model_params:{sum(p.numel() for p in model.parameters())}\n"
+        f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel"
     )
-    log(f"attention by {choose_attention(s.model, ranks.device, model.dtype)} kernel")
 
 
 def warn_of_slow_steps(trainer: Trainer, log: Log) -> None:
     """Says how long a step will take if that is long, as it is for a full model without a GPU."""
     if trainer.ranks.device.type == "cuda":
         return
-    x = torch.ones(512, 512)
-    began = time.perf_counter()
-    for _ in range(10):
-        x = x @ x / 512
-    rate = 10 * 2 * 512**3 / (time.perf_counter() - began)
-
+    rate = 5e10 * torch.get_num_threads()  # operations a second, as a usual core does them
     tokens = trainer.s.training.train_batch_tokens / trainer.ranks.world
     seconds = tokens * training_flops(trainer.model, trainer.s.model) / rate
     if seconds > 30:
@@ -3130,18 +3227,19 @@ def write_artifact(
         config = flat(s.model, s.training, s.export, s.evaluation)
         config["tokenizer_sha256"] = tokenizer_sha256
         state = trainer.model.state_dict()
-        weights = {name: w.float().cpu().numpy() for name, w in state.items()}
+        weights = {name: w.cpu().numpy() for name, w in state.items()}
         artifact = export(weights, moments, config, s.export, code_bytes, log)
         publish(artifact, Path(s.run.artifact_path), own)
-    artifact = trainer.ranks.bytes_from_first(artifact)
-    log(f"export_time:{1000 * (time.monotonic() - began):.0f}ms")
-    log(f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}")
-
+    (artifact,) = trainer.ranks.from_first(artifact)
     total = code_bytes + len(artifact)
-    log(f"Code size: {code_bytes} bytes")
-    log(f"Serialized model pcll: {len(artifact)} bytes")
     below = s.export.size_cap_bytes - total
-    log(f"Total submission size pcll: {total} bytes, {below} below the cap")
+    log(
+        f"export_time:{1000 * (time.monotonic() - began):.0f}ms\n"
+        f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}\n"
+        f"Code size: {code_bytes} bytes\n"
+        f"Serialized model pcll: {len(artifact)} bytes\n"
+        f"Total submission size pcll: {total} bytes, {below} below the cap"
+    )
     return artifact
 
 
@@ -3168,7 +3266,17 @@ BEFORE = "before export, plain"
 AFTER = "after export, plain"
 SLIDING = "after export, sliding window"
 ADAPTED = "after score-first adaptation, sliding window"
-FINAL_LINES = {SLIDING: "final_pcll_sliding_exact", ADAPTED: "final_pcll_ttt_exact"}
+PER_DOCUMENT = "after adaptation per document"
+FINAL_LINES = {
+    SLIDING: "final_pcll_sliding_exact",
+    ADAPTED: "final_pcll_ttt_exact",
+    PER_DOCUMENT: "final_pcll_ttt_exact",
+}
+BY_PROTOCOL = {
+    "score_first": ADAPTED,
+    "per_document": PER_DOCUMENT,
+    "train_then_score": NOT_LEGAL,
+}
 
 
 def score_artifact(
@@ -3183,14 +3291,18 @@ def score_artifact(
     began = time.monotonic() - scores[BEFORE].seconds
     load_artifact(model, artifact)
     headline = SLIDING
-    if e.ttt_protocol == "score_first":
-        learner = Learner(model, evaluator.s, evaluator.ranks)
-        adapted = evaluator.score(model, ADAPTED, e.eval_stride, learner)
-        load_artifact(model, artifact)
+    if e.ttt_protocol in ("score_first", "per_document"):
+        name = BY_PROTOCOL[e.ttt_protocol]
+        if name == ADAPTED:
+            learner = Learner(model, evaluator.s, evaluator.ranks)
+            adapted = evaluator.score(model, name, e.eval_stride, learner)
+            load_artifact(model, artifact)
+        else:
+            adapted = evaluator.score_documents(model, name)
         if math.isfinite(adapted.val_bpb):
-            headline = ADAPTED
-            scores[ADAPTED] = adapted
-            log(f"{FINAL_LINES[ADAPTED]} {adapted}")
+            headline = name
+            scores[name] = adapted
+            log(f"{FINAL_LINES[name]} {adapted}")
 
     scores[AFTER] = evaluator.score(model, AFTER, evaluator.s.model.train_seq_len)
     if headline == SLIDING or has_time(evaluator, model, time.monotonic() - began, log):
@@ -3219,14 +3331,15 @@ def has_time(evaluator: Evaluator, model: GPT, spent: float, log: Log) -> bool:
 
 def log_end(log: Log, scores: dict[str, Score], headline: str, s: Settings) -> None:
     """A short table, the line to quote, and what to type next."""
-    for name in (BEFORE, AFTER, SLIDING, ADAPTED, NOT_LEGAL):
+    for name in (BEFORE, AFTER, SLIDING, *BY_PROTOCOL.values()):
         if name in scores:
             log(f"  {name:<44} {scores[name].val_bpb:8.4f} bpb {scores[name].seconds:8.1f} s")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    adapted = ["--ttt"] if headline == ADAPTED else []
     words = [s.run.artifact_path, "--data", s.run.data_path, "--tokenizer", s.run.tokenizer_path]
-    words += [*adapted, "--claim", f"{scores[headline].val_bpb:.6f}"]
+    if headline != SLIDING:
+        words.append("--ttt")
+    words += ["--claim", f"{scores[headline].val_bpb:.6f}"]
     log(f"Check it: python verify.py {shlex.join(words)}")
 
 
@@ -3238,7 +3351,7 @@ def open_data(s: Settings, ranks: Ranks) -> ByteCounter:
     if own and not made:
         if ranks.rank == 0:
             make_demo_data(s.run, s.model.vocab_size)
-        ranks.from_first()  # all wait for it
+        ranks.from_first(None)  # all wait for it
     return ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
 
 
@@ -3247,9 +3360,8 @@ def start_log(run: Run, checkpoint: Path | None, ranks: Ranks) -> Log:
 
     UserError if it or another file of the run could not be written.
     """
-    now, process = ranks.from_first(time.time(), os.getpid())
-    resumed = Path(os.path.abspath(checkpoint)).parent.name if checkpoint else ""
-    new = f"{time.strftime('%Y%m%d_%H%M%S', time.localtime(now))}_{process:.0f}"
+    (new,) = ranks.from_first(f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}")
+    resumed = checkpoint.resolve().parent.name if checkpoint else ""
     run_id = run.run_id or resumed or new
     if ranks.rank == 0:
         check_writable(Path(run.artifact_path), "ARTIFACT_PATH=")
@@ -3268,7 +3380,7 @@ def run(s: Settings, ranks: Ranks) -> None:
     model = GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
     trainer = Trainer(model, s, ranks)
     if checkpoint:
-        trainer.load(checkpoint)  # now, to see whether it can be; the warm-up undoes it
+        trainer.load(checkpoint)
 
     log = start_log(s.run, checkpoint, ranks)
     log_start(log, source.decode(), s, ranks, model)
@@ -3277,17 +3389,16 @@ def run(s: Settings, ranks: Ranks) -> None:
     evaluator = Evaluator(*validation, s, ranks, log)
     warm_up(trainer, evaluator, log)
     if checkpoint:
-        trainer.load(checkpoint)
         log(f"resumed from {checkpoint} at step {trainer.step}")
 
     def plain_score(name: str) -> Score:
         return evaluator.score(model, name, s.model.train_seq_len)
 
     train(trainer, log, Path("checkpoints") / log.run_id, plain_score)
-    saved = trainer.saved
     try:
         finish(trainer, evaluator, counter.sha256, len(source), log)
     except BaseException as error:  # also a Ctrl-C
+        saved = trainer.saved
         error.add_note(f" RESUME={saved} repeats all but the training." if saved else "")
         raise
     if ranks.world > 1:
@@ -3302,19 +3413,18 @@ def finish(
     s = trainer.s
     model = trainer.model
     model.loop(True)
-    model.load_state_dict(trainer.average.module.state_dict())
+    model.load_state_dict(trainer.average.state_dict())
     scores = {BEFORE: evaluator.score(model, BEFORE, s.model.train_seq_len)}
     if not math.isfinite(scores[BEFORE].val_bpb):
         raise UserError(f"The trained weights have no finite score. {SLOWER}")
     own = Path("logs") / f"{log.run_id}.pcll"
     artifact = write_artifact(trainer, tokenizer_sha256, code_bytes, own, log)
-    vars(trainer).clear()  # frees the memory of its optimizers
-
     headline = score_artifact(model, artifact, evaluator, scores, log)
     log_end(log, scores, headline, s)
-    adapted = {"score_first": ADAPTED, "train_then_score": NOT_LEGAL}
-    if adapted.get(s.evaluation.ttt_protocol, headline) not in scores:
-        raise UserError("The adaptation diverged, so that it has no score: lower TTT_LR.")
+    protocol = s.evaluation.ttt_protocol
+    if BY_PROTOCOL.get(protocol, headline) not in scores:
+        rate = "DOCUMENT_LR" if protocol == "per_document" else "TTT_LR"
+        raise UserError(f"The adaptation diverged, so that it has no score: lower {rate}.")
 
 
 def explain(error: BaseException) -> str:
@@ -3339,8 +3449,8 @@ def usage() -> str:
     for group in dataclasses.fields(Settings):
         lines.append(f"\n{group.type.__name__}: {group.type.__doc__}")
         for member in dataclasses.fields(group.type):
-            lines.append(f"  {member.name.upper()}={member.default}")
-            lines.append(f"      {member.metadata['text']} ({allowed_values(member)})")
+            explained = f"{member.metadata['text']} ({allowed_values(member)})"
+            lines.append(f"  {member.name.upper()}={member.default}\n      {explained}")
     return "\n".join(lines)
 
 
