@@ -164,7 +164,13 @@ def show(rows: list[dict], path: Path | None) -> None:
             writer.writerows(rows)
 
 
-def main() -> None:
+class Job(NamedTuple):
+    part: str
+    same: str  # as in the full system: "steps" or "seconds"
+    seed: int
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="NAME")
@@ -176,62 +182,80 @@ def main() -> None:
         help="more settings to compare",
     )
     parser.add_argument(
-        "--steps-only", action="store_true", help="leave out the comparison after the same seconds"
+        "--steps-only",
+        action="store_true",
+        help="leave out the pace and the comparison after the same seconds",
     )
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
     parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def plan(
+    base: dict[str, str], pace: dict[str, float], seeds: list[int], sames: list[str]
+) -> dict[Job, dict[str, str]]:
+    """The settings of each run; what is as fast as the full system needs no second one."""
+    jobs = {}
+    for seed in seeds:
+        for part, ratio in pace.items():
+            for same in sames:
+                if same == "seconds" and abs(ratio - 1) < 0.01:
+                    continue
+                factor = ratio if same == "seconds" else 1.0
+                steps = {
+                    name: str(round(factor * value(base, name)))
+                    for name in ("ITERATIONS", "WARMDOWN_ITERS")
+                }
+                settings = environment(base, part) | steps | {"SEED": str(seed)}
+                jobs[Job(part, same, seed)] = settings
+    return jobs
+
+
+def run_all(jobs: dict[Job, dict[str, str]], at_a_time: int) -> dict[Job, Outcome]:
+    results = {}
+    with ThreadPoolExecutor(at_a_time) as pool:
+        for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
+            results[job] = result
+            tell(f"{len(results)} of {len(jobs)}: {tuple(job)}, {result.after} bpb")
+    return results
+
+
+def table_row(part: str, ratio: float, results: dict[Job, Outcome], sames: list[str]) -> dict:
+    """What the table says of a part: mean score, and the difference of each seed."""
+    seeds = [job.seed for job in results if job.part == part and job.same == "steps"]
+    row = {"part": part}
+    if "seconds" in sames:
+        row["steps per step of the full system"] = f"{ratio:.3f}"
+    for same in sames:
+        at_equal_pace = results.get(Job(part, same, seeds[0])) is None
+        kept = "steps" if at_equal_pace else same
+        scores = [results[Job(part, kept, seed)].after for seed in seeds]
+        full = [results[Job(FULL, "steps", seed)].after for seed in seeds]
+        differences = [score - whole for score, whole in zip(scores, full, strict=True)]
+        row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
+        row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
+    row["bytes"] = round(statistics.mean(results[Job(part, "steps", seed)].bytes for seed in seeds))
+    return row
+
+
+def main() -> None:
+    args = parse_arguments()
     PARTS.update(
         (text, dict(item.split("=", 1) for item in text.split(","))) for text in args.variant
     )
-    base = base_settings(args.settings)
-    for part in (*args.only, *args.variant):  # what is wrong is said before the first run
-        train_gpt.load_settings(environment(base, part))
-    sames = ["steps"] if args.steps_only else ["steps", "seconds"]
     parts = [FULL, *(part for part in args.only if part != FULL), *args.variant]
-    ratio = {
-        part: 1.0 if part == FULL else speed_up(base, environment(base, part)) for part in parts
-    }
+    base = base_settings(args.settings)
+    for part in parts:  # what is wrong is said before the first run
+        train_gpt.load_settings(environment(base, part))
 
-    def steps(part: str, same: str) -> dict[str, str]:
-        factor = ratio[part] if same == "seconds" else 1.0
-        return {
-            name: str(round(factor * value(base, name)))
-            for name in ("ITERATIONS", "WARMDOWN_ITERS")
-        }
+    sames = ["steps"] if args.steps_only else ["steps", "seconds"]
+    pace = dict.fromkeys(parts, 1.0)
+    if not args.steps_only:
+        pace |= {part: speed_up(base, environment(base, part)) for part in parts[1:]}
 
-    jobs = {
-        (part, same, seed): environment(base, part) | steps(part, same) | {"SEED": str(seed)}
-        for seed in args.seeds
-        for part in parts
-        for same in sames
-        if same == "steps" or abs(ratio[part] - 1) >= 0.01
-    }
-    with ThreadPoolExecutor(args.jobs) as pool:
-        results = {}
-        for job, result in zip(jobs, pool.map(run_alone, jobs.values()), strict=True):
-            results[job] = result
-            tell(f"{len(results)} of {len(jobs)}: {job}, {result.after} bpb")
-    rows = []
-    for part in parts:
-        row = {"part": part, "steps per step of the full system": f"{ratio[part]:.3f}"}
-        for same in sames:
-            scores = [
-                results.get((part, same, seed), results[part, "steps", seed]).after
-                for seed in args.seeds
-            ]
-            differences = [
-                score - results[FULL, "steps", seed].after
-                for score, seed in zip(scores, args.seeds, strict=True)
-            ]
-            row[f"bpb, same {same}"] = f"{statistics.mean(scores):.4f}"
-            row[f"difference, same {same}"] = " ".join(f"{d:+.4f}" for d in differences)
-        row["bytes"] = round(
-            statistics.mean(results[part, "steps", seed].bytes for seed in args.seeds)
-        )
-        rows.append(row)
-    show(rows, args.csv)
+    results = run_all(plan(base, pace, args.seeds, sames), args.jobs)
+    show([table_row(part, pace[part], results, sames) for part in parts], args.csv)
 
 
 if __name__ == "__main__":
