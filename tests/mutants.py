@@ -46,6 +46,7 @@ CHECK = "records/check.py"
 LOGS = "records/logs.py"
 CODE = "records/code.py"
 PACK = "records/pack.py"
+WRAP = "records/wrap.py"
 
 MODEL = [
     Mutant(
@@ -1436,6 +1437,20 @@ RECORDS = [
         "val_bpb=min(bpbs),",
         "a record's score is the mean of its seeds",
         "test_pack.py::test_three_seeds_make_a_folder_that_verifies",
+    ),
+    Mutant(
+        WRAP,
+        "LINE_CHARS = 1000",
+        "LINE_CHARS = 10_000",
+        "a log's wrapped script is held against the folder's",
+        "test_wrap.py::test_a_record_made_with_it",
+    ),
+    Mutant(
+        WRAP,
+        "programs[1].text",
+        "programs[0].text",
+        "what was wrapped comes back",
+        "test_wrap.py::test_it_is_a_third_and_comes_back_to_the_letter",
     ),
 ]
 

@@ -26,13 +26,14 @@ ARROWS = {  # file -> the project's modules that it imports
         "records.report",
     },
     "records/logs.py": {"records.files"},
+    "records/wrap.py": {"records.files", "records.programs"},
     "records/code.py": {"records.files", "records.programs"},
     "records/programs.py": {"records.files"},
     "records/report.py": set(),
     "records/files.py": set(),
     "decode_artifact.py": set(),
 }
-OURS = {"verify", "train_gpt", "decode_artifact", "records", "pack", "plot", "tests"}
+OURS = {"verify", "train_gpt", "decode_artifact", "records", "pack", "plot", "wrap", "tests"}
 OURS |= {"their_network"}
 OURS |= {
     "check",

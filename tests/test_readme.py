@@ -126,6 +126,7 @@ TRIALS = {  # what a command begins with -> its trial
     "python decode_artifact.py artifact.pcll": Trial(),
     "python records/pack.py": Trial(),
     "python records/plot.py": Trial(),
+    "python records/wrap.py": Trial(),
     "python tests/test_readme.py": Trial(),
 }
 PLACEHOLDERS = {
