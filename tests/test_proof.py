@@ -198,7 +198,7 @@ def test_minutes_that_are_over(entry, capsys):
     path = entry.log(entry.nats)
     began = time.monotonic()
     rows = findings(capsys, entry.artifact, "--log", path, "--minutes", 1e-6, "--claim", 1.2)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 5
     assert not any(row["verdict"] == "FAILED" for row in rows)
     assert {row["verdict"] for row in rows if row["check"] == "val_bpb"} == {"NOT CHECKABLE"}
 
@@ -554,7 +554,7 @@ def test_epochs_without_end_end(home, capsys):
     changes = dict(ttt_protocol="score_first", ttt_epochs=2**24, ttt_batch_seqs=65536)
     began = time.monotonic()
     code, found = run(capsys, make(home, **changes), "--ttt", "--minutes", 0.05)
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 10
     assert code == 0 and "the minutes are over" in found["val_bpb_ttt"]["detail"]
 
 
