@@ -131,7 +131,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -156,8 +156,8 @@ MAX_LANES = 1024
 MIN_ROWS = 16  # of a trellis tensor
 LONGEST_CODE = 16  # bits
 SLOT_BITS = 14
-SLOTS = 2**SLOT_BITS  # what the frequencies of a context add up to
-STATE_FLOOR = 2**16  # rANS states are at least this, and end at it
+RANS_M = 2**SLOT_BITS  # what the frequencies of a context add up to
+RANS_L = 2**16  # rANS states are at least this, and end at it
 MAX_INDEX = 2047  # magnitude of a trellis index
 PARITY_CHECKS = {
     2: (0o5, 0o2),
@@ -185,34 +185,34 @@ def require(condition: bool, message: str) -> None:
 
 @dataclass
 class Tensor:
-    """A record of the table, the tensor's side data, and what decoding found about its codes."""
+    """A record of the table."""
 
     name: str
     codec: int
     shape: tuple[int, ...]
-
-    # huffman
-    centroids: np.ndarray = field(default=None, repr=False)  # (K,) float32
-    lengths: np.ndarray = field(default=None, repr=False)  # (K,) uint8, of codes in bits
-
-    # trellis
-    row_scales: np.ndarray = field(default=None, repr=False)  # (rows,) int32, with offset, less a
-    column_scales: np.ndarray = field(default=None, repr=False)  # (columns,) int32, less b
-    row_factors: np.ndarray = field(default=None, repr=False)  # (rows,) float32
-    column_factors: np.ndarray = field(default=None, repr=False)  # (columns,) float32
-
-    # complete after decoding
-    bits: float = 0.0  # side data and codes (of trellis tensors their ideal length)
-    entropy: float | None = None  # bits of all symbols, given their contexts; None for floats
-    levels: int | None = None  # different symbols that occur; None for floats
+    bits: float = 0.0  # of side data and codes, by how far reading them moves on
 
     @property
     def size(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def columns(self) -> int:
-        return math.prod(self.shape[1:])
+
+@dataclass
+class Codebook:
+    """Side data of a huffman tensor."""
+
+    centroids: np.ndarray  # (K,) float32
+    lengths: np.ndarray  # (K,) uint8, of codes in bits
+
+
+@dataclass
+class Scales:
+    """Side data of a trellis tensor."""
+
+    row_scales: np.ndarray  # (rows,) int32, with offset, less a
+    column_scales: np.ndarray  # (columns,) int32, less b
+    row_factors: np.ndarray  # (rows,) float32
+    column_factors: np.ndarray  # (columns,) float32
 
 
 # ---------------------------------------------------------------- the file and its parts
@@ -243,33 +243,6 @@ class Cursor:
         return np.frombuffer(self.take(np.dtype(dtype).itemsize * count, what), dtype)
 
 
-class Words:
-    """The 16-bit words of the trellis stream, handed out from the front."""
-
-    def __init__(self, cursor: Cursor, elements: int):
-        (count,) = cursor.unpack("I", "the word count of the trellis stream")
-        require(
-            count <= elements,
-            f"the trellis stream has {count} words for {elements} elements, which is too many",
-        )
-        self.words = cursor.array("<u2", count, "the trellis stream").astype(np.uint32)
-        self.position = 0
-
-    def take(self, count: int) -> np.ndarray:
-        """(count,) uint32."""
-        start = self.position
-        self.position += count
-        if self.position > len(self.words):
-            raise ArtifactError(
-                f"the trellis stream ends after {len(self.words)} words, before its last element"
-            )
-        return self.words[start : self.position]
-
-    def finish(self) -> None:
-        left = len(self.words) - self.position
-        require(not left, f"the trellis stream has {left} words left over after its last element")
-
-
 def inflate(data: bytes) -> bytes:
     """The content of a file; raises ArtifactError if header or zstd frame are not as specified."""
     require(len(data) <= MAX_FILE, f"the file has {len(data)} bytes, above the limit of {MAX_FILE}")
@@ -277,6 +250,7 @@ def inflate(data: bytes) -> bytes:
         len(data) >= HEADER.size,
         f"the file has {len(data)} bytes, fewer than the header's {HEADER.size}",
     )
+
     magic, version, zero, content_size, frame_size = HEADER.unpack_from(data)
     require(magic == MAGIC, f"the file starts with {magic!r} and not with {MAGIC!r}")
     require(
@@ -284,6 +258,7 @@ def inflate(data: bytes) -> bytes:
         f"the file has version {version} and this program reads version {VERSION}",
     )
     require(zero == 0, f"header bytes 6 and 7 hold {zero} and not zero")
+
     left = len(data) - HEADER.size
     require(
         frame_size == left,
@@ -294,6 +269,7 @@ def inflate(data: bytes) -> bytes:
         content_size <= limit,
         f"the header announces {content_size} bytes of content, above the limit of {limit}",
     )
+
     frame = memoryview(data)[HEADER.size :]
     try:
         about = zstandard.get_frame_parameters(frame)
@@ -316,6 +292,7 @@ def read_config(cursor: Cursor) -> dict:
     (size,) = cursor.unpack("I", "the length of the config")
     require(size <= MAX_CONFIG, f"the config has {size} bytes, above the limit of {MAX_CONFIG}")
     text = bytes(cursor.take(size, "the config"))
+
     try:
         config = json.loads(text.decode("ascii"))
         require(type(config) is dict, "the config is not a JSON object")
@@ -334,6 +311,7 @@ def read_config(cursor: Cursor) -> dict:
         raise
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the config is not JSON of the permitted kind ({error})") from None
+
     require(
         canonical.encode() == text,
         "the config is not in canonical form (sorted, compact, ASCII, no duplicates)",
@@ -345,6 +323,7 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
     limit = 2**16 + 64 * file_size
     (count,) = cursor.unpack("H", "the number of tensors")
     require(1 <= count <= MAX_TENSORS, f"the table has {count} tensors and not 1 to {MAX_TENSORS}")
+
     tensors = []
     before = b""  # the name before
     elements = 0
@@ -362,12 +341,14 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
             not name.endswith(".npy") or name[:-4] not in (tensor.name for tensor in tensors),
             f"tensor {index}, {name}, collides with {name[:-4]} in np.load",
         )
+
         codec, dimensions = cursor.unpack("BB", f"the record of tensor {name}")
         require(codec in CODECS, f"tensor {name} has the unknown codec {codec}")
         require(
             dimensions <= MAX_DIMENSIONS,
             f"tensor {name} has {dimensions} dimensions, above {MAX_DIMENSIONS}",
         )
+
         tensor = Tensor(name, codec, cursor.unpack(f"{dimensions}I", f"the shape of tensor {name}"))
         require(0 not in tensor.shape, f"tensor {name} has a dimension of 0")
         elements += tensor.size
@@ -380,6 +361,7 @@ def read_table(cursor: Cursor, file_size: int) -> list[Tensor]:
             f"trellis tensor {name} has shape {tensor.shape}: "
             f"it needs two dimensions and {MIN_ROWS} rows or more",
         )
+
         tensors.append(tensor)
         before = raw
     return tensors
@@ -403,17 +385,18 @@ def read_floats(cursor: Cursor, tensor: Tensor) -> np.ndarray:
     return read_planes(cursor, dtype, tensor.size, f"tensor {tensor.name}").reshape(tensor.shape)
 
 
-def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
+def read_codebook(cursor: Cursor, tensor: Tensor) -> Codebook:
     what = f"the codebook of tensor {tensor.name}"
     (levels,) = cursor.unpack("B", what)
     require(levels >= 1, f"{what} is empty")
-    tensor.centroids = centroids = read_planes(cursor, "<f2", levels, what)
+
+    centroids = read_planes(cursor, "<f2", levels, what)
     require(
         bool((np.diff(centroids) > 0).all()), f"the centroids of {what} are not strictly increasing"
     )
     require(not np.signbit(centroids[centroids == 0]).any(), f"{what} has a negative zero")
-    what = f"the code lengths of tensor {tensor.name}"
-    tensor.lengths = lengths = cursor.array("u1", levels, what)
+
+    lengths = cursor.array("u1", levels, f"the code lengths of tensor {tensor.name}")
     require(
         bool((lengths <= LONGEST_CODE).all()),
         f"tensor {tensor.name} has a code of more than {LONGEST_CODE} bits",
@@ -421,24 +404,30 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> None:
     kraft = int((1 << (LONGEST_CODE - lengths.astype(np.int64))).sum())
     require(kraft <= 1 << LONGEST_CODE, f"the code of tensor {tensor.name} is over-full")
     require(kraft >= 1 << LONGEST_CODE, f"the code of tensor {tensor.name} is under-full")
+    return Codebook(centroids, lengths)
 
 
-def read_scales(cursor: Cursor, tensor: Tensor) -> None:
+def read_scales(cursor: Cursor, tensor: Tensor) -> Scales:
     what = f"the scales and steps of tensor {tensor.name}"
     step, offset = cursor.unpack("fh", what)
     require(
         2.0**-100 <= step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100"
     )
+
+    counts = (tensor.shape[0], math.prod(tensor.shape[1:]))
     row_scales, column_scales, row_steps, column_steps = (
-        cursor.array("i1", count, what) for count in 2 * (tensor.shape[0], tensor.columns)
+        cursor.array("i1", count, what) for count in 2 * counts
     )
-    tensor.row_scales = np.subtract(row_scales, row_steps, dtype=np.int32) + offset
-    tensor.column_scales = np.subtract(column_scales, column_steps, dtype=np.int32)
-    tensor.row_factors = step_factors(1.0, row_steps)
-    tensor.column_factors = factors = step_factors(step / 4, column_steps)
+    factors = step_factors(step / 4, column_steps)
     require(
         bool((factors >= 2.0**-126).all() and np.isfinite(factors).all()),
         f"tensor {tensor.name} has a column factor that is zero, subnormal or infinite",
+    )
+    return Scales(
+        row_scales=np.subtract(row_scales, row_steps, dtype=np.int32) + offset,
+        column_scales=np.subtract(column_scales, column_steps, dtype=np.int32),
+        row_factors=step_factors(1.0, row_steps),
+        column_factors=factors,
     )
 
 
@@ -448,23 +437,9 @@ def step_factors(unit: float, steps: np.ndarray) -> np.ndarray:
         return (unit * QUARTER_POWERS).astype(np.float32)[steps.astype(np.int16) + 128]
 
 
+READERS = {FLOAT32: read_floats, FLOAT16: read_floats, TRELLIS: read_scales, HUFFMAN: read_codebook}
+
 # ---------------------------------------------------------------- streams
-
-
-def entropy_bits(counts: np.ndarray, contexts: np.ndarray) -> float:
-    """Bits of symbols that occur `counts` > 0 times, (n,), in these contexts, (n,), by their shares
-    in each context."""
-    totals = np.bincount(contexts, counts)[contexts]
-    return float((counts * np.log2(totals / counts)).sum())
-
-
-def distinct(values: np.ndarray, limit: int) -> tuple[np.ndarray, np.ndarray]:
-    """The values, integers from 0 to limit - 1, that occur, in ascending order, and how often."""
-    if len(values) < limit:
-        return np.unique(values, return_counts=True)
-    counts = np.bincount(values)
-    occurring = np.flatnonzero(counts > 0)
-    return occurring, counts[occurring]
 
 
 def lane_count(elements: int) -> int:
@@ -482,75 +457,60 @@ def groups(flat: np.ndarray, lanes: int) -> Iterator[np.ndarray]:
         yield flat[full:].reshape(1, -1)
 
 
-def decode_huffman(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end."""
-    elements = sum(tensor.size for tensor in tensors)
-    lane_bits = cursor.array(
-        "<u4", lane_count(elements), "the bits per lane of the huffman stream"
-    ).astype(np.int64)
-    ends = np.cumsum(lane_bits)
-    total = int(ends[-1])
-    require(
-        total <= LONGEST_CODE * elements,
-        f"the huffman stream has {total} bits for {elements} elements",
-    )
-    words = cursor.array("<u2", -(-total // 16), "the huffman stream")
-    windows = np.zeros(len(words) + 1, np.uint32)  # the 32 bits from each word on
-    windows[:-1] = words
-    windows <<= 16
-    windows[:-2] |= words[1:]
-    positions = ends - lane_bits
-    for tensor in tensors:
-        yield tensor.name, read_levels(tensor, positions, windows).reshape(tensor.shape)
-    require(
-        np.array_equal(positions, ends),
-        "a lane of the huffman stream does not end where its bits do",
-    )
-    require(
-        not (windows[-2:-1] << (total % 16 or 16)).any(),
-        "the huffman stream is not filled up with zeros",
-    )
+class HuffmanStream:
+    """The codes of all huffman tensors."""
 
+    def __init__(self, cursor: Cursor, elements: int):
+        lane_bits = cursor.array(
+            "<u4", lane_count(elements), "the bits per lane of the huffman stream"
+        ).astype(np.int64)
+        self.ends = np.cumsum(lane_bits)  # (lanes,) int64, in bits
+        self.positions = self.ends - lane_bits  # (lanes,) int64: of each lane's next code
+        total = int(self.ends[-1])
+        require(
+            total <= LONGEST_CODE * elements,
+            f"the huffman stream has {total} bits for {elements} elements",
+        )
 
-def read_levels(
-    tensor: Tensor,
-    positions: np.ndarray,  # (lanes,) int64, in bits, updated
-    windows: np.ndarray,  # (words + 1,) uint32
-) -> np.ndarray:  # (elements,) float32
-    # In canonical order the codes tile the range 0..2^width of what the next `width` bits can be.
-    order = np.argsort(tensor.lengths, kind="stable")
-    lengths = tensor.lengths[order].astype(np.int64)
-    width = int(lengths.max())
-    spans = 1 << (width - lengths)
-    level_at = np.repeat(order.astype(np.uint8), spans)
-    length_at = np.repeat(lengths, spans)
-    weights = np.empty(tensor.size, np.float32)
-    counts = np.zeros(len(order), np.int64)
-    for block in groups(weights, len(positions)):
-        starts = read_codes(positions[: block.shape[1]], windows, width, length_at, len(block))
-        levels = level_at[starts]
-        block[...] = tensor.centroids[levels]
-        counts += np.bincount(levels.ravel(), minlength=len(counts))
-    seen = counts[counts > 0]
-    tensor.bits += float(counts @ tensor.lengths)
-    tensor.entropy = entropy_bits(seen, np.zeros(len(seen), int))
-    tensor.levels = len(seen)
-    return weights
+        words = cursor.array("<u2", -(-total // 16), "the huffman stream")
+        self.windows = np.zeros(len(words) + 1, np.uint32)  # 32 bits from each word on, then zeros
+        self.windows[:-1] = words
+        self.windows <<= 16
+        self.windows[:-2] |= words[1:]
 
+    def bits_left(self) -> float:
+        return float((self.ends - self.positions).sum())
 
-def read_codes(
-    positions: np.ndarray,  # (lanes,) int64, in bits, updated
-    windows: np.ndarray,  # (words + 1,) uint32; a position beyond them reads the last one
-    width: int,
-    length_at: np.ndarray,  # (2^width,) int64: bits of the code that `width` bits start with
-    steps: int,
-) -> np.ndarray:  # (steps, lanes) intp: `width` bits from the start of each code
-    starts = np.empty((steps, len(positions)), np.intp)
-    for start in starts:
-        window = windows.take(positions >> 4, mode="clip")
-        start[:] = window >> (32 - width - (positions & 15)) & (1 << width) - 1
-        positions += length_at[start]
-    return starts
+    def decode(self, tensor: Tensor, book: Codebook) -> np.ndarray:
+        """Weights, float32 in the tensor's shape."""
+        # In canonical order the codes tile the range of what the next `width` bits can be.
+        order = np.argsort(book.lengths, kind="stable")
+        lengths = book.lengths[order].astype(np.int64)
+        width = int(lengths.max())
+        spans = 1 << (width - lengths)
+        value_at = np.repeat(book.centroids[order], spans)
+        length_at = np.repeat(lengths, spans)
+
+        weights = np.empty(tensor.size, np.float32)
+        for block in groups(weights, len(self.positions)):
+            positions = self.positions[: block.shape[1]]
+            starts = np.empty(block.shape, np.intp)  # `width` bits from where each code starts
+            for start in starts:
+                window = self.windows.take(positions >> 4, mode="clip")
+                start[:] = window >> (32 - width - (positions & 15)) & (1 << width) - 1
+                positions += length_at[start]
+            block[...] = value_at[starts]
+        return weights.reshape(tensor.shape)
+
+    def finish(self) -> None:
+        require(
+            np.array_equal(self.positions, self.ends),
+            "a lane of the huffman stream does not end where its bits do",
+        )
+        require(
+            not (self.windows[-2:-1] << (int(self.ends[-1]) % 16 or 16)).any(),
+            "the huffman stream is not filled up with zeros",
+        )
 
 
 @dataclass
@@ -560,7 +520,6 @@ class TrellisModel:
     log2_states: int
     largest: int  # magnitude K of an index: symbols 0..2K are the indices -K..K
     frequencies: np.ndarray  # (contexts, 2K+1) int64, a context's sum being 2^14, or 0 if unused
-    unused: np.ndarray  # (contexts,) bool
 
 
 def read_model(cursor: Cursor) -> TrellisModel:
@@ -573,127 +532,137 @@ def read_model(cursor: Cursor) -> TrellisModel:
         largest <= MAX_INDEX, f"the trellis model has indices up to {largest}, above {MAX_INDEX}"
     )
     require(1 <= contexts <= 64, f"the trellis model has {contexts} contexts and not 1 to 64")
+
     frequencies = cursor.array("<u2", contexts * (2 * largest + 1), "the table of frequencies")
     frequencies = frequencies.astype(np.int64).reshape(contexts, -1)
-    totals = frequencies.sum(axis=1)
-    for context, total in enumerate(totals.tolist()):
+    for context, total in enumerate(frequencies.sum(axis=1).tolist()):
         require(
-            total in (0, SLOTS),
-            f"the frequencies of context {context} add up to {total} and not to {SLOTS} or 0",
+            total in (0, RANS_M),
+            f"the frequencies of context {context} add up to {total} and not to {RANS_M} or 0",
         )
-    return TrellisModel(log2_states, largest, frequencies, totals == 0)
+    return TrellisModel(log2_states, largest, frequencies)
 
 
 @dataclass
 class SlotTables:
     """For every context and slot, (contexts * 2^14,)."""
 
-    symbol_at: np.ndarray  # uint16
+    symbol_at: np.ndarray  # uint16; 2K+1, which is none, in unused contexts
     frequency_at: np.ndarray  # uint32: the symbol's
     place_at: np.ndarray  # uint32: the slot's among those of its symbol
 
 
 def slot_tables(model: TrellisModel) -> SlotTables:
-    contexts, symbols = model.frequencies.shape
-    filled = model.frequencies.copy()
-    filled[model.unused, 0] = SLOTS  # any symbol will do where none may occur
+    unused = RANS_M - model.frequencies.sum(axis=1, keepdims=True)
+    filled = np.hstack([model.frequencies, unused])
+    contexts, symbols = filled.shape
+    starts = np.cumsum(filled, axis=1) - filled
+
     spans = filled.ravel()
-    starts = (np.cumsum(filled, axis=1) - filled).ravel()
     symbol_at = np.repeat(np.tile(np.arange(symbols, dtype=np.uint16), contexts), spans)
     frequency_at = np.repeat(spans.astype(np.uint32), spans)
-    place_at = np.tile(np.arange(SLOTS, dtype=np.uint32), contexts) - np.repeat(
-        starts.astype(np.uint32), spans
-    )
+    place_at = np.tile(np.arange(RANS_M, dtype=np.uint32), contexts)
+    place_at -= np.repeat(starts.ravel().astype(np.uint32), spans)
     return SlotTables(symbol_at, frequency_at, place_at)
 
 
-def decode_trellis(cursor: Cursor, tensors: list[Tensor]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields each tensor's name and weights, float32 in its shape; checks the stream's end."""
-    elements = sum(tensor.size for tensor in tensors)
-    model = read_model(cursor)
-    states = cursor.array("<u4", lane_count(elements), "the list of trellis states").astype(
-        np.uint32
-    )
-    require(bool((states >= STATE_FLOOR).all()), "a trellis state starts below 2^16")
-    words = Words(cursor, elements)
-    tables = slot_tables(model)
-    for tensor in tensors:
+class TrellisStream:
+    """The model that the trellis tensors share, and the codes of all their indices."""
+
+    def __init__(self, cursor: Cursor, elements: int):
+        self.model = read_model(cursor)
+        states = cursor.array("<u4", lane_count(elements), "the list of trellis states")
+        require(bool((states >= RANS_L).all()), "a trellis state starts below 2^16")
+        (count,) = cursor.unpack("I", "the word count of the trellis stream")
+        require(
+            count <= elements,
+            f"the trellis stream has {count} words for {elements} elements, which is too many",
+        )
+        words = cursor.array("<u2", count, "the trellis stream")
+
+        self.states = states.astype(np.uint32)  # (lanes,)
+        self.words = words.astype(np.uint32)  # (words,)
+        self.position = 0  # of the next word
+        self.tables = slot_tables(self.model)
+
+    def bits_left(self) -> float:
+        """Those of the words, and what the states hold above 2^16."""
+        left = len(self.words) - self.position
+        return 16 * left + float(np.log2(self.states / RANS_L).sum())
+
+    def decode(self, tensor: Tensor, scales: Scales) -> np.ndarray:
+        """Weights, float32 in the tensor's shape."""
+        largest = self.model.largest
         with np.errstate(over="ignore"):
             top = (
-                np.float32(4 * model.largest + 1)
-                * tensor.row_factors.max()
-                * tensor.column_factors.max()
+                np.float32(4 * largest + 1) * scales.row_factors.max() * scales.column_factors.max()
             )
         require(
             bool(np.isfinite(top)),
             f"tensor {tensor.name} has steps so large that a weight may be infinite",
         )
-        indices = decode_symbols(tensor, model, tables, states, words).astype(np.int32)
-        indices -= model.largest
-        weights = trellis_weights(indices.reshape(tensor.shape[0], -1), tensor, model.log2_states)
-        yield tensor.name, weights.reshape(tensor.shape)
-    words.finish()
-    require(bool((states == STATE_FLOOR).all()), "a trellis state does not end at 2^16")
+
+        symbols = self.decode_symbols(element_contexts(scales, self.model))
+        require(
+            int(symbols.max()) <= 2 * largest,
+            f"tensor {tensor.name} uses a context that has no frequencies",
+        )
+
+        indices = symbols.astype(np.int32).reshape(tensor.shape[0], -1)
+        indices -= largest
+        weights = trellis_weights(indices, scales, self.model.log2_states)
+        return weights.reshape(tensor.shape)
+
+    def decode_symbols(self, contexts: np.ndarray) -> np.ndarray:
+        """(elements,) uint16 from the elements' contexts, (elements,) uint8."""
+        tables = self.tables
+        lanes = len(self.states)
+        symbols = np.empty(len(contexts), np.uint16)
+        for block, context in zip(groups(symbols, lanes), groups(contexts, lanes), strict=True):
+            states = self.states[: block.shape[1]]
+            cells = context.astype(np.intp) * RANS_M  # the contexts' first; slots are added
+            for cell in cells:
+                cell += states & (RANS_M - 1)
+                states >>= SLOT_BITS
+                states *= tables.frequency_at[cell]
+                states += tables.place_at[cell]
+                low = (states < RANS_L).nonzero()[0]
+                if len(low):
+                    states[low] = states[low] << 16 | self.next_words(len(low))
+            block[...] = tables.symbol_at[cells]
+        return symbols
+
+    def next_words(self, count: int) -> np.ndarray:
+        """(count,) uint32."""
+        start = self.position
+        self.position += count
+        if self.position > len(self.words):
+            raise ArtifactError(
+                f"the trellis stream ends after {len(self.words)} words, before its last element"
+            )
+        return self.words[start : self.position]
+
+    def finish(self) -> None:
+        left = len(self.words) - self.position
+        require(not left, f"the trellis stream has {left} words left over after its last element")
+        require(bool((self.states == RANS_L).all()), "a trellis state does not end at 2^16")
 
 
-def decode_symbols(
-    tensor: Tensor,
-    model: TrellisModel,
-    tables: SlotTables,
-    states: np.ndarray,  # (lanes,) uint32, updated
-    words: Words,
-) -> np.ndarray:  # (elements,) uint16
-    contexts, kinds = model.frequencies.shape
-    context = element_contexts(tensor, model)
-    symbols = np.empty(tensor.size, np.uint16)
-    for block, block_context in zip(
-        groups(symbols, len(states)), groups(context, len(states)), strict=True
-    ):
-        cells = block_context.astype(np.intp) * SLOTS
-        read_slots(states[: block.shape[1]], words, tables, cells)
-        block[...] = tables.symbol_at[cells]
-    cells, counts = distinct(context.astype(np.intp) * kinds + symbols, contexts * kinds)
-    seen = cells // kinds
-    require(
-        not model.unused[seen].any(), f"tensor {tensor.name} uses a context that has no frequencies"
-    )
-    tensor.bits += float((counts * (SLOT_BITS - np.log2(model.frequencies.ravel()[cells]))).sum())
-    tensor.entropy = entropy_bits(counts, seen)
-    tensor.levels = len(np.unique(cells % kinds))
-    return symbols
-
-
-def read_slots(
-    states: np.ndarray,  # (lanes,) uint32, updated
-    words: Words,
-    tables: SlotTables,
-    cells: np.ndarray,  # (groups, lanes) intp: context * 2^14, to which the decoded slot is added
-) -> None:
-    for cell in cells:
-        cell += states & (SLOTS - 1)
-        states >>= SLOT_BITS
-        states *= tables.frequency_at[cell]
-        states += tables.place_at[cell]
-        low = (states < STATE_FLOOR).nonzero()[0]
-        if len(low):
-            states[low] = states[low] << 16 | words.take(len(low))
-
-
-def element_contexts(tensor: Tensor, model: TrellisModel) -> np.ndarray:
+def element_contexts(scales: Scales, model: TrellisModel) -> np.ndarray:
     """(elements,) uint8."""
-    sums = np.add.outer(tensor.row_scales, tensor.column_scales)
+    sums = np.add.outer(scales.row_scales, scales.column_scales)
     return np.clip(sums, 0, len(model.frequencies) - 1, out=sums).astype(np.uint8).ravel()
 
 
-def trellis_weights(indices: np.ndarray, tensor: Tensor, log2_states: int) -> np.ndarray:
+def trellis_weights(indices: np.ndarray, scales: Scales, log2_states: int) -> np.ndarray:
     """(rows, columns) float32 from int32 indices, which it overwrites."""
     union = union_bits(indices & 1, log2_states)
     indices *= 4
     indices += 1
     np.negative(indices, out=indices, where=union)
     weights = indices.astype(np.float32)
-    weights *= tensor.row_factors[:, None]
-    weights *= tensor.column_factors
+    weights *= scales.row_factors[:, None]
+    weights *= scales.column_factors
     return weights
 
 
@@ -717,8 +686,7 @@ def union_bits(odd: np.ndarray, log2_states: int) -> np.ndarray:
 
 def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
     """Exclusive or of the rows' copies that are delayed by i * delay columns, for each bit i that
-    is
-    set in taps."""
+    is set in taps."""
     total = np.zeros_like(bits)
     columns = bits.shape[1]
     for i in range(taps.bit_length()):
@@ -726,6 +694,8 @@ def delayed_sum(bits: np.ndarray, taps: int, delay: int) -> np.ndarray:
             total[:, i * delay :] ^= bits[:, : columns - i * delay]
     return total
 
+
+STREAMS = {HUFFMAN: HuffmanStream, TRELLIS: TrellisStream}  # in their order in the file
 
 # ---------------------------------------------------------------- reading
 
@@ -744,19 +714,25 @@ def parse_pcll(data: bytes) -> Parsed:
     cursor = Cursor(content)
     config = read_config(cursor)
     tensors = read_table(cursor, len(data))
-    weights = dict.fromkeys(tensor.name for tensor in tensors)
+
+    side = {}  # by name: Codebook, Scales, or the weights themselves
     for tensor in tensors:
         start = cursor.position
-        if tensor.codec in (FLOAT32, FLOAT16):
-            weights[tensor.name] = read_floats(cursor, tensor)
-        elif tensor.codec == HUFFMAN:
-            read_codebook(cursor, tensor)
-        else:
-            read_scales(cursor, tensor)
+        side[tensor.name] = READERS[tensor.codec](cursor, tensor)
         tensor.bits = 8.0 * (cursor.position - start)
-    for codec, decode in ((HUFFMAN, decode_huffman), (TRELLIS, decode_trellis)):
-        if coded := [tensor for tensor in tensors if tensor.codec == codec]:
-            weights.update(decode(cursor, coded))
+
+    weights = dict(side)  # in the table's order; what is decoded takes the side data's place
+    for codec, open_stream in STREAMS.items():
+        coded = [tensor for tensor in tensors if tensor.codec == codec]
+        if not coded:
+            continue
+        stream = open_stream(cursor, sum(tensor.size for tensor in coded))
+        for tensor in coded:
+            before = stream.bits_left()
+            weights[tensor.name] = stream.decode(tensor, side[tensor.name])
+            tensor.bits += before - stream.bits_left()
+        stream.finish()
+
     left = len(content) - cursor.position
     require(not left, f"{left} bytes follow the last part at content byte {cursor.position}")
     return Parsed(config, tensors, weights)
@@ -783,8 +759,7 @@ def read_pcll(path: str | os.PathLike) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
-    """What the command line prints, as JSON types: sizes in bytes (codes without padding),
-    entropies in bits/weight."""
+    """What the command line prints, as JSON types: sizes in bytes, of codes without padding."""
     content_bytes = HEADER.unpack_from(data)[3]
     rows = [
         {
@@ -792,13 +767,12 @@ def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
             "shape": list(tensor.shape),
             "codec": CODECS[tensor.codec],
             "weights": tensor.size,
-            "levels": tensor.levels,
             "bytes": tensor.bits / 8,
             "bits_per_weight": tensor.bits / tensor.size,
-            "entropy": None if tensor.entropy is None else tensor.entropy / tensor.size,
         }
         for tensor in tensors
     ]
+
     weights = sum(row["weights"] for row in rows)
     tensor_bytes = sum(row["bytes"] for row in rows)
     totals = {
@@ -815,29 +789,26 @@ def describe(data: bytes, config: dict, tensors: list[Tensor]) -> dict:
 def as_table(report: dict) -> str:
     totals = report["totals"]
     width = max(len("name"), *(len(row["name"]) for row in report["tensors"]))
-    line = f"{{:{width}}}  {{:>16}}  {{:8}}{{:>7}}{{:>16}}{{:>13}}{{:>9}}".format
+    line = f"{{:{width}}}  {{:>16}}  {{:8}}{{:>16}}{{:>13}}".format
     lines = [
         f"PCLL version {report['version']}, {len(report['tensors'])} tensors, "
         f"{totals['weights']:,} weights",
         "config " + json.dumps(report["config"], sort_keys=True),
         "",
-        line("name", "shape", "codec", "levels", "bytes", "bits/weight", "entropy"),
+        line("name", "shape", "codec", "bytes", "bits/weight"),
     ]
+
     for row in report["tensors"]:
-        levels, entropy = (
-            ("-", "-") if row["levels"] is None else (row["levels"], f"{row['entropy']:.4f}")
-        )
         lines.append(
             line(
                 row["name"],
                 "x".join(map(str, row["shape"])) or "scalar",
                 row["codec"],
-                levels,
                 f"{row['bytes']:,.0f}",
                 f"{row['bits_per_weight']:.4f}",
-                entropy,
             )
         )
+
     for label, key in (
         ("tensors", "tensor_bytes"),
         ("config, table, models, padding", "shared_bytes"),
@@ -845,7 +816,7 @@ def as_table(report: dict) -> str:
         ("file", "file_bytes"),
     ):
         lines.append(
-            f"{label:{width + 35}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}"
+            f"{label:{width + 28}}{totals[key]:>16,.0f}{8 * totals[key] / totals['weights']:>13.4f}"
         )
     return "\n".join(lines)
 
@@ -856,6 +827,7 @@ def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
     final = Path(path)
     if os.path.lexists(final) and (final.is_symlink() or not final.is_file()):
         raise OSError(f"{final} is there and is no regular file")
+
     draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
         with open(draft, "xb") as file:
@@ -881,6 +853,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     parser.add_argument("--npz", metavar="FILE", help="write the weights as float32 arrays")
     options = parser.parse_args(arguments)
+
     try:
         data = read_bytes(options.artifact)
         config, tensors, weights = parse_pcll(data)

@@ -94,6 +94,7 @@ DISALLOWED = {
     ],
     "frequencies that do not add up, states that do not end at 2^16": [
         ("frequencies_that_do_not_add_up", "add up to [0-9]+ and not to 16384 or 0"),
+        ("frequencies_that_are_zero", "uses a context that has no frequencies"),
         ("states_that_are_wrong", "starts below 2.16"),
         ("states_that_never_end", "does not end at 2.16"),
         ("huffman_lanes_that_end_elsewhere", "does not end where its bits do"),

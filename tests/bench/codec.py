@@ -120,8 +120,9 @@ class Result:
 
 def entropy(symbols: np.ndarray) -> float:
     """Bits of small non-negative integers, by their shares."""
-    _, counts = decode_artifact.distinct(symbols.ravel(), 256)
-    return decode_artifact.entropy_bits(counts, np.zeros(len(counts), int))
+    counts = np.bincount(symbols.ravel())
+    counts = counts[counts > 0]
+    return float((counts * np.log2(symbols.size / counts)).sum())
 
 
 def timed(function: Callable, *arguments) -> tuple:
@@ -312,39 +313,35 @@ def author_result(matrices: list[Matrix]) -> Result:
 # ---------------------------------------------------------------- ours
 
 
-def stream_bits(
-    file: bytes, tensors: list[decode_artifact.Tensor], decoded: Quantised
-) -> tuple[int, float]:
+def stream_bits(file: bytes, decoded: Quantised) -> tuple[int, float]:
     """Bits of an artifact's one stream (words and what the lanes begin with), and the entropy of
     its symbols."""
     cursor = decode_artifact.Cursor(decode_artifact.inflate(file))
     decode_artifact.read_config(cursor)
-    decode_artifact.read_table(cursor, len(file))
-    for tensor in tensors:
-        (
-            decode_artifact.read_codebook
-            if tensor.lengths is not None
-            else decode_artifact.read_scales
-        )(cursor, tensor)
-    if tensors[0].lengths is not None:
-        return 8 * (len(cursor.content) - cursor.position), sum(
-            tensor.entropy for tensor in tensors
-        )
+    tensors = decode_artifact.read_table(cursor, len(file))
+    if tensors[0].codec == decode_artifact.HUFFMAN:
+        books = [decode_artifact.read_codebook(cursor, tensor) for tensor in tensors]
+        symbols = [
+            np.searchsorted(book.centroids, decoded[tensor.name])
+            for tensor, book in zip(tensors, books, strict=True)
+        ]
+        return 8 * (len(cursor.content) - cursor.position), sum(map(entropy, symbols))
+
+    side = [decode_artifact.read_scales(cursor, tensor) for tensor in tensors]
     model = decode_artifact.read_model(cursor)
-    kinds, cells = 2 * model.largest + 1, []
-    for tensor in tensors:
+    contexts, cells = [], []
+    for tensor, scales in zip(tensors, side, strict=True):
         points = (
             decoded[tensor.name].reshape(tensor.shape[0], -1)
-            / tensor.row_factors[:, None]
-            / tensor.column_factors
+            / scales.row_factors[:, None]
+            / scales.column_factors
         )
         points = np.rint(points.ravel()).astype(np.int64)  # +-(4q + 1)
         symbols = (np.where(points % 4 == 1, points, -points) - 1) // 4 + model.largest
-        cells.append(decode_artifact.element_contexts(tensor, model) * np.int64(kinds) + symbols)
-    cells, counts = decode_artifact.distinct(np.concatenate(cells), model.frequencies.size)
-    return 8 * (len(cursor.content) - cursor.position - 4), decode_artifact.entropy_bits(
-        counts, cells // kinds
-    )
+        contexts.append(decode_artifact.element_contexts(scales, model))
+        cells.append(contexts[-1] * np.int64(2 * model.largest + 1) + symbols)
+    given = entropy(np.concatenate(cells)) - entropy(np.concatenate(contexts))
+    return 8 * (len(cursor.content) - cursor.position - 4), given
 
 
 def our_result(
@@ -353,11 +350,9 @@ def our_result(
     file, encoding = timed(
         lambda: train_gpt.encode_pcll({}, {m.name: code(m) for m in matrices}, states)
     )
-    (_, tensors, decoded), decoding = timed(decode_artifact.parse_pcll, file)
+    (_, _, decoded), decoding = timed(decode_artifact.parse_pcll, file)
     errors = {m.name: m.mse(decoded[m.name]) for m in matrices}
-    return Result(
-        method, len(file), errors, encoding, decoding, *stream_bits(file, tensors, decoded)
-    )
+    return Result(method, len(file), errors, encoding, decoding, *stream_bits(file, decoded))
 
 
 # ---------------------------------------------------------------- weights, table, main
