@@ -29,7 +29,6 @@ TINY = dict(
     TTT_CHUNK_TOKENS="32",
     EVAL_STRIDE="4",
     EVAL_BATCH_SEQS="3",
-    DEVICE="cpu",
 )
 
 
@@ -40,7 +39,7 @@ def tiny_settings(**changes) -> train_gpt.Settings:
 def random_model(s: train_gpt.Settings, seed: int = 0) -> train_gpt.GPT:
     """A float32 model in which no parameter is zero: every part of it shows in the logits."""
     torch.manual_seed(seed)
-    model = train_gpt.GPT(s.model)
+    model = train_gpt.GPT(s)
     with torch.no_grad():
         for p in model.parameters():
             p.add_(torch.randn_like(p) * (0.3 if p.ndim < 2 else 0.15))
@@ -62,15 +61,21 @@ def make_demo_data(base: Path) -> Path:
     if not folder.exists():
         names = dict(DATA_PATH=str(folder), TOKENIZER_PATH=str(folder / "bpe_1024.model"))
         s = train_gpt.load_settings({"PRESET": "demo"} | names)
-        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+        train_gpt.make_demo_data(s)
         shard = folder / "fineweb_val_000000.bin"
         write_shard(shard, np.fromfile(shard, "<u2", offset=1024)[:3000])
     return folder
 
 
 @pytest.fixture
-def one_rank() -> train_gpt.Ranks:
-    return train_gpt.Ranks(0, 1, torch.device("cpu"))
+def as_rank(monkeypatch):
+    """as_rank(1, 2): this process is rank 1 of 2, without the other one."""
+
+    def become(rank: int, world_size: int) -> None:
+        ranks = train_gpt.Distributed(rank, world_size, torch.device("cpu"))
+        monkeypatch.setattr(train_gpt, "ranks", ranks)
+
+    return become
 
 
 from artifacts import demo, home  # noqa: E402, F401 - fixtures; they need what stands above
