@@ -62,10 +62,9 @@ class UserError(Exception):
     """An error the user can fix; its message is printed as is."""
 
 
-LARGEST = 2**63 - 1
 NUMBERS = {  # the least and the greatest number a setting may be, by the words for it
-    "at least 0": (0, LARGEST),
-    "above 0": (1e-300, LARGEST),
+    "at least 0": (0, 9e18),
+    "above 0": (1e-300, 9e18),
     "from 0 to 1": (0, 1),
     "at least 0 and below 1": (0, 0.999999),
 }
@@ -198,7 +197,7 @@ class Settings:
 FIELDS = {member.name.upper(): member for member in dataclasses.fields(Settings)}
 NAMES = [member.name for member in FIELDS.values()]
 STATED = NAMES[NAMES.index("vocab_size") :]  # in the artifact's config
-TRAINED_WITH = NAMES[NAMES.index("vocab_size") : NAMES.index("calibration_tokens")]
+TRAINED_WITH = STATED[: STATED.index("calibration_tokens")]
 
 PRESETS = {
     "pcll": {},
@@ -432,13 +431,11 @@ class Distributed:
         """Joins the ranks that torchrun started, and takes this rank's device."""
         names = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
         rank, local_rank, world_size = (int(os.environ.get(*item)) for item in names.items())
-        if rank >= world_size:
-            raise UserError(f"RANK={rank} must be less than WORLD_SIZE={world_size}.")
         gpus = torch.cuda.device_count()
         if 0 < gpus <= local_rank:
             raise UserError(f"Process {local_rank} finds only {gpus} GPUs: start fewer processes.")
 
-        self.rank = rank
+        self.rank = rank if world_size > 1 else 0
         self.world_size = world_size
         if gpus:
             self.device = torch.device("cuda", local_rank)
@@ -1921,8 +1918,8 @@ class Ledger:
         """tokens int64 [n]; token_bytes int64 [n-1], the bytes of text of tokens[1:]."""
         self.tokens = tokens
         self.token_bytes = token_bytes
-        self.nats = torch.zeros(len(token_bytes), device=tokens.device)
-        self.scored = torch.zeros(len(token_bytes), dtype=torch.uint8, device=tokens.device)
+        self.nats = torch.zeros_like(token_bytes, dtype=torch.float32)
+        self.scored = torch.zeros_like(token_bytes, dtype=torch.uint8)
         self.may_begin = (tokens[:-1] == BOS_ID) & by_document
         self.may_begin[0] = True
 
@@ -1988,125 +1985,6 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
     return x[torch.arange(rows, device=x.device).clamp(max=len(x) - 1)]
 
 
-class Evaluator:
-    """Scores a model on the validation split; every pass fills a ledger of its own."""
-
-    def __init__(self, tokens: Array, token_bytes: Array, s: Settings):
-        """tokens uint16 [n]; token_bytes int64 [n-1], the bytes of text of tokens[1:]."""
-        self.s = s
-        self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
-        self.token_bytes = torch.from_numpy(token_bytes).to(ranks.device)
-        self.offsets = torch.arange(s.train_seq_len, device=ranks.device)
-
-    def score(
-        self, model: GPT, name: str, stride: int, trainer: "TestTimeTrainer | None" = None
-    ) -> Score:
-        """Scores every position, chunk by chunk; the trainer learns from each but the last.
-
-        With a stride of train_seq_len the windows do not overlap: the plain score.
-        """
-        began = time.monotonic()
-        ledger = Ledger(self.tokens, self.token_bytes)
-        size = self.s.ttt_chunk_tokens
-        if trainer is None:
-            size *= 4 * ranks.world_size  # a chunk then only sets the pace of progress lines
-
-        count = len(ledger.nats)
-        # A chunk ends with a window: they end at train_seq_len, then every `stride` positions.
-        ends = [end - (end - len(self.offsets)) % stride for end in range(size, count, size)]
-        edges = [0, *ends, count]
-        for chunk, (low, high) in enumerate(itertools.pairwise(edges)):
-            positions = torch.arange(low, high, device=self.tokens.device)
-            ledger.record(positions, self.window_nats(model, ledger, low, high, stride))
-            log.progress(name, high / count, began)
-            if trainer and high < count:
-                done = chunk / (len(ends) + 1)
-                trainer.learn(*ledger.scored_tokens(positions), done, self.s.ttt_epochs)
-        return ledger.close(name, began)
-
-    def window_nats(self, model: GPT, ledger: Ledger, low: int, high: int, stride: int) -> Tensor:
-        """Nats float32 [high-low] of positions low..high-1, each with up to train_seq_len inputs.
-
-        The stream's first window scores all that it sees, every later one its last `stride`
-        positions. The ranks share the batches.
-        """
-        length = len(self.offsets)
-        plain = stride == length
-        if low == 0 and not plain:
-            first = min(length, high)
-            nats = self.window_nats(model, ledger, 0, first, length)
-            return torch.cat((nats, self.window_nats(model, ledger, first, high, stride)))
-
-        rows = self.s.micro_batch_seqs if plain else self.s.eval_batch_seqs
-        nats = torch.zeros(high - low, device=self.tokens.device)
-        stops = torch.arange(low, high, stride, device=self.tokens.device)[:, None] + stride
-        for i in range(0, len(stops), rows)[ranks.rank :: ranks.world_size]:
-            batch = stops[i : i + rows]
-            if is_compiled(self.s):
-                batch = pad_rows(batch, rows)
-            ends = batch if plain else batch.clamp(max=high)  # the last one overlaps the one before
-            positions = ends - length + self.offsets
-            scored = positions[:, -stride:]
-            fresh = (scored >= batch - stride) & (scored < high)
-
-            positions = positions.clamp(max=high - 1)
-            inputs = self.tokens[positions]
-            if plain:  # by the graph that training has compiled
-                found = model(inputs, self.tokens[positions + 1]).detach()
-            else:
-                with torch.inference_mode():
-                    found = ledger.nll(scored, model(inputs, at=self.offsets[-stride:]))
-            nats[scored[fresh] - low] = found[fresh]
-        return ranks.all_reduce_(nats)
-
-    def score_documents(self, model: GPT, name: str) -> Score:
-        """Scores each document by itself while it trains low-rank adapters of its own."""
-        began = time.monotonic()
-        frozen = copy.deepcopy(model).to(model.dtype).requires_grad_(False)  # and not compiled
-        ledger = Ledger(self.tokens, self.token_bytes, by_document=True)
-        batches = document_batches(self.tokens, self.s.eval_batch_seqs)
-        for documents in batches[ranks.rank :: ranks.world_size]:
-            for _ in self.score_and_adapt(frozen, ledger, documents):
-                done = float(ledger.scored.float().mean()) * ranks.world_size
-                log.progress(name, done, began)
-        ranks.all_reduce_(ledger.nats)
-        ranks.all_reduce_(ledger.scored)
-        return ledger.close(name, began)
-
-    def score_and_adapt(self, model: GPT, ledger: Ledger, documents: Tensor) -> Iterator[None]:
-        """Scores documents int64 [S,2], (start, stop), side by side, and adapts in between.
-
-        In each turn the next DOCUMENT_TOKENS of every document are scored, then learned from. The
-        inputs are padded to a power of two of them or to train_seq_len: a few static shapes.
-        """
-        size = self.s.document_tokens
-        start, stop = documents.T[..., None]
-        longest = int((stop - start).max())
-        lora = BatchedLoRA(model, len(documents), self.s)
-
-        for low in range(0, longest, size):
-            end = (start + low + size).minimum(stop)  # [S,1]: behind what the turn scores
-            first = max(0, low + size - len(self.offsets))
-            width = size
-            while width < low + size - first:
-                width *= 2
-            inside = (start + first + self.offsets[:width]).minimum(end - 1)
-            positions = start + low + self.offsets[:size]
-            scored = positions < end
-            positions = positions.minimum(end - 1)
-
-            with lora:
-                logits = model(self.tokens[inside], at=low - first + self.offsets[:size])
-            ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
-            if low + size < longest:
-                _, targets = ledger.scored_tokens(positions)
-                nats = nats_of(logits, targets) * scored
-                lora.optimizer.zero_grad()
-                (nats.sum(dim=1) / scored.sum(dim=1).clamp(min=1)).sum().backward()
-                lora.optimizer.step()
-            yield
-
-
 TTT_GRAD_CLIP = 1.0  # global norm of the adaptation's gradient, at most (532)
 
 
@@ -2127,10 +2005,9 @@ class TestTimeTrainer:
         for name, p in model.named_parameters():
             by_lr.setdefault(s.ttt_lr * role_of(name).ttt_lr_scale, []).append(p)
         groups = [dict(params=params, base_lr=lr) for lr, params in by_lr.items()]
+        self.optimizer = torch.optim.SGD(groups, momentum=0.9)
         if ttt_optimizer(s) == "adamw":
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
-        else:
-            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
 
     def learn(self, inputs: Tensor, targets: Tensor, done: float, epochs: int) -> None:
         """Epochs over tokens int64 [n] as sequences of train_seq_len; a shorter rest is left out.
@@ -2190,6 +2067,124 @@ class BatchedLoRA(ParameterUses):
             a, b = (z.to(x.dtype).mT for z in self.pairs[w])
             y = y + x @ a @ b
         return y
+
+
+class Evaluator:
+    """Scores a model on the validation split; every pass fills a ledger of its own."""
+
+    def __init__(self, tokens: Array, token_bytes: Array, s: Settings):
+        """tokens uint16 [n]; token_bytes int64 [n-1], the bytes of text of tokens[1:]."""
+        self.s = s
+        self.tokens = torch.from_numpy(tokens.astype(np.int64)).to(ranks.device)
+        self.token_bytes = torch.from_numpy(token_bytes).to(ranks.device)
+        self.offsets = torch.arange(s.train_seq_len, device=ranks.device)
+
+    def score(
+        self, model: GPT, name: str, stride: int, trainer: TestTimeTrainer | None = None
+    ) -> Score:
+        """Scores every position, chunk by chunk; the trainer learns from each but the last.
+
+        With a stride of train_seq_len the windows do not overlap: the plain score.
+        """
+        began = time.monotonic()
+        ledger = Ledger(self.tokens, self.token_bytes)
+        size = self.s.ttt_chunk_tokens
+        if trainer is None:
+            size *= 4 * ranks.world_size  # a chunk then only sets the pace of progress lines
+
+        count = len(ledger.nats)
+        # A chunk ends with a window: they end at train_seq_len, then every `stride` positions.
+        ends = [end - (end - len(self.offsets)) % stride for end in range(size, count, size)]
+        for chunk, (low, high) in enumerate(itertools.pairwise([0, *ends, count])):
+            positions = torch.arange(low, high, device=ranks.device)
+            ledger.record(positions, self.window_nats(model, ledger, low, high, stride))
+            log.progress(name, high / count, began)
+            if trainer and high < count:
+                done = chunk / (len(ends) + 1)
+                trainer.learn(*ledger.scored_tokens(positions), done, self.s.ttt_epochs)
+        return ledger.close(name, began)
+
+    def window_nats(self, model: GPT, ledger: Ledger, low: int, high: int, stride: int) -> Tensor:
+        """Nats float32 [high-low] of positions low..high-1, each with up to train_seq_len inputs.
+
+        The stream's first window scores all that it sees, every later one its last `stride`
+        positions. The ranks share the batches.
+        """
+        length = len(self.offsets)
+        plain = stride == length
+        if low == 0 and not plain:
+            first = min(length, high)
+            nats = self.window_nats(model, ledger, 0, first, length)
+            return torch.cat((nats, self.window_nats(model, ledger, first, high, stride)))
+
+        rows = self.s.micro_batch_seqs if plain else self.s.eval_batch_seqs
+        nats = torch.zeros(high - low, device=ranks.device)
+        stops = torch.arange(low, high, stride, device=ranks.device)[:, None] + stride
+        for i in range(0, len(stops), rows)[ranks.rank :: ranks.world_size]:
+            batch = stops[i : i + rows]
+            if is_compiled(self.s):
+                batch = pad_rows(batch, rows)
+            ends = batch if plain else batch.clamp(max=high)  # the last one overlaps the one before
+            positions = ends - length + self.offsets
+            scored = positions[:, -stride:]
+            fresh = (scored >= batch - stride) & (scored < high)
+
+            positions = positions.clamp(max=high - 1)
+            inputs = self.tokens[positions]
+            if plain:  # by the graph that training has compiled
+                found = model(inputs, self.tokens[positions + 1]).detach()
+            else:
+                with torch.inference_mode():
+                    found = ledger.nll(scored, model(inputs, at=self.offsets[-stride:]))
+            nats[scored[fresh] - low] = found[fresh]
+        return ranks.all_reduce_(nats)
+
+    def score_documents(self, model: GPT, name: str) -> Score:
+        """Scores each document by itself while it trains low-rank adapters of its own."""
+        began = time.monotonic()
+        frozen = copy.deepcopy(model).to(model.dtype).requires_grad_(False)  # and not compiled
+        ledger = Ledger(self.tokens, self.token_bytes, by_document=True)
+        batches = document_batches(self.tokens, self.s.eval_batch_seqs)
+        for documents in batches[ranks.rank :: ranks.world_size]:
+            for _ in self.score_and_adapt(frozen, ledger, documents):
+                done = ledger.scored.float().mean().item() * ranks.world_size
+                log.progress(name, done, began)
+        ranks.all_reduce_(ledger.nats)
+        ranks.all_reduce_(ledger.scored)
+        return ledger.close(name, began)
+
+    def score_and_adapt(self, model: GPT, ledger: Ledger, documents: Tensor) -> Iterator[None]:
+        """Scores documents int64 [S,2], (start, stop), side by side, and adapts in between.
+
+        In each turn the next DOCUMENT_TOKENS of every document are scored, then learned from. The
+        inputs are padded to a power of two of them or to train_seq_len: a few static shapes.
+        """
+        size = self.s.document_tokens
+        start, stop = documents.T[..., None]
+        longest = int((stop - start).max())
+        lora = BatchedLoRA(model, len(documents), self.s)
+
+        for low in range(0, longest, size):
+            end = (start + low + size).minimum(stop)  # [S,1]: behind what the turn scores
+            first = max(0, low + size - len(self.offsets))
+            width = size
+            while width < low + size - first:
+                width *= 2
+            inside = (start + first + self.offsets[:width]).minimum(end - 1)
+            positions = start + low + self.offsets[:size]
+            scored = positions < end
+            positions = positions.minimum(end - 1)
+
+            with lora:
+                logits = model(self.tokens[inside], at=low - first + self.offsets[:size])
+            ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
+            if low + size < longest:
+                _, targets = ledger.scored_tokens(positions)
+                nats = nats_of(logits, targets) * scored
+                lora.optimizer.zero_grad()
+                (nats.sum(dim=1) / scored.sum(dim=1).clamp(min=1)).sum().backward()
+                lora.optimizer.step()
+            yield
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -2441,11 +2436,10 @@ def train(state: TrainState, stream: TokenStream, evaluator: Evaluator) -> None:
             saved_at = time.monotonic()
         if stopping:
             raise UserError(f"Stopped at step {state.step}.")
+        if done >= 1 and state.step < s.iterations:
+            log(f"stopping_early: wallclock_cap {train_time} {step}")
 
-    if state.step < s.iterations:
-        log(f"stopping_early: wallclock_cap {train_time} {step}")
-    tokens = state.step * s.train_batch_tokens
-    log(f"train_tokens:{tokens} of {stream.total} in the shards")
+    log(f"train_tokens:{state.step * s.train_batch_tokens} of {stream.total} in the shards")
     save_checkpoint(state, s)
     stop.at_once = True
 
@@ -2462,11 +2456,12 @@ def save_checkpoint(state: TrainState, s: Settings) -> None:
 
 # ---- Main ----------------------------------------------------------------------------------------
 
+CPU_FLOPS = 1e11  # operations a second of two usual cores
 # Settings that may differ between runs of one system.
 PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
 
 
-def start_log(source: str, model: GPT, s: Settings, checkpoint: Path | None) -> None:
+def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -> None:
     """Opens the log of RUN_ID, or of the resumed run, or named by rank 0's date, time and process,
     and writes the source, so that it can be rerun, then versions, machine and settings.
 
@@ -2484,11 +2479,11 @@ def start_log(source: str, model: GPT, s: Settings, checkpoint: Path | None) -> 
         write_atomically(probe, b"")
         probe.unlink()
         log.open(run_id, run_id == resumed)
-        before = Path(log.file.name).read_text(encoding="utf-8")
+        before = Path(log.file.name).read_bytes()
         if before and not before.startswith(source):
             raise UserError(f"{log.file.name} begins with another script: set a new RUN_ID.")
         if not before:
-            log(f"{source}\n{'=' * 80}", console=False)
+            log(f"{source.decode()}\n{'=' * 80}", console=False)
 
     versions = [f"{module.__name__} {module.__version__}" for module in (torch, np, zstandard)]
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"
@@ -2511,9 +2506,6 @@ def start_log(source: str, model: GPT, s: Settings, checkpoint: Path | None) -> 
             f"warning: without a GPU a step takes about {minutes:.0f} minutes. PRESET=demo is made "
             "for a CPU; a lower TRAIN_BATCH_TOKENS makes shorter steps."
         )
-
-
-CPU_FLOPS = 1e11  # operations a second of two usual cores
 
 
 def warm_up(state: TrainState, stream: TokenStream, evaluator: Evaluator) -> None:
@@ -2556,8 +2548,6 @@ PLAIN = "after export, plain"
 SLIDING = "after export, sliding window"
 ADAPTED = "after score-first adaptation, sliding window"
 PER_DOCUMENT = "after adaptation per document"
-
-
 FINAL_LINES = {
     SLIDING: "final_pcll_sliding_exact",
     ADAPTED: "final_pcll_ttt_exact",
@@ -2621,11 +2611,10 @@ def log_end(scores: dict[str, Score], s: Settings) -> None:
 
 def run(s: Settings) -> None:
     """Reads the data, then trains, exports and scores."""
-    source = Path(__file__).read_text(encoding="utf-8")
+    source = Path(__file__).read_bytes()
     checkpoint = find_checkpoint(s) if s.resume else None
-    demo = PRESETS["demo"]
-    own = (s.preset, s.data_path, s.tokenizer_path)
-    if own == ("demo", demo["data_path"], demo["tokenizer_path"]) and ranks.rank == 0:
+    paths = dict(data_path=s.data_path, tokenizer_path=s.tokenizer_path)
+    if s.preset == "demo" and PRESETS["demo"].items() >= paths.items() and ranks.rank == 0:
         make_demo_data(s)
     ranks.broadcast_objects(None)  # all wait for it
     counter = ByteCounter(s.tokenizer_path, s.vocab_size)
@@ -2647,7 +2636,7 @@ def run(s: Settings) -> None:
         log(f"resumed from {checkpoint} at step {state.step}")
     try:
         train(state, stream, evaluator)
-        finish(state, stream, evaluator, counter.sha256, len(source.encode()))
+        finish(state, stream, evaluator, counter.sha256, len(source))
     except BaseException as error:  # also a Ctrl-C
         if state.saved:
             error.add_note(f" To continue: RESUME={state.saved}, all else the same.")
@@ -2673,9 +2662,10 @@ def finish(
     moments = calibrate(model, stream, s) if s.codec == "trellis" else {}
     seconds = time.monotonic() - began
     log(f"calibration_time:{1000 * seconds:.0f}ms")
-    if 0 < s.max_wallclock_seconds < state.seconds + seconds:
+    total = state.seconds + seconds
+    if 0 < s.max_wallclock_seconds < total:
         log(
-            f"warning: training and calibration took {state.seconds + seconds:.1f} s, more than "
+            f"warning: training and calibration took {total:.1f} s, more than "
             f"MAX_WALLCLOCK_SECONDS={s.max_wallclock_seconds:g}."
         )
     config = {name: getattr(s, name) for name in STATED if name != "skips"} | dict(
@@ -2720,7 +2710,7 @@ def user_message(error: BaseException) -> str:
         return f"The ranks lost touch: {text} If another rank has ended, its own output says why."
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'A file could not be written'}: {error.strerror}."
-    if isinstance(error, OSError | UserError | KeyboardInterrupt):
+    if isinstance(error, OSError | ImportError | UserError | KeyboardInterrupt):
         return text or "Stopped."
     raise error
 
@@ -2748,7 +2738,7 @@ def main() -> int:
         s = load_settings(dict(os.environ))
         ranks.init()
         run(s)
-    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:
+    except (UserError, OSError, ImportError, RuntimeError, KeyboardInterrupt) as error:
         print(user_message(error), *getattr(error, "__notes__", ()), sep="", file=sys.stderr)
         return 2
     return 0
