@@ -1,20 +1,31 @@
 """Adaptation per document: each learns from its own scored tokens alone, and as verify.py does."""
 
+import copy
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
-from artifacts import make, run
+from artifacts import make, run, settings_of
 from conftest import random_model, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
-from test_evaluation import CPU, evaluator, labels, random_tokens, scored  # noqa: F401
+from test_evaluation import (
+    evaluator,
+    exact_model,
+    float64,
+    nats_of_verify,
+    on_ranks,
+    random_tokens,
+    recorded,
+)
 
 import train_gpt
 import verify
-from train_gpt import BOS_ID, LowRank, Ranks, decode_pcll, document_batches, flat, grouped
+from train_gpt import BOS_ID, BatchedLoRA, Evaluator, Ledger, Score, document_batches
 
 
-def settings_of(**changes) -> train_gpt.Settings:
+def few_tokens(**changes) -> train_gpt.Settings:
     """A few tokens at a time, at a rate at which they matter."""
     few = dict(TTT_PROTOCOL="per_document", DOCUMENT_RANK=4, DOCUMENT_TOKENS=5, DOCUMENT_LR=0.02)
     return tiny_settings(**few | changes)
@@ -27,76 +38,136 @@ def documents_of(lengths: list[int], seed: int = 0) -> np.ndarray:
     return tokens
 
 
-class Keeping(Ranks):
-    """One of several ranks, which keeps what it adds to the sum over all."""
-
-    def sum_(self, tensor):
-        self.kept.append(tensor.numpy())
-        return tensor
-
-
-def nats_of(tokens: np.ndarray, s: train_gpt.Settings, rank: int = 0, world: int = 1) -> np.ndarray:
-    """Nats of each position of this rank's documents."""
-    Keeping.kept = []
-    evaluator(tokens, s, Keeping(rank, world, CPU)).score_documents(random_model(s), "test")
-    return Keeping.kept[0]
-
-
 LENGTHS = [30, 3, 17, 1, 41, 16]  # the window has 16; of BOS alone, too
+WITHOUT_BOS = random_tokens(60)[random_tokens(60) != BOS_ID]
+STREAMS = {
+    "of many lengths": documents_of(LENGTHS),
+    "without BOS": WITHOUT_BOS,
+    "BOS late": np.append(WITHOUT_BOS[:7], documents_of([9, 12])),
+    "BOS in a row": np.append(documents_of([1, 1, 1, 8, 1, 1]), documents_of([6])),
+    "BOS last": np.append(documents_of([11, 6]), np.uint16(BOS_ID)),
+    "a single pair": documents_of([2]),
+    "a pair of BOS": np.full(2, BOS_ID, np.uint16),
+    "longer than the window": documents_of([70, 17]),
+    "exact multiples": documents_of([5, 10, 15, 20, 16, 32, 6]),
+}
+
+
+def pairs_of(tokens: np.ndarray, rows: int = 9) -> list[tuple[int, int]]:
+    batches = document_batches(torch.from_numpy(tokens.astype(np.int64)), rows)
+    return [tuple(pair) for batch in batches for pair in batch.tolist()]
+
+
+def nats_of(tokens: np.ndarray, s: train_gpt.Settings, model=None) -> np.ndarray:
+    """Nats of each position; in float32, as in a run, but for a model in float64."""
+    with recorded() as ledgers:
+        evaluator(tokens, s).score_documents(model or random_model(s), "test")
+    assert (ledgers[0].scored == 1).all()
+    return ledgers[0].nats.numpy()
+
+
+def exact_nats_of(tokens: np.ndarray, s: train_gpt.Settings) -> np.ndarray:
+    with float64():
+        return nats_of(tokens, s, exact_model(s))
+
+
+# ---- Batches of documents
 
 
 @given(count=st.integers(2, 80), rows=st.integers(1, 9), seed=st.integers(0, 99))
 def test_every_position_is_in_one_document(count, rows, seed):
     tokens = random_tokens(count, seed)
-    batches = document_batches(tokens, rows)
+    batches = document_batches(torch.from_numpy(tokens.astype(np.int64)), rows)
     assert all(1 <= len(batch) <= rows for batch in batches)
-    documents = np.concatenate(batches)
-    assert (np.diff(documents[:, 1] - documents[:, 0]) <= 0).all()  # the longest first
-    assert sorted(p for low, high in documents for p in range(low, high)) == list(range(count - 1))
-    starts = set(documents[:, 0].tolist())
-    assert starts == {0, *np.flatnonzero(tokens[:-1] == BOS_ID).tolist()}
+    for batch in batches:
+        assert batch.diff().max() < 2 * batch.diff().min()  # one octave
+    pairs = pairs_of(tokens, rows)
+    lengths = [stop - start for start, stop in pairs]
+    assert lengths == sorted(lengths, reverse=True)
+    assert sorted(p for pair in pairs for p in range(*pair)) == list(range(count - 1))
+    starts = {0, *np.flatnonzero(tokens[:-1] == BOS_ID).tolist()}
+    assert {start for start, _ in pairs} == starts
 
 
-def test_a_document_at_rate_0_is_scored_as_ever():
-    s = settings_of(DOCUMENT_LR=0, DOCUMENT_TOKENS=4)
-    tokens = documents_of(LENGTHS)
-    nats = nats_of(tokens, s)
-    model = random_model(s)
+BATCHED = {  # by stream: the shapes of all inputs and of `at`
+    "of many lengths": {(1, 5), (1, 10), (1, 16), (2, 5), (2, 10), (2, 16)},
+    "without BOS": {(1, 5), (1, 10), (1, 16)},
+    "a single pair": {(1, 5)},
+    "longer than the window": {(1, 5), (1, 10), (1, 16)},
+    "exact multiples": {(1, 5), (1, 10), (1, 16), (2, 5), (2, 10), (2, 16)},
+}
+
+
+@pytest.mark.parametrize("stream", BATCHED)
+def test_documents_of_like_length_are_one_batch_of_few_shapes(stream):
+    """Widths are DOCUMENT_TOKENS times a power of two, or TRAIN_SEQ_LEN."""
+    s = few_tokens()
+    passes = []
+    whole = train_gpt.GPT.forward
+
+    def forward(self, tokens, at):
+        passes.append((tuple(tokens.shape), tuple(at.shape)))
+        return whole(self, tokens, at=at)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_gpt.GPT, "forward", forward)
+        nats_of(STREAMS[stream], s)
+    assert set(passes) == {(shape, (5,)) for shape in BATCHED[stream]}
+    if stream == "of many lengths":  # turns of 41, of 30 and 17, of 16 less the last, of 3, of 1
+        assert len(passes) == 9 + 6 + 3 + 1 + 1
+
+
+# ---- Scores
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_a_document_at_rate_0_is_scored_as_ever(stream):
+    s = few_tokens(DOCUMENT_LR=0)
+    tokens = STREAMS[stream]
     ids = torch.from_numpy(tokens.astype(np.int64))
-    for start, stop in np.concatenate(document_batches(tokens, 9)):
-        for position in range(start, stop):
-            chunk = (position - start) // 4
-            first = max(start, start + 4 * chunk + 4 - 16)
-            with torch.no_grad():
-                logits = model(ids[None, first : position + 1])[0, -1]
-            expected = -torch.log_softmax(logits, 0)[ids[position + 1]].item()
-            assert nats[position] == pytest.approx(expected, abs=1e-5)
+    expected = np.zeros(len(tokens) - 1)
+    with float64():
+        model = exact_model(s)
+        nats = nats_of(tokens, s, model)
+        for start, stop in pairs_of(tokens):
+            for position in range(start, stop):
+                turn = (position - start) // 5
+                first = max(start, start + 5 * turn + 5 - 16)
+                with torch.no_grad():
+                    logits = model(ids[None, first : position + 1])[0, -1]
+                expected[position] = -torch.log_softmax(logits, 0)[ids[position + 1]]
+    np.testing.assert_allclose(nats, expected, atol=1e-9)
 
 
-@pytest.mark.parametrize("changes", [{}, dict(LOOP_LAST=1, LOOP_PASSES=2), dict(BIGRAM_BUCKETS=0)])
-def test_scores_are_those_of_verify(changes):
-    """Position by position; and what is learned matters."""
-    s = settings_of(**changes)
-    tokens = documents_of(LENGTHS)
-    ours = nats_of(tokens, s)
+CHANGES = [{}, dict(LOOP_LAST=1, LOOP_PASSES=2), dict(BIGRAM_BUCKETS=0), dict(DOCUMENT_TOKENS=16)]
+CASES = [("of many lengths", changes) for changes in CHANGES]
+CASES += [(stream, {}) for stream in STREAMS if stream != "of many lengths"]
 
-    weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}
-    config = flat(s.model, s.training, s.export, s.evaluation)
-    network = verify.Model(config, weights, "cpu")
-    entered = []
-    theirs = verify.Pass(verify.PER_DOCUMENT, 4)
-    theirs.enter = lambda losses: entered.extend(losses) or verify.Pass.enter(theirs, losses)
-    split = verify.Split(tokens, len, "data", len(tokens))
-    verify.score(network, split, config, verify.Options("artifact.pcll"), theirs)
-    np.testing.assert_allclose(ours, entered, atol=1e-5)
-    assert np.abs(ours - nats_of(tokens, settings_of(DOCUMENT_LR=0, **changes))).max() > 0.1
+
+@pytest.mark.parametrize(("stream", "changes"), CASES)
+def test_scores_are_those_of_verify(stream, changes):
+    """Position by position; and what is learned matters.
+
+    Both in float64: verify.py computes (W + B A) x, train_gpt.py W x + B (A x). A gradient's
+    rounding error e becomes at most DOCUMENT_LR e / 1e-8 in a step of AdamW, which divides by the
+    gradient's own size plus 1e-8. In float32, where e is about 1e-8, that is a whole step. In
+    float64 e is about 1e-16, so that 2e-10 a step is the most.
+    """
+    s = few_tokens(**changes)
+    tokens = STREAMS[stream]
+    expected, _ = nats_of_verify(tokens, s, verify.PER_DOCUMENT)
+    np.testing.assert_allclose(exact_nats_of(tokens, s), expected, rtol=0, atol=1e-9)
+    learns = max(stop - start for start, stop in pairs_of(tokens)) > s.document_tokens
+    fixed = exact_nats_of(tokens, few_tokens(**changes | dict(DOCUMENT_LR=0)))
+    assert (np.abs(expected - fixed).max() > 0.05) == learns
 
 
 def test_no_later_token_and_no_other_document_moves_a_score():
-    s = settings_of()
+    """Bit for bit in float32: the same sums in the same order."""
+    s = few_tokens()
     tokens = documents_of(LENGTHS)
     before = nats_of(tokens, s)
-    for start, stop in np.concatenate(document_batches(tokens, 9)):
+    for start, stop in pairs_of(tokens):
         for t in {start + 1, (start + stop) // 2, stop - 1} & {*range(start + 1, stop)}:
             changed = tokens.copy()
             changed[t] = (changed[t] + 7) % 60 + 4
@@ -107,7 +178,7 @@ def test_no_later_token_and_no_other_document_moves_a_score():
 
 def test_learning_reaches_the_rest_of_its_document():
     """A token of the first turn changes a score that no window with it makes."""
-    s = settings_of()
+    s = few_tokens()
     tokens = documents_of([60, 60])
     before = nats_of(tokens, s)
     tokens[2] = (tokens[2] + 7) % 60 + 4
@@ -116,34 +187,92 @@ def test_learning_reaches_the_rest_of_its_document():
 
 
 @pytest.mark.parametrize(("world", "batch"), [(1, 2), (2, 1), (3, 4), (8, 2)])
-def test_scores_do_not_depend_on_ranks_or_batches(world, batch):
+def test_ranks_and_batches_change_no_score(world, batch):
     tokens = documents_of(LENGTHS)
-    whole = nats_of(tokens, settings_of(EVAL_BATCH_SEQS=100))
-    s = settings_of(EVAL_BATCH_SEQS=batch)
-    parts = [nats_of(tokens, s, rank, world) for rank in range(world)]
-    np.testing.assert_allclose(sum(parts), whole, atol=1e-5)
+    whole = exact_nats_of(tokens, few_tokens(EVAL_BATCH_SEQS=100))
+    s = few_tokens(EVAL_BATCH_SEQS=batch)
+    with float64():
+        model = exact_model(s)
+
+        def score() -> Score:
+            return evaluator(tokens, s).score_documents(copy.deepcopy(model), "test")
+
+        with recorded() as ledgers:
+            scores = on_ranks(world, score)
+    assert len(ledgers) == world
+    for ledger, found in zip(ledgers, scores, strict=True):
+        np.testing.assert_allclose(ledger.nats.numpy(), whole, rtol=0, atol=1e-9)
+        assert found.tokens == len(whole) and found.bytes == 2 * len(whole)
+        assert found.val_loss == pytest.approx(whole.mean(), abs=1e-9)
+
+
+# ---- The order of scoring and learning
 
 
 def test_each_turn_is_scored_before_it_is_learned_from(monkeypatch):
-    """By the document's own ledger: what is learned from comes out of it."""
+    """By the ledger: what is learned from comes out of it."""
     calls = []
-    for name in ("enter", "learnable"):
-        method = getattr(train_gpt.Ledger, name)
 
-        def noted(self, *args, name=name, method=method):
-            calls.append((name, args[0]))
+    def note(kind: type, name: str) -> None:
+        method = getattr(kind, name)
+
+        def noted(self, *args):
+            calls.append((name, *(positions.flatten().tolist() for positions in args[:1])))
             return method(self, *args)
 
-        monkeypatch.setattr(train_gpt.Ledger, name, noted)
-    learn = LowRank.learn
-    monkeypatch.setattr(LowRank, "learn", lambda *args: calls.append(("learn",)) or learn(*args))
-    evaluator(documents_of([12]), settings_of()).score_documents(random_model(settings_of()), "")
-    turn = [("enter", 0), ("learnable", 0), ("learn",), ("enter", 5), ("learnable", 5), ("learn",)]
-    assert calls == [*turn, ("enter", 10), ("learnable", 10), ("enter", 0)]  # the last: the split's
+        monkeypatch.setattr(kind, name, noted)
+
+    note(Ledger, "record")
+    note(Ledger, "scored_tokens")
+    note(torch.optim.AdamW, "step")
+    evaluator(documents_of([13]), few_tokens()).score_documents(random_model(few_tokens()), "")
+    first = [0, 1, 2, 3, 4]
+    second = [5, 6, 7, 8, 9]
+    learned = [("record", first), ("scored_tokens", first), ("step",)]
+    learned += [("record", second), ("scored_tokens", second), ("step",)]
+    assert calls == [*learned, ("record", [10, 11])]
+
+
+class LearnsFromWhatItScores(Evaluator):
+    def score_and_adapt(self, model, ledger, documents) -> Iterator[None]:
+        start, stop = documents[0].tolist()
+        ledger.scored_tokens(torch.arange(start, stop))
+        return super().score_and_adapt(model, ledger, documents)
+
+
+class LearnsFromAnother(Evaluator):
+    """From the next document's first token."""
+
+    def score_and_adapt(self, model, ledger, documents) -> Iterator[None]:
+        for _ in super().score_and_adapt(model, ledger, documents):
+            ledger.scored_tokens(documents[:, 1].clamp(max=len(ledger.nats) - 1))
+            yield
+
+
+class ScoresTwice(Evaluator):
+    def score_and_adapt(self, model, ledger, documents) -> Iterator[None]:
+        yield from super().score_and_adapt(model, ledger, documents)
+        yield from super().score_and_adapt(model, ledger, documents)
+
+
+class BeginsWithin(Evaluator):
+    """A document at its sixth token, where it is no longer so hard."""
+
+    def score_and_adapt(self, model, ledger, documents) -> Iterator[None]:
+        return super().score_and_adapt(model, ledger, documents + torch.tensor([5, 0]))
+
+
+@pytest.mark.parametrize(
+    "kind", [LearnsFromWhatItScores, LearnsFromAnother, ScoresTwice, BeginsWithin]
+)
+def test_an_evaluator_that_cheats_is_stopped(kind):
+    s = few_tokens(EVAL_BATCH_SEQS=1)
+    with pytest.raises(ValueError):
+        evaluator(documents_of([20, 30, 9]), s, kind).score_documents(random_model(s), "")
 
 
 def test_the_model_is_left_as_it_was():
-    s = settings_of()
+    s = few_tokens()
     model = random_model(s)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     evaluator(documents_of(LENGTHS), s).score_documents(model, "test")
@@ -151,42 +280,34 @@ def test_the_model_is_left_as_it_was():
         assert p.requires_grad and p.grad is None and torch.equal(p, before[name])
 
 
+# ---- The adapters
+
+
 def test_bfloat16_learns_as_well():
     """The matrices are then found by the parameter in that dtype."""
+    tokens = documents_of([40])
     nats = []
     for rate in (0, 0.02):
-        s = settings_of(DOCUMENT_LR=rate)
-        model = train_gpt.GPT(s.model, torch.bfloat16)
+        s = few_tokens(DOCUMENT_LR=rate)
+        model = train_gpt.GPT(s, torch.bfloat16)
         model.load_state_dict(random_model(s).state_dict())
-        Keeping.kept = []
-        evaluator(documents_of([40]), s, Keeping(0, 1, CPU)).score_documents(model, "")
-        nats.append(Keeping.kept[0])
-    float32 = nats_of(documents_of([40]), s)
+        nats.append(nats_of(tokens, s, model))
+    float32 = nats_of(tokens, s)
     assert np.abs(nats[1] - float32).mean() < 0.3 * np.abs(nats[0] - float32).mean()
 
 
-def test_cosines_are_at_right_angles():
-    rows = train_gpt.cosines(7, 12)
-    torch.testing.assert_close(rows @ rows.T, torch.eye(7), atol=1e-6, rtol=0)
-
-
-def test_it_is_the_headline(scored):  # noqa: F811
-    headline, scores, lines = scored(TTT_PROTOCOL="per_document", DOCUMENT_TOKENS=16)
-    assert headline == train_gpt.PER_DOCUMENT == verify.PER_DOCUMENT
-    assert list(scores)[1:] == [headline, train_gpt.AFTER, train_gpt.SLIDING]
-    assert labels(lines)[:2] == ["final_pcll_ttt_exact", "final_pcll_sliding_exact"]
-
-
-def test_one_that_diverges_is_no_score(scored):  # noqa: F811
-    headline, scores, _ = scored(TTT_PROTOCOL="per_document", DOCUMENT_TOKENS=4, DOCUMENT_LR=1000)
-    assert headline == train_gpt.SLIDING and train_gpt.PER_DOCUMENT not in scores
-
-
-def test_prefixes_are_in_the_log():
-    s = settings_of(DOCUMENT_TOKENS=16)
-    e = evaluator(documents_of([700, 900, 600]), s)
-    score = e.score_documents(random_model(s), "name")
-    assert score.tokens == 2199 and len(e.log) == 1 and "name: scored:2048 nats:" in e.log[0]
+def test_adapters_begin_at_right_angles_and_as_nothing():
+    """One for each row and matrix; the hash table of the bigram is only looked up."""
+    s = few_tokens(DOCUMENT_RANK=7)
+    model = random_model(s)
+    lora = BatchedLoRA(model, 3, s)
+    names = {name for name, p in model.named_parameters() if p in lora.pairs}
+    assert names == {name for name, p in model.named_parameters() if verify.is_adapted(name)}
+    for p, (a, b) in lora.pairs.items():
+        assert a.shape == (3, 7, p.size(1)) and b.shape == (3, len(p), 7)
+        assert torch.equal(a[0], a[2]) and not b.any()
+        # Cosines in float64, rounded to float32: each product of 7 x 32 is off by 32 * 6e-8.
+        torch.testing.assert_close(a[0] @ a[0].T, torch.eye(7), atol=2e-6, rtol=0)
 
 
 # ---- An artifact in verify.py
@@ -198,14 +319,14 @@ PER_DOCUMENT = dict(
 
 def test_an_artifact_is_replayed(home, capsys):
     artifact = make(home, **PER_DOCUMENT)
-    config, weights = decode_pcll(artifact.read_bytes())
-    s = grouped({name: value for name, value in config.items() if name in train_gpt.FIELDS})
-    model = train_gpt.GPT(s.model)
+    stated = settings_of(home, **PER_DOCUMENT).items()
+    s = train_gpt.Settings(**{name: value for name, value in stated if name in train_gpt.NAMES})
+    model = train_gpt.GPT(s)
+    weights = train_gpt.decode_pcll(artifact.read_bytes())
     model.load_state_dict({name: torch.from_numpy(w) for name, w in weights.items()})
-    counter = train_gpt.ByteCounter("data/demo/bpe.model", 320)
     tokens = verify.read_tokens(home / "data/demo", 320)
-    e = evaluator(tokens, s)
-    e.token_bytes = counter.count(tokens)
+    counter = train_gpt.ByteCounter("data/demo/bpe.model", 320)
+    e = Evaluator(tokens, counter.count(tokens), s)
     claim = e.score_documents(model, "").val_bpb
 
     code, found = run(capsys, artifact, "--ttt", "--claim", claim, "--tolerance", 1e-5)
