@@ -28,7 +28,7 @@ SWITCHES = [
     {"smear_gate": False},
     {"value_residual": False},
     {"gated_attention": False},
-    {"unet_skips": False},
+    {"skips": "off"},
     {"bos_reset": False},
     {"ln_scale": False},
     {"xsa_last_n": 0},
@@ -40,7 +40,6 @@ SWITCHES = [
     {"num_layers": 2},
     {"num_layers": 6},
     {"mlp_negative_slope": 0.0},
-    {"logit_softcap": 5.0},
     {"rope_base": 100.0},
     {"parallel_last_n": 3},
     {"loop_first": 1, "loop_last": 2, "loop_passes": 3},
@@ -49,8 +48,7 @@ SWITCHES = [
     {"gate_dims": 7},
     {"smear_dims": 5},
     {"smear_dims": 5, "bos_reset": False},
-    {"skip_gates": True},
-    {"skip_gates": True, "unet_skips": False},
+    {"skips": "gated"},
     {  # PRESET=frontier
         "bigram_buckets": 0,
         "value_residual": False,
@@ -61,14 +59,14 @@ SWITCHES = [
         "loop_passes": 3,
         "gate_dims": 32,
         "smear_dims": 12,
-        "skip_gates": True,
+        "skips": "gated",
     },
     {
         "bigram_buckets": 0,
         "smear_gate": False,
         "value_residual": False,
         "gated_attention": False,
-        "unet_skips": False,
+        "skips": "off",
         "bos_reset": False,
         "ln_scale": False,
         "xsa_last_n": 0,
@@ -78,7 +76,7 @@ SWITCHES = [
 
 def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
     """The two networks on the same weights, none of them left at its initial zero or one."""
-    settings = train_gpt.Model(**SMALL | changes)
+    settings = train_gpt.Settings(**SMALL | changes)
     theirs = train_gpt.GPT(settings)
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -87,7 +85,12 @@ def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
                 torch.randn(p.shape, generator=draw) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7)
             )
     weights = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
-    return theirs, verify.Model(dataclasses.asdict(settings), weights, "cpu")
+    config = dataclasses.asdict(settings) | dict(
+        unet_skips=settings.skips != "off",
+        skip_gates=settings.skips == "gated",
+        logit_softcap=train_gpt.LOGIT_SOFTCAP,
+    )
+    return theirs, verify.Model(config, weights, "cpu")
 
 
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
@@ -102,9 +105,19 @@ def test_same_logits(changes):
         expected = theirs(tokens)
         assert expected.std() > 0.3, "logits that say something"
         assert (ours(tokens) - expected).abs().max() < 1e-4
-        last = torch.arange(50, 64).expand(3, -1)
+        last = torch.arange(50, 64)
         assert (ours(tokens, 50) - theirs(tokens, at=last)).abs().max() < 1e-4
         assert (ours(tokens[:, :1]) - theirs(tokens[:, :1])).abs().max() < 1e-4
+
+
+def test_verify_reads_the_softcap_from_the_config(monkeypatch):
+    monkeypatch.setattr(train_gpt, "LOGIT_SOFTCAP", 0.5)
+    theirs, ours = both({})
+    tokens = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = theirs(tokens)
+        assert 0.4 < expected.abs().max() <= 0.5
+        assert (ours(tokens) - expected).abs().max() < 1e-4
 
 
 def test_same_gradients():

@@ -14,7 +14,7 @@ TOKENS = torch.tensor([[1, 7, 9, 9, 4, 1, 5, 6, 7, 30, 31, 32, 1, 9, 63, 2]])
 
 def test_the_full_model_has_26_million_parameters():
     with torch.device("meta"):
-        model = GPT(load_settings({}).model)
+        model = GPT(load_settings({}))
     layer = 2 * 512 * 512 + 2 * 256 * 512 + 2 * 512 * 1500  # q, out; k, v; MLP
     layer += 8 + 8 * 512 + 8 + 4 * 512  # query gains; gate; scales and mix
     value_mixes = 10 * 2
@@ -28,7 +28,7 @@ def test_the_full_model_has_26_million_parameters():
 def initial_weights(preset: str) -> dict[str, torch.Tensor]:
     """Of three layers at full width."""
     torch.manual_seed(0)
-    model = GPT(load_settings({"PRESET": preset, "NUM_LAYERS": "3"}).model)
+    model = GPT(load_settings({"PRESET": preset, "NUM_LAYERS": "3"}))
     return dict(model.named_parameters())
 
 
@@ -88,7 +88,7 @@ def test_the_seed_alone_decides():
 )
 def test_which_layers_have_exclusive_attention(layers, last, exclusive):
     with torch.device("meta"):
-        model = GPT(load_settings({"NUM_LAYERS": str(layers), "XSA_LAST_N": str(last)}).model)
+        model = GPT(load_settings({"NUM_LAYERS": str(layers), "XSA_LAST_N": str(last)}))
     assert [i for i, block in enumerate(model.blocks) if block.attn.exclusive] == exclusive
 
 
@@ -97,13 +97,13 @@ def test_which_layers_have_exclusive_attention(layers, last, exclusive):
 
 @pytest.mark.parametrize(("std", "learns"), [(0.02, True), (0.0, False)])
 def test_the_bigram_hash_learns_only_if_its_table_does_not_start_at_zero(std, learns):
-    model = GPT(tiny_settings(BIGRAM_INIT_STD=std).model)
+    model = GPT(tiny_settings(BIGRAM_INIT_STD=std))
     model(TOKENS)[0, :, 5].sum().backward()
     assert bool(model.bigram.proj.grad.any()) == learns
 
 
 def test_rotary_turns_pairs_of_the_first_dimensions_by_position_times_frequency():
-    model = GPT(tiny_settings().model)
+    model = GPT(tiny_settings())
     x = torch.randn(1, 1, 16, 8)
     y = rotate(x, model.cos, model.sin)
     assert torch.equal(y[..., 4:], x[..., 4:])
@@ -135,7 +135,7 @@ def test_embedding_smear_and_bigram_follow_their_formulas():
 
 def test_bigram_buckets_as_numbers():
     """(36313 t xor 27191 t_before) mod 2047; 2047 itself for a token without one before it."""
-    bigram = BigramHash(load_settings({}).model)
+    bigram = BigramHash(load_settings({}))
     with torch.no_grad():
         bigram.table.copy_(torch.arange(2048.0)[:, None].expand(-1, 128))
         bigram.proj[0, 0] = 1
@@ -180,13 +180,15 @@ def test_attention_and_mlp_follow_their_formulas():
 
 
 def test_logits_are_capped_and_tied_to_the_embedding():
-    model = random_model(tiny_settings(LOGIT_SOFTCAP=2))
-    assert model(TOKENS).abs().max() < 2
+    model = random_model(tiny_settings())
     with torch.no_grad():
-        model.tok_emb[40] *= -1  # token 40 is not in the input: only its own logit can change
-    flipped = random_model(tiny_settings(LOGIT_SOFTCAP=2))
-    difference = (model(TOKENS) - flipped(TOKENS)).abs().amax(dim=(0, 1))
-    assert difference[40] > 0.01 and difference.sum() - difference[40] < 1e-6
+        model.tok_emb.mul_(20)
+        hidden = []
+        model.blocks[2].register_forward_hook(lambda m, args, out: hidden.append(out[0]))
+        logits = model(TOKENS)
+        raw = rms_norm(hidden[0]) @ model.tok_emb.T
+    assert raw.abs().max() > 40
+    torch.testing.assert_close(logits, 30 * torch.tanh(raw / 30), atol=1e-4, rtol=1e-4)
 
 
 def test_unet_skips_join_first_half_to_second_half_last_in_first_out():
@@ -210,7 +212,7 @@ SWITCHES = [
     {"VALUE_RESIDUAL": 0},
     {"GATED_ATTENTION": 0},
     {"XSA_LAST_N": 0},
-    {"UNET_SKIPS": 0},
+    {"SKIPS": "off"},
     {"LN_SCALE": 0},
     {"ROPE_DIMS": 8},
     {"MLP_NEGATIVE_SLOPE": 0},
@@ -243,25 +245,14 @@ def test_every_feature_has_an_effect(switch):
         assert (with_it(TOKENS) - without(TOKENS)).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("switch", SWITCHES, ids=str)
 @pytest.mark.parametrize("at", [[15], [0], [3, 4, 5, 6], [9, 2, 2, 15], list(range(16))], ids=str)
-def test_logits_of_chosen_positions_are_those_of_all(switch, at):
-    """Positions of each of two sequences, in any order."""
-    model = random_model(tiny_settings(**switch))
+def test_logits_of_chosen_positions_are_those_of_all(at):
+    """The same positions of both sequences, in any order."""
+    model = random_model(tiny_settings())
     tokens = torch.cat((TOKENS, TOKENS.flip(1)))
-    chosen = torch.tensor([at, at[::-1]])
     with torch.no_grad():
-        expected = torch.stack([model(tokens)[row, chosen[row]] for row in (0, 1)])
-        got = model(tokens, at=chosen)
-    torch.testing.assert_close(got, expected, atol=2e-5, rtol=1e-4)
-
-
-def test_what_follows_a_chosen_position_does_not_matter():
-    model, tokens = random_model(tiny_settings()), TOKENS.clone()
-    tokens[0, 8:] = 3
-    with torch.no_grad():
-        at = torch.tensor([[5, 7]])
-        torch.testing.assert_close(model(tokens, at=at), model(TOKENS, at=at), atol=0, rtol=0)
+        got = model(tokens, at=torch.tensor(at))
+        torch.testing.assert_close(got, model(tokens)[:, at], atol=2e-5, rtol=1e-4)
 
 
 def test_with_targets_the_nats_of_each():
@@ -283,7 +274,7 @@ def test_shorter_sequences_are_the_beginning_of_longer_ones():
 
 def test_activations_in_bfloat16_and_weights_in_float32():
     s = tiny_settings()
-    exact, model = random_model(s), GPT(s.model, torch.bfloat16)
+    exact, model = random_model(s), GPT(s, torch.bfloat16)
     model.load_state_dict(exact.state_dict())
     assert all(p.dtype == torch.float32 for p in model.parameters())
     hidden = []
