@@ -178,8 +178,10 @@ def claims(command: str) -> list[str]:
 def filled(command: str, home: Path) -> str:
     """The command with every option that it offers in brackets, and its placeholders filled in."""
     log = (home / "logs/test.txt").read_text() if (home / "logs").exists() else ""
-    finals = dict(re.findall(r"^final_pcll_(\w+)_exact .*val_bpb:([\d.]+)", log, re.M))
-    values = PLACEHOLDERS | {"BPB": finals.get("ttt" if "--ttt" in command else "sliding", "")}
+    score = r"^  after export, sliding window +([\d.]+) bpb"
+    if "--ttt" in command:
+        score = r"^final_pcll_ttt_exact .*val_bpb:([\d.]+)"
+    values = PLACEHOLDERS | {"BPB": "".join(re.findall(score, log, re.M))}
     command = re.sub(r"[\[\]]| \.\.\.", "", command)
     return re.sub(rf"\b({'|'.join(values)})\b", lambda found: values[found[1]], command)
 
