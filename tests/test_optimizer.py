@@ -1,34 +1,31 @@
 """Optimizer: NorMuon and AdamW against plain references, the groups by name, the schedules."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import random_model, tiny_settings
 
+import train_gpt
 from train_gpt import (
     NorMuon,
-    Ranks,
     Settings,
-    Trainer,
+    TrainState,
     UserError,
     build_optimizers,
-    flat_gradient,
+    flatten_grads,
     load_settings,
-    momentum_at,
+    lr_scale,
     newton_schulz,
-    rate_scale,
     role_of,
-    set_rates,
-    share_by_cost,
+    set_lr_scale,
 )
 
-CPU = torch.device("cpu")
-
-# The end of a parameter's name -> what trains it in entry 532.
+# The end of a parameter's name -> what trains it in entry 532, or in the entry that it comes from.
 TRAINED_AS = {
-    "tok_emb": "table",
-    "bigram.table": "table",
+    "tok_emb": "embedding",
+    "bigram.table": "embedding",
     "bigram.proj": "matrix",
     "attn.q": "matrix",
     "attn.k": "matrix",
@@ -36,30 +33,33 @@ TRAINED_AS = {
     "attn.out": "matrix",
     "mlp.up": "matrix",
     "mlp.down": "matrix",
-    "bigram.scale": "vector",
-    "smear_gate": "vector",
-    "skip_weights": "vector",
-    "resid_mix": "vector",
-    "attn_scale": "vector",
-    "mlp_scale": "vector",
-    "attn.q_gain": "vector",
-    "attn.gate_weight": "vector",
-    "attn.gate_bias": "vector",
-    "attn.value_mix": "vector",
+    "bigram.scale": "scalar",
+    "smear_gate": "scalar",
+    "smear_scale": "scalar",
+    "skip_weights": "scalar",
+    "skip_gates": "scalar",
+    "resid_mix": "scalar",
+    "attn_scale": "scalar",
+    "mlp_scale": "scalar",
+    "attn.q_gain": "scalar",
+    "attn.gate_weight": "scalar",
+    "attn.gate_bias": "scalar",
+    "attn.value_mix": "scalar",
 }
+EVERY_KIND = dict(SKIPS="gated", SMEAR_DIMS=4)  # a tiny network with all of these parameters
 
 
-# The end of a quantised matrix's name -> which of the codebook sizes is its.
+# The end of a quantized matrix's name -> the size of its codebook.
 LEVELS = {
-    "attn.q": "qkv",
-    "attn.k": "qkv",
-    "attn.v": "qkv",
-    "mlp.up": "mlp",
-    "mlp.down": "mlp",
-    "attn.out": "other",
-    "bigram.table": "other",
-    "bigram.proj": "other",
-    "tok_emb": "other",
+    "attn.q": 80,
+    "attn.k": 80,
+    "attn.v": 80,
+    "mlp.up": 48,
+    "mlp.down": 48,
+    "attn.out": 64,
+    "bigram.table": 64,
+    "bigram.proj": 64,
+    "tok_emb": 64,
 }
 
 
@@ -94,7 +94,7 @@ def reference_step(state, g, lr, mu):
     return p * (1 - lr * 0.04) - lr * aspect * scaled, momentum, second
 
 
-def test_normuon_equals_a_plain_loop_over_matrices(one_rank):
+def test_normuon_equals_a_plain_loop_over_matrices():
     torch.manual_seed(1)
     shapes = ((8, 8), (12, 8), (8, 12), (8, 8), (12, 8))
     params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
@@ -102,12 +102,13 @@ def test_normuon_equals_a_plain_loop_over_matrices(one_rank):
         (p.detach().double(), torch.zeros_like(p).double(), torch.zeros(len(p), 1).double())
         for p in params
     ]
-    optimizer = NorMuon(params, one_rank, 0.03, 0.95, 0.04)
+    optimizer = NorMuon(params, 0.03, 0.95, 0.04)
     for step in range(4):
         mu = 0.9 + 0.02 * step
         lr = 0.03 * (1 - step / 8)
-        set_rates([optimizer], 1 - step / 8)
-        optimizer.param_groups[0]["momentum"] = mu
+        set_lr_scale([optimizer], 1 - step / 8)
+        for group in optimizer.param_groups:
+            group["momentum"] = mu
         for i, p in enumerate(params):
             p.grad = torch.randn_like(p)
             expected[i] = reference_step(expected[i], p.grad.double(), lr, mu)
@@ -116,10 +117,10 @@ def test_normuon_equals_a_plain_loop_over_matrices(one_rank):
         torch.testing.assert_close(p.detach().double(), wanted, atol=1e-4, rtol=1e-4)
 
 
-def test_rows_are_evened_out_and_the_norm_is_kept(one_rank):
+def test_rows_are_evened_out_and_the_norm_is_kept():
     p = torch.nn.Parameter(torch.zeros(8, 16))
-    optimizer = NorMuon([p], one_rank, 1.0, 0.0, 0.0)
-    set_rates([optimizer], 1.0)
+    optimizer = NorMuon([p], 1.0, 0.0, 0.0)
+    set_lr_scale([optimizer], 1.0)
     torch.manual_seed(0)
     p.grad = torch.randn(8, 16) * torch.arange(1.0, 9)[:, None]
     plain = newton_schulz(p.grad.clone()[None])[0]
@@ -132,11 +133,11 @@ def test_rows_are_evened_out_and_the_norm_is_kept(one_rank):
 @pytest.mark.parametrize(
     ("shape", "factor"), [((512, 512), 1), ((256, 512), 1), ((1024, 256), 2), ((512, 128), 2)]
 )
-def test_tall_matrices_take_larger_steps(one_rank, shape, factor):
+def test_tall_matrices_take_larger_steps(shape, factor):
     """By the square root of rows over columns, never less than 1."""
     p = torch.nn.Parameter(torch.zeros(shape))
-    optimizer = NorMuon([p], one_rank, 0.03, 0.95, 0.04)
-    set_rates([optimizer], 1.0)
+    optimizer = NorMuon([p], 0.03, 0.95, 0.04)
+    set_lr_scale([optimizer], 1.0)
     torch.manual_seed(0)
     p.grad = torch.randn(shape)
     optimizer.step()
@@ -151,77 +152,85 @@ def test_newton_schulz_brings_singular_values_near_one(shape):
     assert values.max() < 1.3 and values.median() > 0.6
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 8])
-def test_orthogonalisation_is_shared_out_by_operations(world):
-    """The full model's matrices: each is one rank's, and no rank has 5 % more than its part."""
-    shapes = [(1500, 512), (512, 1500)] * 11 + [(512, 512), (256, 512)] * 22 + [(512, 128)]
-    params = [torch.nn.Parameter(torch.empty(shape, device="meta")) for shape in shapes]
-    loads, taken = [], {}
-    for rank in range(world):
-        optimizer = NorMuon(params, Ranks(rank, world, CPU), 0.03, 0.95, 0.04)
-        loads.append(0)
-        for stack in optimizer.stacks:
-            rows, columns = stack.params[0].shape
-            loads[-1] += len(stack.mine) * min(rows, columns) ** 2 * max(rows, columns)
-            taken[rows, columns] = taken.get((rows, columns), 0) + len(stack.mine)
-    assert taken == {shape: shapes.count(shape) for shape in shapes}
-    assert max(loads) <= 1.05 * sum(loads) / world
+@pytest.fixture
+def train_as_ranks(monkeypatch, as_rank):
+    """train_as_ranks(world_size, row_normalize): each rank's matrices after three steps, and all
+    that each rank shared.
+
+    What a rank shares depends on gradients alone. So each runs twice: first to note what it shares,
+    then with the sums over all ranks.
+    """
+    shapes = ((8, 8), (12, 8), (8, 8), (8, 12), (8, 8), (12, 8))
+
+    def run(rank: int, world_size: int, row_normalize: bool, all_reduce_) -> list[torch.Tensor]:
+        as_rank(rank, world_size)
+        monkeypatch.setattr(train_gpt.ranks, "all_reduce_", all_reduce_)
+        torch.manual_seed(0)
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        optimizer = NorMuon(params, 0.03, 0.95, 0.04, row_normalize)
+        set_lr_scale([optimizer], 1.0)
+        for _ in range(3):
+            for p in params:
+                p.grad = torch.randn_like(p)
+            optimizer.step()
+        return [p.detach() for p in params]
+
+    def train(world_size: int, row_normalize: bool):
+        shared = [[] for _ in range(world_size)]
+        for rank, own in enumerate(shared):
+            run(rank, world_size, row_normalize, lambda x, own=own: own.append(x.clone()) or x)
+        weights = []
+        for rank in range(world_size):
+            sums = map(sum, zip(*shared, strict=True))
+            weights.append(run(rank, world_size, row_normalize, lambda _, sums=sums: next(sums)))
+        return weights, shared
+
+    return train
 
 
-def test_the_costliest_go_to_the_least_busy():
-    assert share_by_cost([1, 5, 3, 3], 2) == [[1, 0], [2, 3]]
-    assert share_by_cost([4], 3) == [[0], [], []]
+@pytest.mark.parametrize("row_normalize", [False, True])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_ranks_updates_add_up_to_that_of_one(train_as_ranks, world_size, row_normalize):
+    """Three matrices of one shape, two of another, one of a third: not every rank has one of it."""
+    (alone,), _ = train_as_ranks(1, row_normalize)
+    weights, shared = train_as_ranks(world_size, row_normalize)
+    for params in weights:
+        torch.testing.assert_close(params, alone, atol=1e-6, rtol=1e-6)
 
-
-class Collected(Ranks):
-    """A rank whose sums are added up by the test."""
-
-    def sum_(self, tensor):
-        self.buffers.append(tensor)
-        return tensor
-
-
-def test_the_ranks_updates_add_up_to_that_of_one(one_rank):
-    torch.manual_seed(0)
-    updates = [torch.randn(3, 8, 8), torch.randn(2, 12, 8)]
-    params = [torch.nn.Parameter(u) for stack in updates for u in stack]
-    whole = NorMuon(params, one_rank, 0.03, 0.95, 0.04).orthogonalize(updates)
-    parts = []
-    for rank in range(3):
-        ranks = Collected(rank, 3, CPU)
-        object.__setattr__(ranks, "buffers", [])
-        NorMuon(params, ranks, 0.03, 0.95, 0.04).orthogonalize(updates)
-        parts.append(torch.cat([buffer.flatten() for buffer in ranks.buffers]))
-    together = torch.cat([update.flatten() for update in whole])
-    torch.testing.assert_close(sum(parts), together, atol=1e-6, rtol=1e-6)
+    for rank, stacks in enumerate(shared):  # each orthogonalizes its own matrices alone
+        for stack in stacks:
+            places = torch.arange(len(stack))
+            assert torch.equal(stack.flatten(1).any(dim=1), places % world_size == rank)
 
 
 # ---- Groups
 
 
 @pytest.mark.parametrize("kind", ["normuon", "adamw"])
-def test_every_parameter_is_in_one_group_with_its_rate(one_rank, kind):
-    s = tiny_settings(MATRIX_OPTIMIZER=kind)
+def test_every_parameter_is_in_one_group_with_its_rate(kind):
+    s = tiny_settings(MATRIX_OPTIMIZER=kind, **EVERY_KIND)
     model = random_model(s)
     found = {}
-    for optimizer in build_optimizers(model, s.training, one_rank):
+    for optimizer in build_optimizers(model, s):
         for group in optimizer.param_groups:
             for p in group["params"]:
                 assert p not in found
                 found[p] = type(optimizer).__name__, group["base_lr"]
 
-    rates = {"matrix": 0.03, "table": 0.04, "vector": 0.02}
+    rates = {"matrix": 0.03, "embedding": 0.04, "scalar": 0.02}
     assert len(found) == len(list(model.parameters()))
+    assert {trained_as(name) for name, _ in model.named_parameters()} == rates.keys()
     for name, p in model.named_parameters():
         muon = kind == "normuon" and trained_as(name) == "matrix"
         assert found[p] == ("NorMuon" if muon else "AdamW", rates[trained_as(name)]), name
 
 
-def test_the_constants_of_both_optimizers(one_rank):
+def test_the_constants_of_both_optimizers():
     s = load_settings({"NUM_LAYERS": "2", "MODEL_DIM": "128", "MLP_HIDDEN": "64"})
-    muon, adamw = build_optimizers(random_model(s), s.training, one_rank)
-    (group,) = muon.param_groups
-    assert (group["momentum"], group["beta2"], group["weight_decay"]) == (0.99, 0.95, 0.04)
+    muon, adamw = build_optimizers(random_model(s), s)
+    assert len(muon.param_groups) == 3  # shapes
+    for group in muon.param_groups:
+        assert (group["momentum"], group["beta2"], group["weight_decay"]) == (0.99, 0.95, 0.04)
     for group in adamw.param_groups:
         assert (group["betas"], group["eps"]) == ((0.9, 0.95), 1e-8)
         assert not group["amsgrad"] and not group["maximize"]
@@ -240,15 +249,13 @@ def adamw_reference(w: torch.Tensor, grads: list, rate: float, decay: float) -> 
 
 
 @pytest.mark.parametrize("kind", ["normuon", "adamw"])
-def test_adamw_follows_its_formulas(one_rank, kind):
-    """Three steps; rates of 0.04 for tables, 0.02 for vectors and, if by AdamW, 0.03 for matrices.
-
-    Only matrices decay, by 0.04.
-    """
+def test_adamw_follows_its_formulas(kind):
+    """Three steps; rates of 0.04 for embeddings, 0.02 for scalars and, if by AdamW, 0.03 for
+    matrices. Only matrices decay, by 0.04."""
     s = tiny_settings(MATRIX_OPTIMIZER=kind)
     model = random_model(s)
-    optimizers = build_optimizers(model, s.training, one_rank)
-    set_rates(optimizers, 0.5)
+    optimizers = build_optimizers(model, s)
+    set_lr_scale(optimizers, 0.5)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     gradients = {name: [] for name in before}
     torch.manual_seed(0)
@@ -259,8 +266,8 @@ def test_adamw_follows_its_formulas(one_rank, kind):
         for optimizer in optimizers:
             optimizer.step()
 
-    rates = {"table": 0.04, "vector": 0.02, "matrix": 0.03}
-    decays = {"table": 0, "vector": 0, "matrix": 0.04}
+    rates = {"embedding": 0.04, "scalar": 0.02, "matrix": 0.03}
+    decays = {"embedding": 0, "scalar": 0, "matrix": 0.04}
     for name, p in model.named_parameters():
         role = trained_as(name)
         if kind == "normuon" and role == "matrix":
@@ -270,30 +277,30 @@ def test_adamw_follows_its_formulas(one_rank, kind):
         assert error < 1e-6, f"{name}: {error:.2g}"
 
 
-def test_a_parameter_without_a_role_stops_the_run(one_rank):
+def test_a_parameter_without_a_role_stops_the_run():
     s = tiny_settings()
     model = random_model(s)
     model.blocks[1].attn.temperature = torch.nn.Parameter(torch.ones(4))
-    sentence = "The parameter blocks.1.attn.temperature has no row in ROLES, which says how it is"
+    sentence = r"^blocks\.1\.attn\.temperature has no row in ROLES, which says how it is trained"
     with pytest.raises(UserError, match=sentence):
-        build_optimizers(model, s.training, one_rank)
+        build_optimizers(model, s)
 
 
 def test_which_codebook_size_is_whose():
-    for name, _ in random_model(tiny_settings()).named_parameters():
+    for name, _ in random_model(tiny_settings(**EVERY_KIND)).named_parameters():
         expected = [size for end, size in LEVELS.items() if f".{name}".endswith(f".{end}")]
-        assert [role_of(name).levels] == (expected or [""]), name
+        assert [role_of(name).levels] == (expected or [0]), name
 
 
 @pytest.mark.parametrize("name", ["temperature", "q", "blocks.0.q", "blocks.x.attn.q", "bigram"])
 def test_no_role_by_likeness(name):
-    with pytest.raises(UserError, match=f"The parameter {name} has no row in ROLES"):
+    with pytest.raises(UserError, match=f"^{name} has no row in ROLES"):
         role_of(name)
 
 
 def test_the_gradients_are_views_of_one_buffer():
     model = random_model(tiny_settings())
-    buffer = flat_gradient(model, extra=1)
+    buffer = flatten_grads(model)
     assert len(buffer) == sum(p.numel() for p in model.parameters()) + 1
     buffer.fill_(2)
     assert all((p.grad == 2).all() for p in model.parameters())
@@ -304,19 +311,14 @@ def test_the_gradients_are_views_of_one_buffer():
 # ---- Schedules
 
 
-def scale_at(s: Settings, step: int, pace: float) -> float:
-    """The scale of a trainer's rates after so many steps of `pace` seconds."""
-    trainer = Trainer.__new__(Trainer)
-    trainer.s = s
-    trainer.step = step
-    trainer.seconds = pace * step
-    trainer.durations = [pace] * step
-    return rate_scale(trainer.steps_left(), trainer.part_done(), s.training)
+def scale_at(s: Settings, step: int, pace: float, reserved: float = 0.0) -> float:
+    """The scale of the rates after so many steps of `pace` seconds."""
+    return lr_scale(SimpleNamespace(step=step, seconds=pace * step, reserved=reserved), s)
 
 
 def test_schedule_by_steps():
     s = tiny_settings(ITERATIONS=100, WARMDOWN_ITERS=40)
-    assert [scale_at(s, step, 0.0) for step in (0, 60, 70, 90, 100)] == [1, 1, 0.75, 0.25, 0]
+    assert [scale_at(s, step, 1e-9) for step in (0, 60, 70, 90, 100)] == [1, 1, 0.75, 0.25, 0]
 
 
 def test_schedule_of_the_system():
@@ -328,44 +330,61 @@ def test_schedule_of_the_system():
 
 def test_schedule_under_the_cap_of_the_system():
     """597 s at 0.1 s a step: 5,970 steps, of which the last 3,000 fall."""
-    scales = [scale_at(load_settings({}), step, 0.1) for step in (0, 1, 2970, 4470, 5970)]
+    steps = (0, 1, 2970, 4470, 5970)
+    scales = [scale_at(load_settings({}), step, 0.1, reserved=3.0) for step in steps]
     assert scales == pytest.approx([1, 1, 1, 0.5, 0], abs=1e-9)
 
 
 def test_schedule_reaches_zero_at_the_wall_clock_cap():
     """Half a second a step: 100 steps fit."""
-    times = dict(MAX_WALLCLOCK_SECONDS=53, CALIBRATION_SECONDS=3)
-    s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, **times)
-    scales = [scale_at(s, step, 0.5) for step in range(101)]
+    s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53)
+    scales = [scale_at(s, step, 0.5, reserved=3.0) for step in range(101)]
     assert scales[:61] == [1] * 61 and scales[100] == 0
     for a, b in zip(scales[60:100], scales[61:101], strict=True):
         assert math.isclose(a - b, 1 / 40, abs_tol=1e-9)
 
 
 def test_a_part_of_the_time_instead_of_steps():
-    """WARMDOWN_FRACTION: of the steps, or of the time where that is further."""
+    """WARMDOWN_FRACTION: of the steps, or of the time where that is further: 200 steps in 100 s."""
     s = tiny_settings(ITERATIONS=1000, WARMDOWN_FRACTION=0.5, MAX_WALLCLOCK_SECONDS=103)
-    by_steps = [scale_at(s, step, 0.0) for step in (0, 500, 750, 1000)]
+    by_steps = [scale_at(s, step, 1e-9) for step in (0, 500, 750, 1000)]
     assert by_steps == [1, 1, 0.5, 0]
-    by_time = [scale_at(s, step, 0.5) for step in (0, 100, 150, 200)]  # 100 s: 200 steps
+    by_time = [scale_at(s, step, 0.5, reserved=3.0) for step in (0, 100, 150, 200)]
     assert by_time == pytest.approx([1, 1, 0.5, 0])
 
 
-def test_momentum_warms_up_over_1500_steps():
-    t = load_settings({}).training
-    momenta = [momentum_at(step, t) for step in (0, 375, 750, 1500, 1501, 20_000)]
-    assert momenta == pytest.approx([0.92, 0.9375, 0.955, 0.99, 0.99, 0.99], abs=1e-12)
+@pytest.fixture
+def momenta(monkeypatch):
+    """momenta(s, steps): the momentum of all of NorMuon's groups at these steps of train()."""
+
+    def find(s: Settings, steps: list[int]) -> list[float]:
+        state = TrainState(random_model(s), s)
+        after = iter([*steps[1:], s.iterations])
+        state.step = steps[0]
+        found = []
+
+        def step(state, *_):
+            groups = state.optimizers[0].param_groups
+            assert len(groups) > 1
+            (momentum,) = {group["momentum"] for group in groups}
+            found.append(momentum)
+            state.step = next(after)
+
+        monkeypatch.setattr(train_gpt, "train_step", step)
+        monkeypatch.setattr(train_gpt, "save_checkpoint", lambda *_: None)
+        monkeypatch.setattr(train_gpt, "StopRequest", lambda: SimpleNamespace(requested=False))
+        train_gpt.train(state, SimpleNamespace(total=1), SimpleNamespace(s=s))
+        return found
+
+    return find
 
 
-def test_momentum_without_a_warm_up():
-    t = tiny_settings(MUON_MOMENTUM_WARMUP_STEPS=0).training
-    assert momentum_at(0, t) == pytest.approx(0.92) and momentum_at(1, t) == pytest.approx(0.99)
+def test_momentum_warms_up_over_1500_steps(momenta):
+    s = tiny_settings(PRESET="pcll", MAX_WALLCLOCK_SECONDS=0)
+    found = momenta(s, [0, 375, 750, 1500, 1501, 19_999])
+    assert found == pytest.approx([0.92, 0.9375, 0.955, 0.99, 0.99, 0.99], abs=1e-12)
 
 
-def test_rates_scale_the_base(one_rank):
-    s = tiny_settings()
-    optimizers = build_optimizers(random_model(s), s.training, one_rank)
-    set_rates(optimizers, 0.5)
-    rates = [group["lr"] for optimizer in optimizers for group in optimizer.param_groups]
-    assert rates == [0.015, 0.02, 0.01]
-    assert optimizers[0].param_groups[0]["momentum"] == 0.99  # which is the trainer's to set
+def test_momentum_without_a_warm_up(momenta):
+    s = tiny_settings(MUON_MOMENTUM_WARMUP_STEPS=0)
+    assert momenta(s, [0, 1]) == pytest.approx([0.92, 0.99], abs=1e-12)
