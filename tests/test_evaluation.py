@@ -72,7 +72,7 @@ def float64() -> Iterator[None]:
 
 
 def exact_model(s, seed: int = 0) -> train_gpt.GPT:
-    """random_model's weights in float64; to be used within float64()."""
+    """A random_model in float64, to be made within float64()."""
     model = train_gpt.GPT(s, torch.float64)
     model.load_state_dict(random_model(s, seed).state_dict())
     return model

@@ -148,10 +148,10 @@ CASES += [(stream, {}) for stream in STREAMS if stream != "of many lengths"]
 def test_scores_are_those_of_verify(stream, changes):
     """Position by position; and what is learned matters.
 
-    Both in float64: verify.py computes (W + B A) x, train_gpt.py W x + B (A x). A gradient's
-    rounding error e becomes at most DOCUMENT_LR e / 1e-8 in a step of AdamW, which divides by the
-    gradient's own size plus 1e-8. In float32, where e is about 1e-8, that is a whole step. In
-    float64 e is about 1e-16, so that 2e-10 a step is the most.
+    Both in float64: verify.py computes (W + B A) x, train_gpt.py W x + B (A x). AdamW, which
+    divides a gradient by its own size plus 1e-8, turns a rounding error e in one of that size into
+    at most DOCUMENT_LR e / 1e-8. In float32 e is about 2e-8, and that may be a whole step. In
+    float64 e is about 1e-16, and a step is off by at most 2e-10.
     """
     s = few_tokens(**changes)
     tokens = STREAMS[stream]
@@ -313,7 +313,7 @@ def test_adapters_begin_at_right_angles_and_as_nothing():
 # ---- An artifact in verify.py
 
 PER_DOCUMENT = dict(
-    ttt_protocol="per_document", document_rank=4, document_tokens=8, document_lr=0.01
+    ttt_protocol="per_document", document_rank=4, document_tokens=8, document_lr=0.001
 )
 
 

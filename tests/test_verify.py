@@ -388,7 +388,7 @@ def adapted_nats(config: dict, weights: dict, tokens: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_adaptation_replay(home, capsys, monkeypatch, optimizer):
     monkeypatch.setitem(verify.BATCH_TOKENS, "cpu", 40)  # one sequence at a time
-    config = settings_of(home, ttt_protocol="score_first", ttt_optimizer=optimizer)
+    config = settings_of(home, ttt_protocol="score_first", ttt_optimizer=optimizer, ttt_lr=0.001)
     weights = random_weights(config)
     artifact = pack(home / "artifact.pcll", config, weights)
     tokens = verify.read_tokens(Path("data/demo"), 320)

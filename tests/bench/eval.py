@@ -18,10 +18,9 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import torch
@@ -51,14 +50,14 @@ def score_like_entries(
     model: train_gpt.GPT, tokens: Tensor, first: int, last: int, s: train_gpt.Settings
 ) -> float:
     """Summed nats of positions first..last-1: windows that end after every EVAL_STRIDE tokens."""
-    length = s.model.train_seq_len
-    stride = s.evaluation.eval_stride
+    length = s.train_seq_len
+    stride = s.eval_stride
     ends = [end for end in range(min(length, last), last + stride, stride) if end - stride < last]
     windows = [
         (max(0, min(end, last) - length), min(end, last)) for end in ends if min(end, last) > first
     ]
     nats = 0.0
-    rows = s.evaluation.eval_batch_seqs
+    rows = s.eval_batch_seqs
     for at in range(0, len(windows), rows):
         batch = windows[at : at + rows]
         inputs = [F.pad(tokens[a:b], (0, length - (b - a))) for a, b in batch]
@@ -76,26 +75,19 @@ def evaluate_like_entries(
     model: train_gpt.GPT,
     tokens: Tensor,
     s: train_gpt.Settings,
-    learner: train_gpt.Learner | None = None,
+    trainer: train_gpt.TestTimeTrainer | None = None,
 ) -> float:
-    """Mean nats per token; with a learner, chunk by chunk as entry 549 does it."""
+    """Mean nats per token; with a trainer, chunk by chunk as entry 549 does it."""
     total = 0.0
     count = len(tokens) - 1
-    size = s.evaluation.ttt_chunk_tokens if learner else count
+    size = s.ttt_chunk_tokens if trainer else count
     for low in range(0, count, size):
         high = min(low + size, count)
         total += score_like_entries(model, tokens, low, high, s)
-        if learner and high < count:
-            learner.learn(tokens[low : high + 1], low // size / math.ceil(count / size))
+        if trainer and high < count:
+            done = low // size / math.ceil(count / size)
+            trainer.learn(tokens[low:high], tokens[low + 1 : high + 1], done, s.ttt_epochs)
     return total / count
-
-
-def evaluator(
-    tokens: np.ndarray, s: train_gpt.Settings, ranks: train_gpt.Ranks
-) -> train_gpt.Evaluator:
-    """One that prints nothing, and counts a byte a token, which no time depends on."""
-    quiet = Mock(progress_is_due=lambda: False)
-    return train_gpt.Evaluator(tokens, np.ones(len(tokens) - 1, dtype=np.int64), s, ranks, quiet)
 
 
 @dataclass(frozen=True)
@@ -109,29 +101,18 @@ class Operations:
 
 
 def count_operations(s: train_gpt.Settings) -> Operations:
-    m = s.model
-    shapes = {
-        name: p.numel()
-        for name, p in train_gpt.GPT(m).named_parameters()
-        if train_gpt.role_of(name).trained_as == "matrix"
-    }
-    # In the last block only the scored positions need queries, MLP and head.
-    last = 0
-    for name, size in shapes.items():
-        if name.startswith(f"blocks.{m.num_layers - 1}.") and not name.endswith((".k", ".v")):
-            last += size
-    attention = m.train_seq_len * m.model_dim
-    head = m.vocab_size * m.model_dim
-    everywhere = 2 * (sum(shapes.values()) - last + (m.num_layers - 1) * attention)
-    # A position at the end looks back on the whole window, so that it costs twice the mean.
-    scored = 2 * (last + head + 2 * attention)
-    whole = everywhere + 2 * (last + head + attention)
-    stride = s.evaluation.eval_stride
-    windows = FULL_SPLIT / stride
+    weights = sum(
+        p.numel()
+        for name, p in train_gpt.GPT(s).named_parameters()
+        if train_gpt.role_of(name).group == "matrix"
+    )
+    everywhere = 2 * (weights + s.num_layers * s.train_seq_len * s.model_dim)
+    head = 2 * s.vocab_size * s.model_dim  # of the scored positions alone
+    windows = FULL_SPLIT / s.eval_stride
     return Operations(
-        theirs=windows * m.train_seq_len * whole,
-        ours=windows * (m.train_seq_len * everywhere + stride * scored),
-        learning=FULL_SPLIT * s.evaluation.ttt_epochs * 3 * whole,
+        theirs=windows * s.train_seq_len * (everywhere + head),
+        ours=windows * (s.train_seq_len * everywhere + s.eval_stride * head),
+        learning=FULL_SPLIT * s.ttt_epochs * 3 * (everywhere + head),
     )
 
 
@@ -149,33 +130,34 @@ class Bench:
 
     def __init__(self, tokens: np.ndarray, s: train_gpt.Settings):
         self.s = s
-        self.ranks = train_gpt.join_ranks(s.run)
-        torch.manual_seed(s.training.seed)
-        dtype = getattr(torch, s.training.dtype)
-        self.model = train_gpt.GPT(s.model, dtype).to(self.ranks.device)
-        self.before = {name: w.clone() for name, w in self.model.state_dict().items()}
-        train_gpt.choose_attention(s.model, self.ranks.device, dtype)
-        if train_gpt.is_compiled(s.run, self.ranks.device):
-            train_gpt.compile_model(self.model)
-        self.evaluator = evaluator(tokens, s, self.ranks)
+        train_gpt.ranks.init()
+        torch.manual_seed(s.seed)
+        model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(train_gpt.ranks.device)
+        self.model = model
+        self.grads = train_gpt.flatten_grads(model)[:-1]
+        self.before = {name: w.clone() for name, w in model.state_dict().items()}
+        train_gpt.choose_attention()
+        if train_gpt.is_compiled(s):
+            model.compile(dynamic=False)
+        a_byte_each = np.ones(len(tokens) - 1, dtype=np.int64)  # no time depends on it
+        self.evaluator = train_gpt.Evaluator(tokens, a_byte_each, s)
         self.tokens = self.evaluator.tokens
 
-    def learner(self) -> train_gpt.Learner:
+    def trainer(self) -> train_gpt.TestTimeTrainer:
         """A new one, on the weights from before all learning."""
         self.model.load_state_dict(self.before)
-        return train_gpt.Learner(self.model, self.s, self.ranks)
+        return train_gpt.TestTimeTrainer(self.model, self.grads, self.s)
 
     def theirs(self, adapt: bool) -> float:
-        learner = self.learner() if adapt else None
-        return evaluate_like_entries(self.model, self.tokens, self.s, learner)
+        trainer = self.trainer() if adapt else None
+        return evaluate_like_entries(self.model, self.tokens, self.s, trainer)
 
     def ours(self, adapt: bool) -> float:
-        learner = self.learner() if adapt else None
-        stride = self.s.evaluation.eval_stride
-        return self.evaluator.score(self.model, "", stride, learner).val_loss
+        trainer = self.trainer() if adapt else None
+        return self.evaluator.score(self.model, "", self.s.eval_stride, trainer).val_loss
 
     def training_passes(self) -> None:
-        self.learner().learn(self.tokens, 0.5)
+        self.trainer().learn(self.tokens[:-1], self.tokens[1:], 0.5, self.s.ttt_epochs)
 
 
 def compare(name: str, theirs: Callable, ours: Callable, repeats: int, tokens: int) -> float:
@@ -210,15 +192,16 @@ def main() -> None:
     args = parser.parse_args()
     s = train_gpt.load_settings(SHAPE | dict(os.environ))
     if args.data:
-        tokens = train_gpt.TokenStream(args.data, "val", s.model.vocab_size).read(0, args.tokens)
+        s = replace(s, data_path=args.data)
+        tokens = train_gpt.TokenStream(s, "val").read(0, args.tokens)
     else:
-        tokens = np.random.default_rng(0).integers(4, s.model.vocab_size, args.tokens)
+        tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens)
         tokens = tokens.astype(np.uint16)
     bench = Bench(tokens, s)
 
     print(
-        f"{args.tokens - 1} tokens, window {s.model.train_seq_len},"
-        f" stride {s.evaluation.eval_stride}, {bench.ranks.device.type}, {s.training.dtype},"
+        f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride},"
+        f" {train_gpt.ranks.device.type}, {s.dtype},"
         f" {torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} paired runs"
     )
     print(
@@ -235,7 +218,7 @@ def main() -> None:
     extra = seconds["score-first adaptation"] - seconds["sliding window"]
     print(
         f"adaptation costs {extra:.2f} s beyond scoring;"
-        f" {s.evaluation.ttt_epochs} training passes alone {passes:.2f} s"
+        f" {s.ttt_epochs} training passes alone {passes:.2f} s"
     )
 
 
