@@ -148,46 +148,6 @@ def test_switches(text, value):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("PRESET", "fast"),
-        ("NUM_LAYERS", "eleven"),
-        ("NUM_LAYERS", "1.5"),
-        ("NUM_LAYERS", "0"),
-        ("NUM_LAYERS", ""),
-        ("SEED", "-1"),
-        ("MATRIX_LR", "nan"),
-        ("MATRIX_LR", "inf"),
-        ("MATRIX_LR", "-0.1"),
-        ("SMEAR_GATE", "maybe"),
-        ("SMEAR_GATE", "2"),
-        ("SMEAR_GATE", "true"),
-        ("COMPILE", "yes"),
-        ("CODEC", "zip"),
-        ("SKIPS", "1"),
-        ("FIT", "off"),
-        ("NUM_HEADS", "3"),
-        ("NUM_KV_HEADS", "3"),
-        ("ROPE_DIMS", "3"),
-        ("ROPE_DIMS", "10"),
-        ("EVAL_STRIDE", "17"),
-        ("TRAIN_SEQ_LEN", "15"),
-        ("MUON_MOMENTUM", "1"),
-        ("EMA_DECAY", "1"),
-        ("WARMDOWN_FRACTION", "1.001"),
-        ("BIGRAM_BUCKETS", "1"),
-        ("RUN_ID", "a/b"),
-        ("TTT_PROTOCOL", "best_of_10"),
-        ("CHECKPOINT_EVERY", "-1"),
-    ],
-)
-def test_a_wrong_value_is_named(name, value):
-    with pytest.raises(UserError, match=rf"^{name}\b.*\.$") as caught:
-        tiny_settings(**{name: value})
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
     ("change", "sentence"),
     [
         ({"NUM_LAYERS": "0"}, "NUM_LAYERS must be whole and above 0, not '0'."),
@@ -431,10 +391,26 @@ def test_a_network_at_the_ends_of_a_range_verifies(name):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("SEED", str(2**63)),
+        ("PRESET", "fast"),
+        ("NUM_LAYERS", "eleven"),
+        ("SMEAR_GATE", "maybe"),
+        ("SMEAR_GATE", "2"),
+        ("SMEAR_GATE", "true"),
+        ("COMPILE", "yes"),
+        ("SKIPS", "1"),
+        ("FIT", "off"),
+        ("TTT_PROTOCOL", "best_of_10"),
+        ("NUM_HEADS", "3"),
+        ("NUM_KV_HEADS", "3"),
+        ("ROPE_DIMS", "3"),
+        ("ROPE_DIMS", "10"),
+        ("EVAL_STRIDE", "17"),
+        ("TRAIN_SEQ_LEN", "15"),
+        ("BIGRAM_BUCKETS", "1"),
+        ("LOOP_LAST", "3"),
+        ("GATE_DIMS", "33"),
         ("ITERATIONS", "9" * 5000),
-        ("QK_GAIN_INIT", "1e300"),
-        ("BIGRAM_INIT_STD", "1e300"),
+        ("RUN_ID", "a/b"),
         ("RUN_ID", ".."),
         ("RUN_ID", "."),
         ("RUN_ID", ".x"),
@@ -446,10 +422,10 @@ def test_a_network_at_the_ends_of_a_range_verifies(name):
         ("RUN_ID", "x" * 101),
     ],
 )
-def test_what_would_fail_later_is_refused_at_once(name, value):
+def test_a_wrong_value_is_named(name, value):
     with pytest.raises(UserError, match=rf"^{name}\b.*\.$") as caught:
         tiny_settings(**{name: value})
-    assert len(str(caught.value)) < 200
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_plain_run_ids_pass():
