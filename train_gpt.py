@@ -92,6 +92,8 @@ def setting(default: Any, text: str, source: str, allowed: str | tuple = "at lea
         choices = ("0", "1")
     if choices:
         allowed = f"one of {', '.join(choices)}"
+    elif isinstance(default, str):
+        allowed = "any text"
     metadata = dict(text=text, source=source, choices=choices, allowed=allowed)
     return field(default=default, metadata=metadata)
 
@@ -1959,8 +1961,11 @@ class Ledger:
         count = 2048
         while count <= len(self.nats):
             first = self.score(began, count)
-            nats = f"nats:{first.val_loss * count:.6f} bytes:{first.bytes}"
-            log(f"{name}: scored:{count} {nats} val_bpb:{first.val_bpb:.8f}", console=False)
+            log(
+                f"{name}: scored:{count} nats:{first.val_loss * count:.6f} bytes:{first.bytes} "
+                f"val_bpb:{first.val_bpb:.8f}",
+                console=False,
+            )
             count *= 2
         return score
 
@@ -1988,13 +1993,8 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
 TTT_GRAD_CLIP = 1.0  # global norm of the adaptation's gradient, at most (532)
 
 
-def ttt_optimizer(s: Settings) -> str:
-    """AdamW as in 532, or SGD with momentum 0.9 as in 549."""
-    return "adamw" if s.ttt_protocol == "train_then_score" else "sgd"
-
-
 class TestTimeTrainer:
-    """Adapts all weights, each at its role's multiple of TTT_LR."""
+    """Adapts all weights, each at its role's multiple of TTT_LR, by SGD (549) or AdamW (532)."""
 
     def __init__(self, model: GPT, grads: Tensor, s: Settings):
         """grads is the flat gradient of all parameters."""
@@ -2006,7 +2006,7 @@ class TestTimeTrainer:
             by_lr.setdefault(s.ttt_lr * role_of(name).ttt_lr_scale, []).append(p)
         groups = [dict(params=params, base_lr=lr) for lr, params in by_lr.items()]
         self.optimizer = torch.optim.SGD(groups, momentum=0.9)
-        if ttt_optimizer(s) == "adamw":
+        if s.ttt_protocol == "train_then_score":
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
 
     def learn(self, inputs: Tensor, targets: Tensor, done: float, epochs: int) -> None:
@@ -2491,6 +2491,7 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
     usual = vars(Settings()) | PRESETS[s.preset]
     changed = []
     for name, value in vars(s).items():
+        value = int(value) if isinstance(value, bool) else value  # as it is set: 0 or 1
         log(f"{name}:{value}", console=False)
         if name not in PER_RUN and value != usual[name]:
             changed.append(f"{name.upper()}={value}")
@@ -2672,7 +2673,7 @@ def finish(
         unet_skips=s.skips != "off",
         skip_gates=s.skips == "gated",
         logit_softcap=LOGIT_SOFTCAP,
-        ttt_optimizer=ttt_optimizer(s),
+        ttt_optimizer="adamw" if s.ttt_protocol == "train_then_score" else "sgd",
         ttt_grad_clip=TTT_GRAD_CLIP,
         tokenizer_sha256=tokenizer,
     )
