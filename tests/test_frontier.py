@@ -1,66 +1,60 @@
-"""PRESET=frontier's parts, each against its plain definition."""
+"""PRESET=frontier: each part against its plain definition, and what a training makes of them."""
 
 import itertools
+import signal
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import random_model, tiny_settings, write_shard
 
+import train_gpt
 from train_gpt import (
     GPT,
     NorMuon,
-    Ranks,
+    Settings,
     TokenStream,
-    Training,
-    block_passes,
-    build_optimizers,
+    TrainState,
+    block_order,
     load_settings,
     newton_schulz,
-    rate_scale,
     rms_norm,
     train_batches,
 )
 
-CPU = torch.device("cpu")
 TOKENS = torch.tensor([[1, 7, 9, 9, 4, 1, 5, 6, 7, 30, 31, 32, 1, 9, 63, 2]])
 
 
 def test_the_preset_as_its_table_says():
     s = load_settings({"PRESET": "frontier"})
-    m = s.model
-    assert (m.vocab_size, m.num_layers, m.model_dim, m.num_heads) == (8192, 11, 512, 8)
-    assert (m.num_kv_heads, m.mlp_hidden, m.rope_dims, m.rope_base) == (4, 2048, 16, 10000.0)
-    assert (m.qk_gain_init, m.xsa_last_n, m.parallel_last_n) == (5.25, 11, 4)
-    assert (m.loop_first, m.loop_last, m.loop_passes, s.training.loop_from) == (3, 5, 3, 0.35)
-    assert (m.gate_dims, m.smear_dims, m.skip_gates, m.unet_skips) == (32, 12, True, True)
-    assert (m.bigram_buckets, m.value_residual, m.bos_reset) == (0, False, True)
+    assert (s.vocab_size, s.num_layers, s.model_dim, s.num_heads) == (8192, 11, 512, 8)
+    assert (s.num_kv_heads, s.mlp_hidden, s.rope_dims, s.rope_base) == (4, 2048, 16, 10000.0)
+    assert (s.qk_gain_init, s.xsa_last_n, s.parallel_last_n) == (5.25, 11, 4)
+    assert (s.loop_first, s.loop_last, s.loop_passes) == (3, 5, 3)
+    assert train_gpt.RECURRENCE_START == 0.35
+    assert (s.gate_dims, s.smear_dims, s.skips) == (32, 12, "gated")
+    assert (s.bigram_buckets, s.value_residual, s.bos_reset) == (0, False, True)
 
-    t = s.training
-    assert (t.matrix_optimizer, t.matrix_lr, t.embed_lr, t.scalar_lr) == (
-        "muon_rows",
-        0.026,
-        0.03,
-        0.02,
-    )
-    assert (t.weight_decay, t.embed_weight_decay, t.scalar_weight_decay) == (0.095, 0.085, 0.02)
-    assert (t.muon_momentum, t.adam_beta2, t.ema_decay) == (0.97, 0.99, 0.9965)
-    assert (t.warmdown_fraction, t.warmdown_floor, t.late_qat_threshold) == (0.75, 0.1, 0.0)
-    assert (t.loader, s.export.fit, s.evaluation.eval_stride) == ("random", "fill", 64)
-    assert s.evaluation.ttt_lr == 0.005
+    assert (s.matrix_optimizer, s.loader, s.fit) == ("muon_rows", "random", "fill")
+    assert (s.matrix_lr, s.embed_lr, s.scalar_lr) == (0.026, 0.03, 0.02)
+    assert (s.weight_decay, s.embed_weight_decay, s.scalar_weight_decay) == (0.095, 0.085, 0.02)
+    assert (s.muon_momentum, s.adam_beta2, s.ema_decay) == (0.97, 0.99, 0.9965)
+    assert (s.warmdown_fraction, s.warmdown_floor, s.late_qat_threshold) == (0.75, 0.1, 0.0)
+    assert (s.eval_stride, s.ttt_lr) == (64, 0.005)
 
 
 def test_the_preset_has_36_million_weights_and_17_passes():
-    m = load_settings({"PRESET": "frontier"}).model
     with torch.device("meta"):
-        model = GPT(m)
-    assert model.passes == [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
+        model = GPT(load_settings({"PRESET": "frontier"}))
+    assert model.order == [0, 1, 2, 3, 4, 5, 3, 4, 5, 3, 4, 5, 6, 7, 8, 9, 10]
     matrices = 11 * 2_883_584 + 8192 * 512
     vectors = 11 * (2 * 512 + 2 * 512 + 8 + 8 * 32) + 2 * 8 * 512 + 13
     assert sum(p.numel() for p in model.parameters()) == matrices + vectors == 35_947_365
 
 
-# ---------------------------------------------------------------- the model
+# ---- The model
 
 
 @pytest.mark.parametrize(
@@ -72,10 +66,10 @@ def test_the_preset_has_36_million_weights_and_17_passes():
         (2, 3, 2, [0, 1, 2, 3, 2, 3]),
     ],
 )
-def test_loops_pass_their_blocks_again(first, last, passes, order):
+def test_recurrent_blocks_pass_again(first, last, passes, order):
     loop = dict(LOOP_FIRST=first, LOOP_LAST=last, LOOP_PASSES=passes)
     s = tiny_settings(NUM_LAYERS=4, **loop)
-    assert block_passes(s.model) == order
+    assert block_order(s) == order
     model = random_model(s)
     seen = []
     for index, block in enumerate(model.blocks):
@@ -84,15 +78,15 @@ def test_loops_pass_their_blocks_again(first, last, passes, order):
     assert seen == order
 
     seen.clear()
-    model.loop(False)
+    model.set_recurrence(False)
     model(TOKENS)
     assert seen == [0, 1, 2, 3]
 
 
-def test_a_loop_equals_blocks_of_the_same_weights():
-    shape = dict(UNET_SKIPS=0, VALUE_RESIDUAL=0, LN_SCALE=0, XSA_LAST_N=0)
+def test_recurrence_equals_blocks_of_the_same_weights():
+    shape = dict(SKIPS="off", VALUE_RESIDUAL=0, LN_SCALE=0, XSA_LAST_N=0)
     looped = random_model(tiny_settings(LOOP_FIRST=1, LOOP_LAST=1, LOOP_PASSES=3, **shape))
-    deep = GPT(tiny_settings(NUM_LAYERS=5, **shape).model)
+    deep = GPT(tiny_settings(NUM_LAYERS=5, **shape))
     source = {0: 0, 1: 1, 2: 1, 3: 1, 4: 2}
     for index, own in source.items():
         deep.blocks[index].load_state_dict(looped.blocks[own].state_dict())
@@ -111,20 +105,20 @@ def test_a_parallel_block_adds_both_to_what_both_read():
     got, _ = block(x, x0, v_first, (model.cos, model.sin))
 
     mixed = block.resid_mix[0] * x + block.resid_mix[1] * x0
-    attended, _ = block.attn(rms_norm(mixed), v_first, (model.cos, model.sin), None)
+    attended, _ = block.attn(rms_norm(mixed), v_first, (model.cos, model.sin))
     read = block.mlp(rms_norm(mixed))
     torch.testing.assert_close(got, mixed + block.attn_scale * attended + block.mlp_scale * read)
 
 
 def test_skip_gates_weigh_stream_and_skip():
-    model = random_model(tiny_settings(NUM_LAYERS=4, SKIP_GATES=1))
+    model = random_model(tiny_settings(NUM_LAYERS=4, SKIPS="gated"))
     assert model.skip_gates.shape == model.skip_weights.shape == (2, 32)
     x = torch.randn(1, 16, 32)
     skip = torch.randn(1, 16, 32)
     g = torch.sigmoid(model.skip_gates[1])
     expected = g * x + (1 - g) * model.skip_weights[1] * skip
-    torch.testing.assert_close(model.join(x, skip, 1), expected)
-    fresh = GPT(tiny_settings(SKIP_GATES=1).model)
+    torch.testing.assert_close(model.add_skip(x, skip, 1), expected)
+    fresh = GPT(tiny_settings(SKIPS="gated"))
     assert not fresh.skip_gates.any() and (fresh.skip_weights == 1).all()
 
 
@@ -133,16 +127,16 @@ def test_a_narrow_gate_is_one_at_first_and_reads_the_first_channels():
     model = random_model(s)
     attn = model.blocks[2].attn
     assert attn.gate_weight.shape == (4, 5) and attn.gate_bias is None
-    assert not GPT(s.model).blocks[0].attn.gate_weight.any()
+    assert not GPT(s).blocks[0].attn.gate_weight.any()
 
     x = torch.randn(1, 16, 32)
     v_first = torch.randn(1, 2, 16, 8)
     rotary = (model.cos, model.sin)
     gate = 2 * torch.sigmoid(x[..., :5] @ attn.gate_weight.T)
-    got, _ = attn(x, v_first, rotary, None)
-    attn.gated = False
+    got, _ = attn(x, v_first, rotary)
+    attn.gate_weight = None
     attn.out.data, out = torch.eye(32), attn.out.data.clone()
-    heads, _ = attn(x, v_first, rotary, None)
+    heads, _ = attn(x, v_first, rotary)
     gated = heads.unflatten(-1, (4, 8)) * gate[..., None]
     torch.testing.assert_close(got, gated.flatten(-2) @ out.T)
 
@@ -157,26 +151,24 @@ def test_content_smear_adds_the_raw_embedding_before_but_not_across_a_document()
         if i > 0 and token != 1:
             x = x + model.smear_scale * gate[i] * e[i - 1]
         torch.testing.assert_close(model.embed(TOKENS)[0, i], rms_norm(x))
-    fresh = GPT(tiny_settings(SMEAR_DIMS=6).model)
+    fresh = GPT(tiny_settings(SMEAR_DIMS=6))
     assert not fresh.smear_gate.any() and fresh.smear_scale == 0
 
 
 PARTS = [
     {"PARALLEL_LAST_N": 2},
     {"LOOP_FIRST": 1, "LOOP_LAST": 2, "LOOP_PASSES": 2},
-    {"SKIP_GATES": 1},
+    {"SKIPS": "gated"},
     {"GATE_DIMS": 4},
     {"SMEAR_DIMS": 4},
 ]
 
 
 @pytest.mark.parametrize("part", PARTS, ids=str)
-def test_parts_are_causal_and_keep_single_positions(part):
+def test_parts_are_causal(part):
     model = random_model(tiny_settings(NUM_LAYERS=4, **part))
-    at = torch.tensor([[3, 9, 15]])
     with torch.no_grad():
         before = model(TOKENS)
-        torch.testing.assert_close(model(TOKENS, at=at), before[:, at[0]], atol=2e-5, rtol=1e-4)
         for t in (1, 5, 12):
             changed = TOKENS.clone()
             changed[0, t] = (changed[0, t] + 11) % 64
@@ -185,14 +177,14 @@ def test_parts_are_causal_and_keep_single_positions(part):
             assert not torch.equal(before[:, t], after[:, t])
 
 
-# ---------------------------------------------------------------- optimizer, schedule, loader
+# ---- Optimizer and loader
 
 
 def test_rows_have_one_norm_before_they_are_made_orthogonal():
     torch.manual_seed(0)
     p = torch.nn.Parameter(torch.randn(6, 9))
     before = p.detach().clone()
-    optimizer = NorMuon([p], Ranks(0, 1, CPU), 0.02, 0.9, 0.1, rows_first=True)
+    optimizer = NorMuon([p], 0.02, 0.9, 0.1, row_normalize=True)
     optimizer.param_groups[0].update(lr=0.02, momentum=0.9)
     p.grad = torch.randn(6, 9)
     momentum = 0.1 * p.grad
@@ -203,43 +195,244 @@ def test_rows_have_one_norm_before_they_are_made_orthogonal():
     torch.testing.assert_close(p.detach(), expected, atol=1e-5, rtol=1e-4)
 
 
-def test_decay_and_beta_by_role():
-    s = load_settings({"PRESET": "frontier", "NUM_LAYERS": "6", "XSA_LAST_N": "6"})
-    with torch.device("meta"):
-        model = GPT(s.model)
-    muon, adamw = build_optimizers(model, s.training, Ranks(0, 1, CPU))
-    assert muon.param_groups[0]["weight_decay"] == 0.095 and muon.rows_first
-    tables, vectors = adamw.param_groups
-    assert (tables["weight_decay"], tables["base_lr"], tables["betas"]) == (
-        0.085,
-        0.03,
-        (0.9, 0.99),
-    )
-    assert (vectors["weight_decay"], vectors["base_lr"]) == (0.02, 0.02)
-
-
-def test_the_rates_fall_by_time_to_a_floor():
-    t = Training(warmdown_fraction=0.75, warmdown_floor=0.1)
-    scales = [rate_scale(1e9, done, t) for done in (0.0, 0.25, 0.625, 1.0)]
-    assert scales == pytest.approx([1.0, 1.0, 0.55, 0.1])
-
-
-def test_random_sequences_are_the_same_on_any_ranks_and_change_by_step(tmp_path):
+def test_random_sequences_are_the_same_on_any_ranks_and_change_by_step(tmp_path, as_rank):
     write_shard(tmp_path / "fineweb_train_0.bin", np.arange(3000) % 64)
-    stream = TokenStream(str(tmp_path), "train", 64)
-    s = tiny_settings(LOADER="random", MICRO_BATCH_SEQS=1, TRAIN_BATCH_TOKENS=96)
+    options = dict(DATA_PATH=tmp_path, LOADER="random", MICRO_BATCH_SEQS=1, TRAIN_BATCH_TOKENS=96)
+    s = tiny_settings(**options)
+    stream = TokenStream(s, "train")
 
-    def inputs(step: int, world: int) -> list[list[int]]:
-        ranks = [Ranks(rank, world, CPU) for rank in range(world)]
-        batches = [batch for rank in ranks for batch in train_batches(stream, step, s, rank)]
-        assert all((b.targets[:, :-1] == b.inputs[:, 1:]).all() for b in batches)
-        return [row for batch in batches for row in batch.inputs.tolist()]
+    def rows(step: int, world_size: int, s: Settings = s) -> list[list[int]]:
+        found = []
+        for rank in range(world_size):
+            as_rank(rank, world_size)
+            for inputs, targets in train_batches(stream, step, s):
+                assert (targets[:, :-1] == inputs[:, 1:]).all()
+                found += inputs.tolist()
+        return found
 
-    steps = [inputs(step, 1) for step in range(4)]
-    assert all(inputs(step, world) == steps[step] for step in (0, 3) for world in (2, 3))
-    starts = [row[0] for rows in steps for row in rows]
+    steps = [rows(step, 1) for step in range(4)]
+    assert all(rows(step, world) == steps[step] for step in (0, 3) for world in (2, 3))
+    starts = [row[0] for step in steps for row in step]
     assert len(starts) == 24 and len(set(starts)) > 12
     assert not all((b - a) % 64 == 16 for a, b in itertools.pairwise(starts))
-    other = tiny_settings(LOADER="random", SEED=1, TRAIN_BATCH_TOKENS=96)
-    (batch,) = train_batches(stream, 0, other, Ranks(0, 1, CPU))
-    assert batch.inputs.tolist() != steps[0]
+    assert rows(0, 1, tiny_settings(SEED=1, **options)) != steps[0]
+
+
+# ---- The training
+
+STEPS = 20
+SMALL = dict(  # the preset with four blocks, of which the middle two recur
+    PRESET="frontier",
+    DTYPE="float32",
+    NUM_LAYERS=4,
+    XSA_LAST_N=4,
+    PARALLEL_LAST_N=2,
+    LOOP_FIRST=1,
+    LOOP_LAST=2,
+    BIGRAM_BUCKETS=0,
+    MICRO_BATCH_SEQS=3,
+    ITERATIONS=STEPS,
+    MAX_WALLCLOCK_SECONDS=0,
+    MUON_MOMENTUM_WARMUP_STEPS=10,
+)
+KINDS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")
+MATRICES = {f"blocks.{i}.{kind}" for i in range(4) for kind in KINDS}
+ONCE, AGAIN = [0, 1, 2, 3], [0, 1, 2, 1, 2, 1, 2, 3]  # orders of the blocks
+
+Weights = dict[str, torch.Tensor]
+
+
+def weights_of(model: GPT) -> Weights:
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+@dataclass
+class Step:
+    """What was seen of one step."""
+
+    order: list[int]  # of the blocks, as the model states it
+    passed: list[int]  # by all micro-batches
+    groups: list[list[dict]]  # by optimizer
+    batches: list[torch.Tensor]  # the inputs
+    grads: Weights  # as the optimizers got them
+    forward: Weights  # in the forward pass
+    before: Weights
+    after: Weights
+    ema: Weights
+
+
+@dataclass
+class Training:
+    """What was seen of a whole training."""
+
+    s: Settings
+    stream: TokenStream
+    steps: list[Step]
+
+    def in_groups(self, optimizer: int, name: str) -> list[list[float]]:
+        """What each group of an optimizer had at each step."""
+        return [[group[name] for group in step.groups[optimizer]] for step in self.steps]
+
+
+def watch(folder, seconds: float = 0.0, **changes) -> Training:
+    """Runs train(), which goes on after so many seconds of training."""
+    write_shard(folder / "fineweb_train_0.bin", np.random.default_rng(0).integers(1, 64, 4000))
+    s = tiny_settings(DATA_PATH=folder, **SMALL | changes)
+    stream = TokenStream(s, "train")
+    torch.manual_seed(0)
+    state = TrainState(GPT(s), s)
+    state.seconds = seconds
+    steps, passed, forward = [], [], []
+    for index, block in enumerate(state.model.blocks):
+        block.register_forward_hook(lambda *_, index=index: passed.append(index))
+    state.model.register_forward_pre_hook(lambda model, _: forward.append(weights_of(model)))
+    plain = train_gpt.train_step
+
+    def step(state, batches, *rest):
+        batches = list(batches)
+        groups = [[dict(g) for g in optimizer.param_groups] for optimizer in state.optimizers]
+        before = weights_of(state.model)
+        plain(state, batches, *rest)
+        grads = {name: p.grad.clone() for name, p in state.model.named_parameters()}
+        seen = Step(
+            order=state.model.order,
+            passed=passed.copy(),
+            groups=groups,
+            batches=[inputs for inputs, _ in batches],
+            grads=grads,
+            forward=forward[0],
+            before=before,
+            after=weights_of(state.model),
+            ema=weights_of(state.ema),
+        )
+        steps.append(seen)
+        passed.clear()
+        forward.clear()
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)  # where the checkpoint goes
+        patch.setattr(train_gpt, "train_step", step)
+        try:
+            train_gpt.train(state, stream, SimpleNamespace(s=s))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+    return Training(s, stream, steps)
+
+
+@pytest.fixture(scope="module")
+def training(tmp_path_factory) -> Training:
+    """Of the preset."""
+    return watch(tmp_path_factory.mktemp("frontier"))
+
+
+def test_the_span_recurs_after_a_third_of_the_training(training):
+    """At 0.35: after 7 of 20 steps."""
+    assert [step.order for step in training.steps] == [ONCE] * 7 + [AGAIN] * 13
+    assert all(step.passed == 2 * step.order for step in training.steps)  # two micro-batches
+
+
+@pytest.mark.parametrize(("seconds", "order"), [(34.9, ONCE), (35.0, AGAIN)])
+def test_the_span_recurs_after_a_third_of_the_time(tmp_path, seconds, order):
+    training = watch(tmp_path, seconds, MAX_WALLCLOCK_SECONDS=100, ITERATIONS=1)
+    assert [step.order for step in training.steps] == [order]
+
+
+def scales() -> list[float]:
+    """Of the rates at each step: they fall in the last 0.75 of the steps, to 0.1 at their end."""
+    return [1.0] * 5 + [0.1 + 0.9 * (STEPS - step) / 15 for step in range(5, STEPS)]
+
+
+def test_the_rates_fall_to_a_floor(training):
+    assert scales()[-1] == pytest.approx(0.16)
+    for optimizer, base in enumerate(([0.026] * 4, [0.03, 0.02])):  # matrices have four shapes
+        expected = [[pytest.approx(lr * scale) for lr in base] for scale in scales()]
+        assert training.in_groups(optimizer, "lr") == expected
+
+
+def momenta() -> list[float]:
+    return [0.92 + 0.005 * min(step, 10) for step in range(STEPS)]
+
+
+def test_every_matrix_has_the_steps_momentum(training):
+    expected = [[pytest.approx(momentum)] * 4 for momentum in momenta()]
+    assert training.in_groups(0, "momentum") == expected
+
+
+def muon_rows(w, grads: list, lrs: list[float]) -> torch.Tensor:
+    """Muon with rows of one norm, by its formulas."""
+    momentum = 0.0
+    for grad, lr, mu in zip(grads, lrs, momenta(), strict=True):
+        momentum = mu * momentum + (1 - mu) * grad
+        update = (1 - mu) * grad + mu * momentum
+        update = update / update.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        aspect = max(1, len(w) / w.size(1)) ** 0.5
+        w = w * (1 - lr * 0.095) - lr * aspect * newton_schulz(update[None])[0]
+    return w
+
+
+def adamw(w, grads: list, lrs: list[float], decay: float) -> torch.Tensor:
+    """AdamW with betas 0.9 and 0.99, by its formulas."""
+    first = second = 0.0
+    for t, (grad, lr) in enumerate(zip(grads, lrs, strict=True), start=1):
+        first = 0.9 * first + 0.1 * grad
+        second = 0.99 * second + 0.01 * grad**2
+        root = (second / (1 - 0.99**t)).sqrt()
+        w = w * (1 - lr * decay) - lr * first / (1 - 0.9**t) / (root + 1e-8)
+    return w
+
+
+def test_the_weights_are_those_of_muon_rows_and_adamw(training):
+    """All 20 steps: rate, momentum, decay and betas of every parameter."""
+    for name, w in training.steps[0].before.items():
+        grads = [step.grads[name].double() for step in training.steps]
+        if name in MATRICES:
+            expected = muon_rows(w.double(), grads, [0.026 * scale for scale in scales()])
+        elif name == "tok_emb":
+            expected = adamw(w.double(), grads, [0.03 * scale for scale in scales()], 0.085)
+        else:
+            expected = adamw(w.double(), grads, [0.02 * scale for scale in scales()], 0.02)
+        error = (training.steps[-1].after[name] - expected).abs().max().item()
+        assert error < 1e-5, f"{name}: {error:.2g}"
+
+
+def test_the_sequences_are_random(training):
+    s, stream = training.s, training.stream
+    for number, step in enumerate(training.steps):
+        expected = [inputs for inputs, _ in train_batches(stream, number, s)]
+        in_order = next(train_batches(stream, number, replace(s, loader="sequential")))[0]
+        assert [len(inputs) for inputs in step.batches] == [3, 1]
+        assert all(map(torch.equal, step.batches, expected))
+        assert not torch.equal(step.batches[0], in_order)
+
+
+def test_the_ema_starts_with_the_first_steps_weights(training):
+    for name in training.steps[0].after:
+        ema = training.steps[0].after[name].double()
+        assert torch.equal(training.steps[0].ema[name].double(), ema)
+        for step in training.steps[1:]:
+            ema = 0.9965 * ema + 0.0035 * step.after[name]
+        # float32, 19 times
+        torch.testing.assert_close(training.steps[-1].ema[name].double(), ema, atol=1e-6, rtol=1e-5)
+
+
+def quantized(step: Step) -> set[str]:
+    """The parameters that the forward pass of a step did not get as they were."""
+    return {name for name, w in step.before.items() if not torch.equal(step.forward[name], w)}
+
+
+def test_nothing_is_fake_quantized(training, tmp_path):
+    """Not even with rates that fall to 0."""
+    steps = training.steps + watch(tmp_path, WARMDOWN_FLOOR=0).steps
+    assert len(steps) == 2 * STEPS and not any(map(quantized, steps))
+
+
+def test_all_matrices_of_the_blocks_are_fake_quantized_below_the_threshold(tmp_path):
+    """Below a scale of 0.5, which is that of the steps from 14 on."""
+    steps = watch(tmp_path, LATE_QAT_THRESHOLD=0.5).steps
+    assert [quantized(step) for step in steps] == [set()] * 14 + [MATRICES] * 6
+    for name in MATRICES:
+        for w, rounded in zip(steps[-1].before[name], steps[-1].forward[name], strict=True):
+            size = w.abs().max() / 31
+            torch.testing.assert_close(rounded, (w / size).round() * size)
