@@ -107,7 +107,7 @@ def quarter_power(exponent: int) -> float:
 class Model:
     """The shared part of the trellis stream; `build` fills in what is empty."""
 
-    log2_states: int = 3
+    log2_states: int = 5  # as in train_gpt.py's files
     contexts: int = 1
     largest: int | None = None  # that of the indices when None
     frequencies: list[list[int]] = field(default_factory=list)
