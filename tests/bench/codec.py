@@ -60,7 +60,7 @@ OTHER_LEVELS = 64
 MIN_ELEMENTS = 65_537  # the author passes smaller tensors through
 LOOP_WEIGHTS = 300_000  # on which the author's loop over bits is timed
 
-Quantised = dict[str, np.ndarray]  # name -> decoded weights
+Quantized = dict[str, np.ndarray]  # name -> decoded weights
 
 
 @dataclass
@@ -169,7 +169,7 @@ def int_results(matrices: list[Matrix], label: str, largest: dict[str, float]) -
     def encode() -> dict[str, tuple[np.ndarray, np.ndarray]]:
         return {m.name: integers_per_row(m.w, largest[m.name]) for m in matrices}
 
-    coded, quantising = timed(encode)
+    coded, quantizing = timed(encode)
     raw = b"".join(q.tobytes() + scales.tobytes() for q, scales in coded.values())
     errors = {
         m.name: m.mse(coded[m.name][0] * coded[m.name][1].astype(np.float32)) for m in matrices
@@ -185,7 +185,7 @@ def int_results(matrices: list[Matrix], label: str, largest: dict[str, float]) -
                 f"{label} + {name}",
                 len(data),
                 errors,
-                quantising + encoding,
+                quantizing + encoding,
                 inflating + scaling,
                 8 * len(data),
                 bits,
@@ -242,7 +242,7 @@ def pack_codes(indices: np.ndarray, codes: dict[str, str]) -> tuple[bytes, int]:
     return np.packbits(stream).tobytes(), len(stream)
 
 
-def author_encode(matrices: list[Matrix]) -> tuple[bytes, Quantised, float, float]:
+def author_encode(matrices: list[Matrix]) -> tuple[bytes, Quantized, float, float]:
     """File, decoded weights, bits of the codes and entropy of the symbols."""
     entries, parts, decoded, offset, code_bits, symbol_bits = {}, [], {}, 0, 0, 0.0
     for m in matrices:
@@ -313,7 +313,7 @@ def author_result(matrices: list[Matrix]) -> Result:
 # ---------------------------------------------------------------- ours
 
 
-def stream_bits(file: bytes, decoded: Quantised) -> tuple[int, float]:
+def stream_bits(file: bytes, decoded: Quantized) -> tuple[int, float]:
     """Bits of an artifact's one stream (words and what the lanes begin with), and the entropy of
     its symbols."""
     cursor = decode_artifact.Cursor(decode_artifact.inflate(file))
@@ -345,11 +345,9 @@ def stream_bits(file: bytes, decoded: Quantised) -> tuple[int, float]:
 
 
 def our_result(
-    matrices: list[Matrix], method: str, code: Callable[[Matrix], train_gpt.Coded], states: int
+    matrices: list[Matrix], method: str, encode: Callable[[Matrix], train_gpt.Coded]
 ) -> Result:
-    file, encoding = timed(
-        lambda: train_gpt.encode_pcll({}, {m.name: code(m) for m in matrices}, states)
-    )
+    file, encoding = timed(lambda: train_gpt.encode_pcll({}, {m.name: encode(m) for m in matrices}))
     (_, _, decoded), decoding = timed(decode_artifact.parse_pcll, file)
     errors = {m.name: m.mse(decoded[m.name]) for m in matrices}
     return Result(method, len(file), errors, encoding, decoding, *stream_bits(file, decoded))
@@ -431,7 +429,7 @@ def main() -> int:
         decode_artifact.require(bool(matrices), "there is no matrix of more than 65,536 elements")
         author = author_result(matrices)
         decode_artifact.require(
-            min(author.errors.values()) > 0, "a matrix was quantised before and has no error"
+            min(author.errors.values()) > 0, "a matrix was quantized before and has no error"
         )
     except (OSError, ValueError) as error:
         print(f"{options.weights or 'made-up weights'}: {error}", file=sys.stderr)
@@ -451,20 +449,16 @@ def main() -> int:
     equal = {m.name: largest_for(m, author.errors[m.name]) for m in matrices}
     for result in int_results(matrices, "equal error per row", equal):
         print(line_of(result, author, matrices), flush=True)
-    ours = our_result(matrices, "huffman", lambda m: train_gpt.code_huffman(m.w, m.levels), 8)
+
+    def encode(m: Matrix) -> train_gpt.Coded:
+        even = train_gpt.Moments(np.ones(len(m.w)), np.eye(m.w[0].size))
+        target = author.errors[m.name]
+        first = train_gpt.encode_trellis(m.w, even, target**0.5)
+        return train_gpt.encode_trellis(m.w, even, target / m.mse(first.weights()) ** 0.5)
+
+    ours = our_result(matrices, "huffman", lambda m: train_gpt.encode_huffman(m.w, m.levels))
     print(line_of(ours, author, matrices), flush=True)
-    for states in (8, 32, 256):
-
-        def code(m: Matrix, states: int = states) -> train_gpt.Coded:
-            even = train_gpt.Moments(np.ones(len(m.w)), np.eye(m.w[0].size))
-            target = author.errors[m.name]
-            first = train_gpt.code_trellis(m.w, even, target**0.5, states)
-            decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": first}, states))[1]["w"]
-            error = np.square(decoded - m.w, dtype=np.float64).mean()
-            return train_gpt.code_trellis(m.w, even, target / error**0.5, states)
-
-        ours = our_result(matrices, f"trellis, {states} states", code, states)
-        print(line_of(ours, author, matrices), flush=True)
+    print(line_of(our_result(matrices, "trellis", encode), author, matrices), flush=True)
     return 0
 
 

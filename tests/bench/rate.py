@@ -1,19 +1,19 @@
-"""Measures what quantisation costs, in bits per byte, against the bits that a weight takes.
+"""Measures what quantization costs, in bits per byte, against the bits that a weight takes.
 
     python tests/bench/rate.py CHECKPOINT.pt ... --train FOLDER --data FOLDER --tokenizer MODEL
                                [--bits B ...] [--only WORD ...] [--csv rate.csv]
 
 FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin
 of text that is not for the final score (held-out text of the training mix, say), scored whole by
-the checkpoint's sliding window. Every way to quantise makes files of about --bits a weight, by the
-coarseness of its steps; the logarithm of the cost is then read between those nearest to each. The
-last table has means over the checkpoints, and their ratio to what strong entries do; a line below
-each way says what its files cost by the moments alone.
+the checkpoint's sliding window. Every way to quantize makes files of about --bits a weight, by its
+step scale; the logarithm of the cost is then read between those nearest to each. The last table has
+means over the checkpoints, and their ratio to what strong entries do; a line below each way says
+what its files cost by the moments alone.
 
     int6, GPTQ      a step for each row, by its standard deviation (12.85 / 31 of it, embedding
                     20 / 127: entry 1394), GPTQ in order of importance over our moments, and the
                     ideal zero-order entropy of each matrix, as if no coder lost anything
-    huffman         k-means with MLP_LEVELS, QKV_LEVELS and OTHER_LEVELS levels, as 532 exports
+    huffman         k-means with the numbers of levels of ROLES, as 532 exports
     levels          the same error, by the trellis codec
     one step        the same step for every weight
     relative        the same error in proportion to each matrix's variance
@@ -32,7 +32,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from unittest.mock import Mock, patch
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -51,12 +51,12 @@ class Network:
     name: str
     settings: train_gpt.Settings
     model: train_gpt.GPT  # takes the weights of each file
-    weights: dict[str, np.ndarray]  # float32, averaged
+    weights: dict[str, np.ndarray]  # float32, the EMA
     moments: dict[str, Moments]
     scorer: train_gpt.Evaluator
 
     def bpb(self) -> float:
-        return self.scorer.score(self.model, "", self.settings.evaluation.eval_stride).val_bpb
+        return self.scorer.score(self.model, "", self.settings.eval_stride).val_bpb
 
     def size(self) -> int:
         return sum(w.size for w in self.weights.values())
@@ -64,11 +64,12 @@ class Network:
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A way to quantise: settings, moments, and the constants that it changes."""
+    """A way to quantize: settings, moments, and the constants that it changes."""
 
-    export: train_gpt.Export
+    settings: train_gpt.Settings
     moments: dict[str, Moments]
     constants: dict[str, float] = dataclasses.field(default_factory=dict)
+    exact_embedding: bool = False  # tok_emb stays in float16
 
 
 def even(w: np.ndarray, error: float) -> Moments:
@@ -77,96 +78,93 @@ def even(w: np.ndarray, error: float) -> Moments:
 
 
 def without_feedback(moments: Moments) -> Moments:
-    return Moments(moments.rows, np.diag(np.diagonal(moments.columns)))
+    return Moments(moments.output_fisher, np.diag(np.diagonal(moments.input_hessian)))
 
 
 def mean_cost(moments: Moments) -> float:
     """Of a weight's squared error."""
-    return moments.rows.mean() * np.diagonal(moments.columns).mean()
+    return moments.output_fisher.mean() * np.diagonal(moments.input_hessian).mean()
 
 
-def levels_error(name: str, w: np.ndarray, s: train_gpt.Export) -> float:
+def levels_error(name: str, w: np.ndarray) -> float:
     """Mean squared error of the codebook that entry 532 would give the matrix."""
-    coded = train_gpt.code_tensor(
-        name, w, dataclasses.replace(s, codec="huffman", embed_codec="huffman"), 1, 0, {}
-    )
-    decoded = train_gpt.decode_pcll(train_gpt.encode_pcll({}, {"w": coded}, 4))[1]["w"]
+    decoded = train_gpt.encode_huffman(w, train_gpt.role_of(name).levels).weights()
     return float(np.square(decoded - w, dtype=np.float64).mean())
 
 
 def scaled(moments: dict[str, Moments], name: str, factor: float) -> dict[str, Moments]:
     """Moments by which the errors of one tensor cost `factor` times as much."""
-    return moments | {name: dataclasses.replace(moments[name], rows=factor * moments[name].rows)}
+    own = moments[name]
+    return moments | {name: Moments(factor * own.output_fisher, own.input_hessian)}
 
 
 def cases(network: Network) -> dict[str, Case]:
-    """Every way to quantise, but the peer's, by its name."""
+    """Every way to quantize, but the peer's, by its name."""
     moments = network.moments
-    trellis = network.settings.export
-    half = dataclasses.replace(trellis, embed_codec="float16")
+    s = network.settings
     weights = {name: network.weights[name] for name in moments}
     sizes = [w.size for w in weights.values()]
     variance = float(np.average([w.var() for w in weights.values()], weights=sizes))
 
-    def states(count: int) -> Case:
-        return Case(dataclasses.replace(trellis, trellis_states=count), moments)
+    def evenly(error: Callable[[str, np.ndarray], float]) -> Case:
+        by_name = {name: even(w, error(name, w)) for name, w in weights.items()}
+        return Case(s, by_name, exact_embedding=True)
 
     found = {
-        "huffman": Case(dataclasses.replace(half, codec="huffman"), {}),
-        "levels": Case(half, {n: even(w, levels_error(n, w, half)) for n, w in weights.items()}),
-        "one step": Case(half, {n: even(w, variance / 1e3) for n, w in weights.items()}),
-        "relative": Case(half, {n: even(w, w.var() / 1e3) for n, w in weights.items()}),
-        "tensor": Case(
-            trellis, {n: even(w, 1 / mean_cost(moments[n])) for n, w in weights.items()}
-        ),
-        "row, column": Case(trellis, {n: without_feedback(m) for n, m in moments.items()}),
-        "default": Case(trellis, moments),
+        "huffman": Case(dataclasses.replace(s, codec="huffman"), {}),
+        "levels": evenly(levels_error),
+        "one step": evenly(lambda name, w: variance / 1e3),
+        "relative": evenly(lambda name, w: w.var() / 1e3),
+        "tensor": Case(s, {n: even(w, 1 / mean_cost(moments[n])) for n, w in weights.items()}),
+        "row, column": Case(s, {n: without_feedback(m) for n, m in moments.items()}),
+        "default": Case(s, moments),
     }
-    found |= {f"{count} states": states(count) for count in (8, 128, 256)}
     for damping in (0.001, 0.1):
-        found[f"damping {damping}"] = Case(trellis, moments, dict(DAMPING=damping))
-    found["blocks of 32"] = Case(trellis, moments, dict(FEEDBACK_BLOCK=32, LOOK_AHEAD=32))
+        found[f"damping {damping}"] = Case(s, moments, dict(DAMPING=damping))
+    found["blocks of 32"] = Case(s, moments, dict(FEEDBACK_BLOCK=32, LOOK_AHEAD=32))
     for factor in (0.5, 2.0):
-        found[f"embedding's errors x {factor}"] = Case(trellis, scaled(moments, "tok_emb", factor))
+        found[f"embedding's errors x {factor}"] = Case(s, scaled(moments, "tok_emb", factor))
     return found
 
 
 def load(path: Path, args: argparse.Namespace) -> Network:
-    """A checkpoint's averaged weights, with the data and tokenizer of the command line."""
+    """A checkpoint's EMA weights, with the data and tokenizer of the command line."""
     state = torch.load(path, map_location="cpu", weights_only=True)
-    values = {name: v for name, v in state["settings"].items() if name in train_gpt.FIELDS}
-    values |= dict(
+    saved = {name: v for name, v in state["settings"].items() if name in train_gpt.NAMES}
+    s = train_gpt.Settings(**saved)
+    s = dataclasses.replace(
+        s,
         data_path=args.data,
         tokenizer_path=args.tokenizer,
         compile="0",
         codec="trellis",
-        embed_codec="trellis",
         calibration_tokens=args.calibration_tokens,
     )
-    s = train_gpt.grouped(values)
-    averaged = state["average"]
-    model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype))
-    model.load_state_dict(averaged)
+    model = train_gpt.GPT(s, getattr(torch, s.dtype))
+    model.load_state_dict(state["ema"])
 
-    ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
-    stream = train_gpt.TokenStream(args.train, "train", s.model.vocab_size)
-    moments = train_gpt.calibrate(model, stream, s, ranks)
-    counter = train_gpt.ByteCounter(s.run.tokenizer_path, s.model.vocab_size)
-    quiet = Mock(progress_is_due=lambda: False)
-    scorer = train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s, ranks, quiet)
-    weights = {name: w.float().numpy() for name, w in averaged.items()}
+    stream = train_gpt.TokenStream(dataclasses.replace(s, data_path=args.train), "train")
+    moments = train_gpt.calibrate(model, stream, s)
+    counter = train_gpt.ByteCounter(s.tokenizer_path, s.vocab_size)
+    scorer = train_gpt.Evaluator(*train_gpt.read_validation(counter, s), s)
+    weights = {name: w.float().numpy() for name, w in state["ema"].items()}
     return Network(path.parent.name, s, model, weights, moments, scorer)
 
 
-def recode(network: Network, case: Case, coarseness: float) -> float:
-    """Gives the model the weights that a file of this coarseness has; returns its bytes."""
+def recode(network: Network, case: Case, step_scale: float) -> float:
+    """Gives the model the weights that a file of this step scale has; returns its bytes."""
+    tensors = {}
     with patch.dict(vars(train_gpt), case.constants):
-        tensors = {
-            name: train_gpt.code_tensor(name, w, case.export, coarseness, 0.5, case.moments)
-            for name, w in network.weights.items()
-        }
-        artifact = train_gpt.encode_pcll({}, tensors, case.export.trellis_states)
-    train_gpt.load_artifact(network.model, artifact)
+        for name, w in network.weights.items():
+            if case.exact_embedding and name == "tok_emb":
+                tensors[name] = train_gpt.FloatTensor(w.shape, w.astype(np.float16))
+                continue
+            tensors[name] = train_gpt.encode_tensor(
+                name, w, case.settings, step_scale, case.moments
+            )
+        artifact = train_gpt.encode_pcll({}, tensors)
+    decoded = train_gpt.decode_pcll(artifact)
+    network.model.load_state_dict({name: torch.from_numpy(w) for name, w in decoded.items()})
     coded = sum(t.points.size for t in tensors.values() if t.codec == train_gpt.TRELLIS)
     return len(artifact) - 4 * train_gpt.lane_count(coded)
 
@@ -209,7 +207,7 @@ def recode_as_peer(network: Network, multiplier: float) -> float:
         clip, limit = (20.0, 127) if name == "tok_emb" else (12.85, 31)
         steps = multiplier * clip / limit * w.std(axis=1, keepdims=True)
         steps = steps.astype(np.float16).astype(np.float32)
-        numbers = gptq(w, network.moments[name].columns, steps, limit)
+        numbers = gptq(w, network.moments[name].input_hessian, steps, limit)
         weights[name] = numbers * steps
         size += entropy_bytes(numbers) + 2 * len(w)
     state = {name: torch.from_numpy(w.astype(np.float32)) for name, w in weights.items()}
@@ -224,9 +222,9 @@ def foretold(network: Network) -> float:
     for name, m in network.moments.items():
         w = network.model.get_parameter(name).detach().numpy()
         error = (w - network.weights[name]).reshape(len(w), -1).astype(np.float64)
-        total += ((error @ m.columns * error).sum(axis=1) * m.rows).sum()
+        total += ((error @ m.input_hessian * error).sum(axis=1) * m.output_fisher).sum()
     coded = sum(network.weights[name].size for name in network.moments)
-    return float(total) * network.settings.export.quantisation_nats / coded
+    return float(total) * network.settings.quantisation_nats / coded
 
 
 def cost_at(bits: float, points: list[tuple[float, float]]) -> float:
@@ -244,7 +242,7 @@ def make_file(network: Network, case: Case | None, multiplier: float) -> float:
 
 
 def sweep(network: Network, args: argparse.Namespace, write: Callable[[list], None]) -> dict:
-    """For each way to quantise the bits per weight and the cost in bpb of each of its files."""
+    """For each way to quantize the bits per weight and the cost in bpb of each of its files."""
     exact = network.bpb()
     print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
     targets = [max(args.bits) + 0.1, *sorted(args.bits, reverse=True), min(args.bits) - 0.1]
@@ -280,7 +278,7 @@ def main() -> None:
     parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
 
-    rows = ["network way coarseness bits_per_weight val_bpb".split()]
+    rows = ["network way step_scale bits_per_weight val_bpb".split()]
     swept = [sweep(load(path, args), args, rows.append) for path in args.checkpoints]
     if args.csv:
         with open(args.csv, "w", newline="") as file:

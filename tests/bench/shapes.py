@@ -24,7 +24,7 @@ import train_gpt  # noqa: E402
 
 
 def count_weights(settings: dict[str, str]) -> int:
-    model = train_gpt.GPT(train_gpt.load_settings(settings).model)
+    model = train_gpt.GPT(train_gpt.load_settings(settings))
     return sum(p.numel() for p in model.parameters())
 
 
