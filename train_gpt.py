@@ -197,7 +197,7 @@ class Settings:
 
 
 FIELDS = {member.name.upper(): member for member in dataclasses.fields(Settings)}
-NAMES = [member.name for member in FIELDS.values()]
+NAMES = list(vars(Settings()))
 STATED = NAMES[NAMES.index("vocab_size") :]  # in the artifact's config
 TRAINED_WITH = STATED[: STATED.index("calibration_tokens")]
 
@@ -1913,7 +1913,7 @@ class Ledger:
 
     Every position is recorded once, after the one before it; with `by_document` a document's first
     is free to come at any time. A target is looked at only with the logits that predict it, and
-    handed out to learn from only once it is scored. Anything else is a ValueError.
+    handed out to learn from only once it is scored. Anything else is an error.
     """
 
     def __init__(self, tokens: Tensor, token_bytes: Tensor, by_document: bool = False):
@@ -1921,7 +1921,7 @@ class Ledger:
         self.tokens = tokens
         self.token_bytes = token_bytes
         self.nats = torch.zeros_like(token_bytes, dtype=torch.float32)
-        self.scored = torch.zeros_like(token_bytes, dtype=torch.uint8)
+        self.scored = torch.zeros_like(token_bytes, dtype=torch.int32)
         self.may_begin = (tokens[:-1] == BOS_ID) & by_document
         self.may_begin[0] = True
 
@@ -1931,7 +1931,7 @@ class Ledger:
 
     def record(self, positions: Tensor, nats: Tensor) -> None:
         """Enters the nats float32 [k] of positions int64 [k]."""
-        ones = torch.ones_like(positions, dtype=torch.uint8)
+        ones = torch.ones_like(positions, dtype=torch.int32)
         scored = self.scored.index_add(0, positions, ones)
         in_order = (scored[positions - 1] == 1) | self.may_begin[positions]
         if not ((scored[positions] == 1) & in_order).all():
@@ -2020,7 +2020,7 @@ class TestTimeTrainer:
         count = len(inputs) // length
         sequences = (x[: count * length].view(count, length) for x in (inputs, targets))
         batches = [*zip(*(x.split(self.s.ttt_batch_seqs) for x in sequences), strict=True)]
-        for batch in batches * epochs:
+        for batch in batches * (epochs if count else 0):
             self.grads.zero_()
             shard = [x.tensor_split(ranks.world_size)[ranks.rank] for x in batch]
             size = len(shard[0])
@@ -2559,8 +2559,8 @@ FINAL_LINES = {
 def evaluate(state: TrainState, artifact: bytes, evaluator: Evaluator) -> dict[str, Score]:
     """The scores of the artifact's weights by name.
 
-    The first one is the headline, which stands for the run; those after it are diagnostics. An
-    adaptation that diverged has no score.
+    The first one is the headline, which stands for the run; those after it are diagnostics. A
+    legal adaptation that diverged has no score.
     """
     s = evaluator.s
     model = state.model
@@ -2720,8 +2720,8 @@ def usage() -> str:
     """What --help prints: how to run, the presets, and every setting with its range."""
     lines = [(__doc__ or "").partition("The entry")[0], f"Presets: {', '.join(PRESETS)}"]
     for name, member in FIELDS.items():
-        lines.append(f"\n  {name}={member.default}")
-        lines.append("      {text} ({allowed})".format(**member.metadata))
+        about = "      {text} ({allowed})".format(**member.metadata)
+        lines += [f"\n  {name}={member.default}", about]
     return "\n".join(lines)
 
 
