@@ -393,7 +393,7 @@ TRAINING = [
         "own = slice(ranks.rank, None, ranks.world_size)",
         "own = slice(0, None, ranks.world_size)",
         "every matrix orthogonalized by one of the ranks",
-        "test_optimizer.py::test_the_ranks_updates_add_up_to_that_of_one",
+        "test_optimizer.py::test_the_ranks_updates_add_up_to_that_of_one[2-False]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -512,7 +512,7 @@ TRAINING = [
         "set_recurrence(progress(state, s) >= RECURRENCE_START)",
         "set_recurrence(progress(state, s) < RECURRENCE_START)",
         "a recurrent span that recurs after a third of the training",
-        "test_frontier.py::X",
+        "test_frontier.py::test_the_span_recurs_after_a_third_of_the_training",
     ),
     Mutant(
         TRAIN_GPT,
@@ -875,10 +875,17 @@ EVALUATION = [
     ),
     Mutant(
         TRAIN_GPT,
-        "for batch in batches * epochs:",
-        "for batch in batches:",
+        "(epochs if count else 0)",
+        "(1 if count else 0)",
         "TTT_EPOCHS passes over a chunk",
         "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-score_first-1000000000.0]",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "(epochs if count else 0)",
+        "epochs",
+        "a chunk without a whole sequence that teaches nothing",
+        "test_evaluation.py::test_scores_are_those_of_verify[5-16]",
     ),
     Mutant(
         TRAIN_GPT,
