@@ -4,6 +4,9 @@ Without a GPU the model lies on the meta device, which computes shapes alone, an
 every operation of a step.
 """
 
+import signal
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -13,9 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import train_gpt
-from train_gpt import GPT, Batch, Log, Ranks, Trainer
+from train_gpt import GPT, Distributed, TokenStream, TrainState
 
 DEVICE = torch.device("meta")
+END = 80  # the step at which a watched training ends
 
 
 class Waits(AssertionError):
@@ -92,48 +96,80 @@ class RefuseLists(TorchFunctionMode):
                 raise Waits("the host waits for the number of a mask's true elements")
 
 
+class Enough(Exception):
+    """The training has made the steps that are watched."""
+
+
 @pytest.fixture
-def make_trainer(tmp_path, monkeypatch):
-    """Makes trainers on the meta device; their batches come there before the watch begins."""
+def make_state(tmp_path, monkeypatch):
+    """make_state(**settings): a training on the meta device, and its evaluator.
+
+    Every step has the same two batches, which are there before the watch begins, and step 80 none.
+    """
     write_shard(tmp_path / "fineweb_train_0.bin", np.random.default_rng(0).integers(1, 64, 4000))
-    batches = train_gpt.train_batches
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.setattr(train_gpt, "ranks", Distributed(0, 1, DEVICE))
+    plain_batches = train_gpt.train_batches
 
-    def make(**changes) -> Trainer:
-        late = dict(LATE_QAT_MIN_ELEMENTS=64, LATE_QAT_THRESHOLD=0.5)
-        steps = dict(ITERATIONS=8, WARMDOWN_ITERS=6, MICRO_BATCH_SEQS=3)
-        s = tiny_settings(DATA_PATH=tmp_path, **late, **steps, **changes)
+    def make(**changes) -> tuple[TrainState, SimpleNamespace]:
+        steps = dict(ITERATIONS=100, WARMDOWN_ITERS=60, MICRO_BATCH_SEQS=3, MAX_WALLCLOCK_SECONDS=0)
+        defaults = dict(DATA_PATH=tmp_path, LATE_QAT_THRESHOLD=0.5, TRAIN_LOG_EVERY=1000)
+        s = tiny_settings(**defaults | steps | changes)
+        there = [
+            tuple(x.to(DEVICE) for x in batch)
+            for batch in plain_batches(TokenStream(s, "train"), 0, s)
+        ]
+        assert len(there) == 2
+
+        def batches(stream, step, s):
+            if step == END:
+                raise Enough
+            return there
+
+        monkeypatch.setattr(train_gpt, "train_batches", batches)
         with DEVICE:
-            model = GPT(s.model)
-        trainer = Trainer(model, s, Ranks(0, 1, DEVICE))
-        two = list(batches(trainer.stream, 0, s, trainer.ranks))
-        there = [Batch(*(x.to(DEVICE) for x in batch)) for batch in two]
-        monkeypatch.setattr(train_gpt, "train_batches", lambda *args: there)
-        return trainer
+            return TrainState(GPT(s), s), SimpleNamespace(s=s)
 
-    return make
+    yield make
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("step", [0, 1, 7])
-def test_a_step_does_not_wait(make_trainer, step):
-    """The first one, one with an average, and one with late quantisation."""
-    trainer = make_trainer()
-    trainer.step = step
-    trainer.set_schedule()
-    assert bool(trainer.quantised) == (step == 7)
+def train_watched(state: TrainState, evaluator: SimpleNamespace, first: int) -> None:
+    """The steps from this one until END."""
+    state.step = first
+    state.seconds = 1.0
+    with pytest.raises(Enough), RefuseCopies(), RefuseLists():
+        train_gpt.train(state, None, evaluator)
+    assert state.step == END
+
+
+def test_the_first_step_does_not_wait(make_state):
+    """By itself, as train() reads the loss of the first five for the log."""
+    state, evaluator = make_state()
+    train_gpt.set_lr_scale(state.optimizers, 1.0)
     with RefuseCopies(), RefuseLists():
-        trainer.update()
-    assert trainer.step == step + 1
+        train_gpt.train_step(state, train_gpt.train_batches(None, 0, None), [], evaluator.s)
+    assert state.step == 1
 
 
-@pytest.mark.parametrize("changes", [{}, {"MATRIX_OPTIMIZER": "adamw"}, {"GRAD_CLIP_NORM": 0}])
-def test_steps_after_a_warm_up_do_not_wait(make_trainer, tmp_path, monkeypatch, changes):
-    monkeypatch.chdir(tmp_path)  # where the log goes
-    trainer = make_trainer(WARMUP_STEPS=2, **changes)
-    trainer.warm_up(Log("x", trainer.ranks, resumed=False))
-    with RefuseCopies(), RefuseLists():
-        for _ in range(3):
-            trainer.set_schedule()
-            trainer.update()
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"MATRIX_OPTIMIZER": "adamw"},
+        {"MATRIX_OPTIMIZER": "muon_rows"},
+        {"GRAD_CLIP_NORM": 0},
+        {"LATE_QAT_THRESHOLD": 0},
+        {"WARMDOWN_FRACTION": 0.7},
+    ],
+    ids=str,
+)
+def test_training_after_a_warm_up_does_not_wait(make_state, changes):
+    """Three steps, with fake quantization unless its threshold is 0."""
+    state, evaluator = make_state(WARMUP_STEPS=2, **changes)
+    train_gpt.warm_up(state, None, evaluator)
+    train_watched(state, evaluator, END - 3)
 
 
 WAITING = {
@@ -182,24 +218,15 @@ def test_the_watch_lets_pass(case):
         FREE[case](torch.ones(3, device=DEVICE))
 
 
-def test_the_two_that_a_step_once_had(make_trainer, monkeypatch):
-    """A report that begins with new_tensor([step]), and a stack's own matrices by a list."""
-    trainer = make_trainer()
-    trainer.set_schedule()
-    take_down = trainer.take_down
+def test_the_watch_sees_a_step_that_waits(make_state, monkeypatch):
+    """A stack's own matrices by a list, as a step once took them."""
+    state, evaluator = make_state()
+    monkeypatch.setattr(train_gpt, "newton_schulz", lambda update: update[[0]])
+    with pytest.raises(Waits):
+        train_watched(state, evaluator, END - 1)
 
-    def with_new_tensor(norms):
-        norms.new_tensor([trainer.step])
-        take_down(norms)
 
-    def with_a_list(update, steps=5):
-        return update[[0]]
-
-    for owner, name, change in (
-        (trainer, "take_down", with_new_tensor),
-        (train_gpt, "newton_schulz", with_a_list),
-    ):
-        with monkeypatch.context() as patch:
-            patch.setattr(owner, name, change)
-            with pytest.raises(Waits), RefuseCopies(), RefuseLists():
-                trainer.update()
+def test_the_watch_sees_that_a_logged_step_waits(make_state):
+    state, evaluator = make_state(TRAIN_LOG_EVERY=1)
+    with pytest.raises(Waits):
+        train_watched(state, evaluator, END - 1)
