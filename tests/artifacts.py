@@ -100,7 +100,7 @@ def random_weights(config: dict, seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory) -> Path:
-    """A folder with data/demo: a tokenizer of 320 pieces with byte fall-back, and one validation
+    """A folder with data/demo: a tokenizer of 320 tokens with byte fallback, and one validation
     shard."""
     folder = tmp_path_factory.mktemp("demo")
     data = folder / "data" / "demo"
