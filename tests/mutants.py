@@ -578,14 +578,14 @@ EXPORT = [
         'exact = name == "tok_emb" and s.codec == "huffman"',
         "exact = False",
         "an embedding in float16 beside Huffman codes",
-        "test_codec.py::test_codec_of_each_tensor[float16-1-huffman]",
+        "test_codec.py::test_codec_of_each_tensor[huffman-4-1]",
     ),
     Mutant(
         TRAIN_GPT,
         "np.minimum(*branches, out=cost)",
         "np.maximum(*branches, out=cost)",
         "the trellis path that is nearest",
-        "test_codec.py::test_trellis_search_finds_the_best_path[4]",
+        "test_codec.py::test_viterbi_search_finds_the_best_path",
     ),
     Mutant(
         TRAIN_GPT,
@@ -649,7 +649,7 @@ EXPORT = [
         "t.offset -= base",
         "pass",
         "offsets that count contexts from the model's first one",
-        "test_codec.py::X",
+        "test_codec.py::test_the_greatest_contexts_end_with_the_last_one_allowed[20]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -663,28 +663,28 @@ EXPORT = [
         "if best and (s.fit",
         "if (s.fit",
         "FIT=shrink that goes on until a file fits",
-        "test_codec.py::test_the_search_ends_at_the_finest",
+        "test_codec.py::test_a_file_that_loses_a_bit_a_weight_an_octave_takes_two_tries[shrink]",
     ),
     Mutant(
         TRAIN_GPT,
         " or octaves == FINEST):",
         "):",
         "FIT=fill ends where finer steps buy nothing",
-        "test_codec.py::test_the_search_ends_at_the_finest",
+        "test_codec.py::test_the_finest_steps",
     ),
     Mutant(
         TRAIN_GPT,
         "FULL = 0.999",
         "FULL = 0.9",
         "FIT=fill that fills the cap",
-        "test_codec.py::test_the_search_by_hand",
+        "test_codec.py::test_export_by_hand",
     ),
     Mutant(
         TRAIN_GPT,
         "octaves = (max(too_fine, FINEST) + coarse_enough) / 2",
         "pass",
         "tries that stay within the bracket of those before",
-        "test_codec.py::X",
+        "test_codec.py::test_export_by_hand",
     ),
     Mutant(
         TRAIN_GPT,
@@ -733,7 +733,7 @@ EXPORT = [
         "dtype = np.float16 if largest < HALF_LIMIT else np.float32",
         "dtype = np.float16",
         "float32 for what float16 cannot hold",
-        "test_codec.py::test_codec_of_each_tensor[float16-1-huffman]",
+        "test_codec.py::test_codec_of_each_tensor[huffman-4-1]",
     ),
 ]
 
