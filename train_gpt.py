@@ -476,7 +476,6 @@ class Log:
     PROGRESS_SECONDS = 5.0  # between lines of progress
     run_id = ""
     file = None
-    active = False
     last_progress = 0.0
 
     def open(self, run_id: str, resumed: bool) -> None:
@@ -492,7 +491,6 @@ class Log:
                 "checkpoint; another RUN_ID starts a new one."
             ) from None
         self.run_id = run_id
-        self.active = True
 
     def __call__(self, line: str, console: bool = True) -> None:
         if self.file:
@@ -501,7 +499,7 @@ class Log:
             self.console(line)
 
     def console(self, line: str) -> None:
-        if self.active:
+        if self.run_id:
             sys.stdout = self.write(sys.stdout, line)
 
     def write(self, file: TextIO | None, line: str) -> TextIO | None:
@@ -1797,8 +1795,8 @@ def calibrate(model: GPT, stream: TokenStream, s: Settings) -> dict[str, Moments
         for inputs, targets in train_batches(stream, 0, one_by_one):
             exact(inputs, targets).sum().backward()
 
-    weights = sum(p.numel() for p in recorder.factors)
-    unit = 2 * s.quantisation_nats / weights  # twice, as an error costs half of the form
+    # Twice, as an error costs half of the form.
+    unit = 2 * s.quantisation_nats / sum(p.numel() for p in recorder.factors)
     moments = {}
     for name, p in exact.named_parameters():
         if p in recorder.factors:
@@ -1836,7 +1834,7 @@ def export(
     coarse_enough = COARSEST
     octaves = 0.0
     best = b""
-    for _ in range(MAX_TRIES):
+    for tries in range(MAX_TRIES):
         tensors = {
             name: encode_tensor(name, w, s, 2.0**octaves, moments) for name, w in weights.items()
         }
@@ -1849,11 +1847,13 @@ def export(
             coarse_enough = octaves
         else:
             too_fine = octaves
-        full = len(best) + code_bytes >= FULL * s.size_cap_bytes
-        if best and (s.fit == "shrink" or full or octaves == FINEST):
+        if best and (s.fit == "shrink" or coarse_enough == FINEST):
+            return best
+        if len(best) + code_bytes >= FULL * s.size_cap_bytes:
             return best
 
-        octaves += (size - budget + MARGIN * s.size_cap_bytes) / octave
+        margin = MARGIN * s.size_cap_bytes * (1 if best else 2**tries)  # lest it creeps up
+        octaves += (size - budget + margin) / octave
         octaves = max(FINEST, octaves)
         if not too_fine < octaves < coarse_enough:
             octaves = (max(too_fine, FINEST) + coarse_enough) / 2
