@@ -414,7 +414,7 @@ TRAINING = [
         '("step", "seconds", "reserved")',
         '("step", "seconds")',
         "the calibration's reserve in a resumed run",
-        "test_training.py::X",
+        "test_training.py::test_the_reserve_is_kept_over_a_resume",
     ),
     Mutant(
         TRAIN_GPT,
@@ -519,7 +519,7 @@ TRAINING = [
         "torch.cuda.synchronize()",
         "pass",
         "the clock waits for the GPU before it pauses",
-        "test_training.py::X",
+        "test_training.py::test_the_clock_counts_what_the_device_still_has_to_do",
     ),
     Mutant(
         TRAIN_GPT,
