@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import ROOT, make_demo_data
-from test_run import ADAPTED, LOSSES, SLIDING, environment, free_port, nodes, run_here
+from test_run import ADAPTED, FINAL, LOSSES, environment, free_port, nodes, run_here
 
 import train_gpt
-from train_gpt import Evaluator, Learner
+from train_gpt import Evaluator
 
-FAST = dict(ITERATIONS=3, WARMUP_STEPS=0, NUM_LAYERS=1, EVAL_SECONDS=0)
+FAST = dict(ITERATIONS=3, WARMUP_STEPS=0, NUM_LAYERS=1)
 
 
 @pytest.fixture
@@ -28,6 +28,10 @@ def home(tmp_path, tmp_path_factory) -> Path:
     (tmp_path / "data").mkdir()
     (tmp_path / "data/demo").symlink_to(base)
     return tmp_path
+
+
+# What an end after the training adds to its sentence.
+CONTINUE = " To continue: RESUME=checkpoints/test/00000003.pt, all else the same."
 
 
 def lines_of(home: Path, run_id: str = "test") -> str:
@@ -61,7 +65,7 @@ def failing(method, name: str, error: type, *args):
         (train_gpt.ADAPTED, (RuntimeError, "x can't allocate memory"), "lower MICRO_BATCH_SEQS"),
         (train_gpt.SLIDING, (KeyboardInterrupt,), "Stopped."),
         (
-            train_gpt.AFTER,
+            train_gpt.PLAIN,
             (OSError, errno.EIO, "Input/output error", "x"),
             "x: Input/output error.",
         ),
@@ -75,7 +79,7 @@ def test_an_evaluation_that_fails_is_repeated_from_the_checkpoint(
         done = run_here(home, **FAST)
     path = "checkpoints/test/00000003.pt"
     assert done.returncode == 2 and sentence in done.stderr
-    assert done.stderr.endswith(f" RESUME={path} repeats all but the training.\n")
+    assert done.stderr.endswith(f" To continue: RESUME={path}, all else the same.\n")
     before = lines_of(home)
 
     again = run_here(home, RESUME=path, MICRO_BATCH_SEQS=8, **FAST)
@@ -87,33 +91,31 @@ def test_an_evaluation_that_fails_is_repeated_from_the_checkpoint(
     assert {*sums} == {hashlib.sha256(artifact).hexdigest()}
     assert (home / "logs/test.pcll").read_bytes() == artifact
     assert len(re.findall(ADAPTED, lines, re.M)) == 1 + (
-        name in (train_gpt.AFTER, train_gpt.SLIDING)
+        name in (train_gpt.PLAIN, train_gpt.SLIDING)
     )
-    assert not list(home.glob("artifact.*.pcll"))
 
 
 def test_a_signal_in_the_evaluation_names_the_checkpoint(home, monkeypatch):
     score = Evaluator.score
 
     def interrupted(self, model, name, *rest):
-        if name == train_gpt.AFTER:
+        if name == train_gpt.PLAIN:
             signal.raise_signal(signal.SIGTERM)
         return score(self, model, name, *rest)
 
     monkeypatch.setattr(Evaluator, "score", interrupted)
     done = run_here(home, **FAST)
     assert done.returncode == 2
-    sentence = "Stopped. RESUME=checkpoints/test/00000003.pt repeats all but the training.\n"
-    assert done.stderr == sentence
+    assert done.stderr == f"Stopped.{CONTINUE}\n"
 
 
 def test_an_error_of_ours_keeps_its_traceback_and_names_the_checkpoint(home, monkeypatch):
     error = (RuntimeError, "a shape is wrong")
-    monkeypatch.setattr(Evaluator, "score", failing(Evaluator.score, train_gpt.AFTER, *error))
+    monkeypatch.setattr(Evaluator, "score", failing(Evaluator.score, train_gpt.PLAIN, *error))
     with pytest.raises(RuntimeError, match="a shape is wrong") as caught:
         run_here(home, **FAST)
     (note,) = caught.value.__notes__
-    assert note == " RESUME=checkpoints/test/00000003.pt repeats all but the training."
+    assert note == CONTINUE
 
 
 def test_a_full_disk_at_the_export(home, monkeypatch):
@@ -130,14 +132,11 @@ def test_a_full_disk_at_the_export(home, monkeypatch):
         patch.setattr(train_gpt, "write_atomically", full)
         done = run_here(home, **FAST)
     assert done.returncode == 2
-    assert done.stderr == (
-        "logs/test.pcll: No space left on device. "
-        "RESUME=checkpoints/test/00000003.pt repeats all but the training.\n"
-    )
+    assert done.stderr == f"logs/test.pcll: No space left on device.{CONTINUE}\n"
     assert (home / "artifact.pcll").read_bytes() == b"earlier"
     again = run_here(home, RESUME="latest", **FAST)
     assert again.returncode == 0
-    assert (home / "artifact.1.pcll").read_bytes() == b"earlier"
+    assert (home / "artifact.pcll").read_bytes() == (home / "logs/test.pcll").read_bytes()
 
 
 def test_a_longer_run_goes_on_from_a_finished_one(home):
@@ -160,7 +159,7 @@ def test_a_script_that_was_changed_goes_on_in_a_log_of_its_own(home):
     log.write_text(older)
     done = run_here(home, RESUME="latest", RUN_ID="", TTT_PROTOCOL="off", **FAST)
     assert done.returncode == 2 and done.stderr.startswith(
-        "logs/test.txt begins with another train_gpt.py: give RUN_ID another name"
+        "logs/test.txt begins with another script: set a new RUN_ID."
     )
     assert log.read_text() == older
     path = "checkpoints/test/00000003.pt"
@@ -172,39 +171,39 @@ def test_a_script_that_was_changed_goes_on_in_a_log_of_its_own(home):
 # ---- What is no number
 
 
-@pytest.mark.parametrize("protocol", ["score_first", "train_then_score"])
+@pytest.mark.parametrize("protocol", ["score_first", "per_document"])
 def test_an_adaptation_that_diverges_keeps_the_score_of_fixed_weights(home, monkeypatch, protocol):
-    step = Learner.step
+    learn = train_gpt.TestTimeTrainer.learn
 
-    def diverging(self, inputs, targets):
-        step(self, inputs, targets)
+    def diverging(self, *args, **options):
+        learn(self, *args, **options)
         with torch.no_grad():
             next(self.model.parameters()).fill_(float("nan"))
 
-    monkeypatch.setattr(Learner, "step", diverging)
-    done = run_here(home, TTT_PROTOCOL=protocol, **FAST)
+    monkeypatch.setattr(train_gpt.TestTimeTrainer, "learn", diverging)
+    rate = dict(DOCUMENT_LR=9e18, DOCUMENT_RANK=4) if protocol == "per_document" else {}
+    done = run_here(home, TTT_PROTOCOL=protocol, **rate, **FAST)
     assert done.returncode == 2
     assert done.stderr == (
-        "The adaptation diverged, so that it has no score: lower TTT_LR. "
-        "RESUME=checkpoints/test/00000003.pt repeats all but the training.\n"
+        f"The adaptation diverged and has no score: lower TTT_LR or DOCUMENT_LR.{CONTINUE}\n"
     )
     lines = lines_of(home)
-    assert 1 < float(number(SLIDING, lines)) < 20
-    finals = re.findall(r"^(?:final|headline|NOT.*then_score).*val_bpb.*|^  .* bpb .*", lines, re.M)
+    assert 1 < float(number(FINAL, lines)) < 20
+    finals = re.findall(r"^(?:final|headline).*val_bpb.*|^  .* bpb .*", lines, re.M)
     assert len(finals) == 5 and "nan" not in "".join(finals)
     assert "headline: final_pcll_sliding_exact val_loss:" in lines
 
 
 def test_a_last_update_that_overflows_has_no_score(home, monkeypatch):
-    update = train_gpt.Trainer.update_average
+    step = train_gpt.train_step
 
-    def overflowing(self):
-        if self.step == 3:
+    def overflowing(state, *rest):
+        step(state, *rest)
+        if state.step == 3:
             with torch.no_grad():
-                self.model.tok_emb.fill_(float("inf"))
-        update(self)
+                state.ema.tok_emb.fill_(float("inf"))
 
-    monkeypatch.setattr(train_gpt.Trainer, "update_average", overflowing)
+    monkeypatch.setattr(train_gpt, "train_step", overflowing)
     done = run_here(home, **FAST)
     assert done.returncode == 2
     assert done.stderr == "After step 3 the weights are not finite. Lower the learning rates.\n"
@@ -226,7 +225,7 @@ def start(home: Path, *launcher: str, script: Path = ROOT / "train_gpt.py", **ch
 
 
 def test_two_runs_at_once_in_one_folder(home):
-    """Each has its own log, checkpoints and artifact."""
+    """Each has its own log, checkpoints and artifact; ARTIFACT_PATH is the last one's."""
     runs = [start(home, RUN_ID="", SEED=seed) for seed in (1, 2)]
     for process in runs:
         assert process.wait(timeout=120) == 0, process.stderr.read()
@@ -236,12 +235,12 @@ def test_two_runs_at_once_in_one_folder(home):
     for path in logs:
         lines = lines_of(home, path.stem)
         seeds |= {*re.findall(r"^seed:(\d)$", lines, re.M)}
-        assert len(re.findall(LOSSES, lines)) == 3 and len(re.findall(SLIDING, lines, re.M)) == 1
+        assert len(re.findall(LOSSES, lines)) == 3 and len(re.findall(ADAPTED, lines, re.M)) == 1
         stated = number(r"^artifact_sha256:(\w{64}) ", lines)
         assert hashlib.sha256(path.with_suffix(".pcll").read_bytes()).hexdigest() == stated
     assert seeds == {"1", "2"}
-    kept = {path.read_bytes() for path in home.glob("artifact*.pcll")}
-    assert kept == {path.read_bytes() for path in (home / "logs").glob("*.pcll")}
+    kept = {path.read_bytes() for path in (home / "logs").glob("*.pcll")}
+    assert len(kept) == 2 and (home / "artifact.pcll").read_bytes() in kept
 
 
 def test_a_start_that_fails_leaves_an_earlier_log_as_it_was(home):
@@ -258,20 +257,19 @@ def test_a_start_that_fails_leaves_an_earlier_log_as_it_was(home):
         done = run_here(home, RUN_ID="mine", **FAST | changes)
         assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert (home / "logs/mine.txt").read_text() == "an earlier run\n"
-    assert "RUN_ID=mine: logs/mine.txt is there already" in done.stderr
+    assert "RUN_ID=mine: logs/mine.txt exists." in done.stderr
 
 
-def test_a_run_inside_a_record_folder_overwrites_nothing_of_it(home):
-    """What was handed in stays; the artifact that lay there has another name."""
+def test_a_run_inside_a_record_folder_overwrites_only_the_artifact(home):
     script = home / "train_gpt.py"
     shutil.copy(ROOT / "train_gpt.py", script)
     handed_in = {"train_seed1337.log": b"log", "submission.json": b"{}", "README.md": b"# entry"}
-    for name, data in (handed_in | {"artifact.pcll": b"PCLL handed in"}).items():
+    for name, data in (handed_in | {"artifact.pcll": b"PCLL earlier"}).items():
         (home / name).write_bytes(data)
     process = start(home, script=script)
     assert process.wait(timeout=120) == 0, process.stderr.read()
     assert {name: (home / name).read_bytes() for name in handed_in} == handed_in
-    assert (home / "artifact.1.pcll").read_bytes() == b"PCLL handed in"
+    assert (home / "artifact.pcll").read_bytes() == (home / "logs/test.pcll").read_bytes()
 
 
 def test_two_nodes_without_a_shared_disk_score_the_first_ones_bytes(home, tmp_path_factory):
