@@ -98,7 +98,7 @@ class Run:
     steps: int
     train_seconds: float
     calibration_seconds: float  # reads training data, and so counts as training, too
-    evaluation_seconds: float | None  # with the passes that are not scored; None: not known
+    evaluation_seconds: float | None  # its eval_total_time; None: not known
     scores: dict[str, Score]  # by the kind of their final line: ttt, sliding
     code_bytes: int
     artifact_bytes: int
@@ -372,7 +372,8 @@ PARTS = {
     "smear_gate": "a smear gate",
     "value_residual": "value residual",
     "gated_attention": "gated attention",
-    "unet_skips": "U-Net skips",
+    "skips": "U-Net skips",
+    "unet_skips": "U-Net skips",  # of older logs
     "ln_scale": "inputs scaled by depth",
 }  # by the setting that turns them on
 
@@ -380,13 +381,15 @@ PARTS = {
 def method(run: Run, kind: str) -> list[str]:
     """What was trained, packed and scored, and how, in items of a list."""
     s = defaultdict(lambda: "?", run.settings)
-    parts = [name for setting, name in PARTS.items() if s[setting] not in ("?", "0", "False")]
+    off = ("?", "0", "False", "off")
+    parts = [name for setting, name in PARTS.items() if s[setting] not in off]
     if s["xsa_last_n"] not in ("?", "0"):
         parts.append(f"exclusive self-attention in the last {s['xsa_last_n']} layers")
     network = (
         f"{s['num_layers']} layers of width {s['model_dim']}, {s['num_heads']} query and "
         f"{s['num_kv_heads']} key/value heads of which {s['rope_dims']} dimensions rotate, MLPs of "
-        f"{s['mlp_hidden']}, {s['vocab_size']} pieces, sequences of {s['train_seq_len']} tokens"
+        f"{s['mlp_hidden']}, a {s['vocab_size']}-token vocabulary, sequences of "
+        f"{s['train_seq_len']} tokens"
     )
     training = (
         f"steps of {s['train_batch_tokens']} tokens, at most {s['iterations']} of them and "
@@ -394,8 +397,10 @@ def method(run: Run, kind: str) -> list[str]:
         f"AdamW for the rest, exported is the average of the weights with decay {s['ema_decay']}"
     )
     codec = CODECS.get(s["codec"], s["codec"])
-    table = CODECS.get(s["embed_codec"], s["embed_codec"])
-    if s["embed_codec"] == s["codec"]:
+    embed_codec = "float16" if s["codec"] == "huffman" else s["codec"]
+    embed_codec = s.get("embed_codec", embed_codec)  # older logs state it
+    table = CODECS.get(embed_codec, embed_codec)
+    if embed_codec == s["codec"]:
         table = "the same"
     return [
         f"- Settings: {summary(run)}.",
@@ -480,8 +485,7 @@ def readme(runs: list[Run], kind: str, table: dict) -> str:
         f"- Scored: {table['val_tokens']:,} tokens, {table['val_bytes']:,} bytes of text.",
         f"- Hardware: {table['hardware']}; {versions}.",
         "- Calibration reads training tokens and counts as training. The time of evaluation is "
-        "that of the scored pass alone; with all others it is eval_total_seconds in "
-        "submission.json.",
+        "that of the scored pass alone; submission.json has the logs' eval_total_time as well.",
         "",
         "## Method",
         "",

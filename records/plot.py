@@ -148,6 +148,11 @@ def draw_loss(runs: list[Run]) -> bytes | None:
     return picture(ax, "million tokens", "training loss, nats per token")
 
 
+def stage_order(name: str) -> tuple[bool, ...]:
+    """Before export, then after it: plain windows, sliding ones, adaptation."""
+    return "adaptation" in name, "sliding" in name, "after" in name
+
+
 def draw_bpb(runs: list[Run]) -> bytes | None:
     """The table at the logs' end as a waterfall; None where the logs have no such table."""
     tables = [
@@ -156,7 +161,7 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
     ]
     stages = [
         (name, mean(float(table[name]) for table in tables))
-        for name in tables[0]
+        for name in sorted(tables[0], key=stage_order)
         if all(name in table for table in tables)
     ]
     if len(stages) < 2:
