@@ -667,10 +667,24 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
-        " or octaves == FINEST):",
+        " or coarse_enough == FINEST):",
         "):",
-        "FIT=fill ends where finer steps buy nothing",
+        "FIT=fill that ends where finer steps buy nothing",
         "test_codec.py::test_the_finest_steps",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "or coarse_enough == FINEST",
+        "or octaves == FINEST",
+        "FIT=fill that goes on after a finest file that is too large",
+        "test_codec.py::test_the_finest_steps",
+    ),
+    Mutant(
+        TRAIN_GPT,
+        "(1 if best else 2**tries)",
+        "1",
+        "a margin that doubles while nothing fits",
+        "test_codec.py::test_export_by_hand",
     ),
     Mutant(
         TRAIN_GPT,
@@ -688,8 +702,8 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
-        "unit = 2 * s.quantisation_nats / weights",
-        "unit = s.quantisation_nats / weights",
+        "unit = 2 * s.quantisation_nats",
+        "unit = s.quantisation_nats",
         "a quantization that costs what QUANTISATION_NATS says",
         "test_calibration.py::test_calibration_is_in_units_of_what_a_weight_may_cost",
     ),
