@@ -4,8 +4,8 @@
 #
 #     bash tests/pack_for_gpu.sh DATA_FOLDER [PEER_SCRIPT]
 #
-# DATA_FOLDER holds datasets/ and tokenizers/ as the challenge's repository does; its data of 8,192
-# pieces come along where they are there and fit. tests/run_on_gpu.sh unpacks all of it.
+# DATA_FOLDER holds datasets/ and tokenizers/ as the challenge's repository does. The data of the
+# 8,192-token vocabulary come along if they exist and fit. tests/run_on_gpu.sh unpacks all of it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -37,7 +37,7 @@ get_wheel() {
         die "The wheel of $pinned for Python $python could not be downloaded."
 }
 
-# pack_data PIECES: the shards and the tokenizer of so many pieces. Tokens are two bytes each.
+# pack_data SIZE: the shards and the tokenizer of a vocabulary of that size. A token is two bytes.
 pack_data() {
     local shards=datasets/fineweb10B_sp$1 model=tokenizers/fineweb_$1_bpe.model
     ls "$data/$shards"/fineweb_train_*.bin "$data/$shards"/fineweb_val_*.bin > /dev/null 2>&1 ||
@@ -66,7 +66,7 @@ if [ -d "$data/datasets/fineweb10B_sp8192" ]; then
     pack_data 8192
     if [ "$(packed_bytes)" -gt "$most" ]; then
         rm .dev/sp8192.tar.xz
-        echo "The data of 8,192 pieces do not fit and stay here."
+        echo "The data of the 8,192-token vocabulary do not fit and stay here."
     fi
 fi
 

@@ -79,17 +79,18 @@ default() {
     done
 }
 
-# A minute of training is some 600 steps: schedule, momentum and average are a tenth of a full run's.
+# A minute of training is some 600 steps: schedule, momentum and EMA are a tenth of a full run's.
 sizes_of_the_gpu() {
     mark=gpu steps=10 val_tokens=262144 peer_steps=20 peer=${PEER:-.dev/peer.py}
     default PRESET=pcll TRAIN_BATCH_TOKENS=98304 # the share of one rank of eight
-    default MAX_WALLCLOCK_SECONDS=63 CALIBRATION_SECONDS=3 WARMUP_STEPS=5 WARMDOWN_ITERS=300
+    default MAX_WALLCLOCK_SECONDS=63 WARMUP_STEPS=5 WARMDOWN_ITERS=300
     default MUON_MOMENTUM=0.95 MUON_MOMENTUM_WARMUP_STEPS=150 EMA_DECAY=0.98
 }
 
 sizes_of_the_rehearsal() {
     mark="not gpu" steps=2 val_tokens=2048 peer_steps=4 peer=${PEER:-train_gpt.py}
-    default PRESET=demo DEVICE=cpu DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
+    default PRESET=demo CUDA_VISIBLE_DEVICES=
+    default DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
     default NUM_LAYERS=2 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
     default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024
 }
@@ -104,7 +105,7 @@ install() {
 }
 
 unpack() {
-    local archive wheel pieces
+    local archive wheel vocabulary
     if [ "$rehearse" = 1 ]; then
         sizes_of_the_rehearsal
         return
@@ -119,9 +120,9 @@ unpack() {
     for archive in .dev/*.tar.xz; do
         [ ! -f "$archive" ] || tar -xJf "$archive" -C "$data"
     done
-    [ "$PRESET" = frontier ] && pieces=8192 || pieces=1024
-    export DATA_PATH=$data/datasets/fineweb10B_sp$pieces
-    export TOKENIZER_PATH=$data/tokenizers/fineweb_${pieces}_bpe.model
+    [ "$PRESET" = frontier ] && vocabulary=8192 || vocabulary=1024
+    export DATA_PATH=$data/datasets/fineweb10B_sp$vocabulary
+    export TOKENIZER_PATH=$data/tokenizers/fineweb_${vocabulary}_bpe.model
 }
 
 card() {

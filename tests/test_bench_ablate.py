@@ -1,9 +1,17 @@
 """The table of what each part is worth: which runs it needs, and what it says of them."""
 
-from bench.ablate import FULL, Job, Outcome, plan, table_row
+from bench.ablate import FULL, PARTS, Job, Outcome, environment, plan, table_row
+
+import train_gpt
 
 BASE = {"PRESET": "demo", "ITERATIONS": "200", "WARMDOWN_ITERS": "100"}
 WITHOUT = "no smear gate"
+
+
+def test_every_part_changes_the_settings():
+    settings = {part: train_gpt.load_settings(environment(BASE, part)) for part in PARTS}
+    assert settings[FULL] == train_gpt.load_settings(BASE)
+    assert len(set(settings.values())) == len(PARTS)
 
 
 def test_the_same_seconds_are_more_steps_where_they_are_faster():

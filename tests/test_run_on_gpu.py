@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from bench import peer, train, whole
-from conftest import ROOT, TINY, write_shard
+from conftest import ROOT, TINY, tiny_settings, write_shard
 
 import train_gpt
 
@@ -44,7 +44,8 @@ def test_parts_leave_files_and_numbers(tmp_path):
     smoke = figures(rows, "smoke")
     bench = figures(rows, "bench")
     assert sum(figure.endswith("[cpu], s") for figure in smoke) == 3
-    assert float(bench["step, ms"]) > 0 and bench["recompilations after the warm-up"] == "0"
+    assert float(bench["step, ms"]) > 0 and float(bench["tokens a second"]) > 0
+    assert "MFU, % of 989 TFLOP/s" in bench and bench["recompilations after the warm-up"] == "0"
     assert sum(figure.startswith("kernel ") for figure in bench) == train.COSTLIEST
     assert {"forward, ms", "backward, ms", "optimizers, ms", "all else, ms"} < bench.keys()
     assert "seconds" in smoke and "seconds" in bench
@@ -80,6 +81,7 @@ def test_the_whole_rehearsal(tmp_path):
     assert run["verify.py, exit status"] == "0"
     assert run["verify.py, val_bpb_ttt, bpb"] == run["verify.py, claim, bpb"]
     assert float(run["steps"]) > 5 and float(run["calibration, s"]) > 0
+    assert float(run["tokens a second in training"]) > 0 and "reserved for calibration, s" in run
     assert {"before export, plain, bpb", "after export, sliding window, s"} < run.keys()
     assert figures(rows, "peer")["steps"] == "4"
     assert sorted(path.suffix for path in (tmp_path / "logs").iterdir()) == [".pcll", ".txt"]
@@ -135,7 +137,7 @@ def test_attention_is_told_by_its_kernel(kernel, family):
 
 def test_a_variant_that_fails_says_why(capsys, tmp_path):
     wrong = train.Variant("no such switch", inductor={"no.such.switch": True})
-    train.bench_variant(wrong, {"PRESET": "demo", "DEVICE": "cpu"}, tmp_path, 1)
+    train.bench_variant(wrong, {"PRESET": "demo"}, tmp_path, 1)
     figure, value = capsys.readouterr().out.splitlines()[0].split("\t")
     assert figure == "no such switch, ms" and value.startswith("failed, ")
 
@@ -153,7 +155,8 @@ def test_validation_is_cut(tmp_path):
     write_shard(data / "fineweb_val_000000.bin", range(1, 50))
     write_shard(data / "fineweb_train_000000.bin", range(1, 9))
     whole.cut_validation(data, cut, 7)
-    tokens = [train_gpt.TokenStream(str(cut), split, 64) for split in ("val", "train")]
+    s = tiny_settings(DATA_PATH=cut)
+    tokens = [train_gpt.TokenStream(s, split) for split in ("val", "train")]
     assert [stream.total for stream in tokens] == [7, 8]
     assert tokens[0].read(0, 7).tolist() == list(range(1, 8))
 
@@ -178,10 +181,10 @@ def test_a_peers_attention_is_replaced():
 def test_no_part_is_longer_than_its_step(tmp_path):
     """Even where other work has slowed down the parts, which are measured alone."""
     environment = TINY | {"NUM_LAYERS": "1", "MICRO_BATCH_SEQS": "3"}  # two unequal batches
-    trainer = train.make_trainer(environment, tmp_path)
-    train.next_step(trainer)
+    training = train.make_training(environment, tmp_path)
+    training.step()
     for step in (1e-6, 10.0):
-        parts = train.time_parts(trainer, step, repeats=1)
+        parts = train.time_parts(training, step, repeats=1)
         assert list(parts) == ["forward", "backward", "optimizers", "all else"]
         assert sum(parts.values()) == pytest.approx(step)
         assert all(-1e-9 < seconds <= step for seconds in parts.values())
@@ -201,5 +204,5 @@ def test_benches_stop_at_an_unknown_name(tmp_path, words):
     (tmp_path / "data/demo").mkdir(parents=True)
     (tmp_path / "data/demo/fineweb_train_0.bin").touch()  # so that none are made
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.startswith(f"{name} is no setting: did you mean")
+    assert done.returncode == 1 and done.stderr.startswith(f"{name} is no setting. Did you mean")
     assert done.stderr.count("\n") == 1

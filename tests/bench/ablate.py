@@ -43,7 +43,7 @@ PARTS = {
     "no smear gate": dict(SMEAR_GATE="0"),
     "no bigram hash": dict(BIGRAM_BUCKETS="0"),
     "bigram hash from zero (as 532)": dict(BIGRAM_INIT_STD="0"),
-    "no U-Net skips": dict(UNET_SKIPS="0"),
+    "no U-Net skips": dict(SKIPS="off"),
     "no EMA": dict(EMA_DECAY="0"),
     "AdamW for NorMuon": dict(MATRIX_OPTIMIZER="adamw", MATRIX_LR="0.003"),
     "no late QAT": dict(LATE_QAT_THRESHOLD="0"),
@@ -55,15 +55,14 @@ PARTS = {
 
 def value(settings: dict[str, str], name: str) -> int | float | str:
     """What a setting is under these environment variables."""
-    groups = vars(train_gpt.load_settings(settings)).values()
-    return train_gpt.flat(*groups)[name.lower()]
+    return getattr(train_gpt.load_settings(settings), name.lower())
 
 
 def environment(base: dict[str, str], part: str) -> dict[str, str]:
     changes = dict(PARTS[part])
     if changes.get("ROPE_DIMS") == "head":
-        m = train_gpt.load_settings(base).model
-        changes["ROPE_DIMS"] = str(m.model_dim // m.num_heads)
+        s = train_gpt.load_settings(base)
+        changes["ROPE_DIMS"] = str(s.model_dim // s.num_heads)
     return base | changes
 
 
@@ -81,21 +80,22 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
     steps, on one thread."""
     said = 0.0
     torch.set_num_threads(1)
-    trainers = []
+    trainings = []
     for settings in (base, other):
         s = train_gpt.load_settings(settings)
-        ranks = train_gpt.Ranks(0, 1, torch.device("cpu"))
-        trainers.append(train_gpt.Trainer(train_gpt.GPT(s.model), s, ranks))
-        trainers[-1].set_schedule()
+        state = train_gpt.TrainState(train_gpt.GPT(s), s)
+        train_gpt.set_lr_scale(state.optimizers, 1.0)
+        trainings.append((s, state, train_gpt.TokenStream(s, "train")))
     ratios = []
     for number in range(rounds):
         if time.monotonic() - said > 5:
             said = time.monotonic()
             tell(f"pace of {changed(base, other)}: pair {number + 1} of {rounds}")
         seconds = []
-        for trainer in trainers:
+        for s, state, stream in trainings:
             began = time.process_time()
-            trainer.update()
+            batches = train_gpt.train_batches(stream, state.step, s)
+            train_gpt.train_step(state, batches, [], s)
             seconds.append(time.process_time() - began)
         ratios.append(seconds[0] / seconds[1])
     return statistics.median(ratios[1:])
@@ -143,11 +143,13 @@ def run_alone(settings: dict[str, str]) -> Outcome:
 def base_settings(items: list[str]) -> dict[str, str]:
     """The demo's settings on the CPU with the given NAME=VALUE on top; paths stay true in other
     folders. The demo's data are made if they are to be used and not there."""
-    base = {"PRESET": "demo", "DEVICE": "cpu"} | dict(item.split("=", 1) for item in items)
-    train_gpt.check_names(dict(os.environ))  # of which each run inherits all
+    base = {"PRESET": "demo", "CUDA_VISIBLE_DEVICES": ""} | dict(
+        item.split("=", 1) for item in items
+    )
+    train_gpt.load_settings(dict(os.environ))  # each run inherits all of it
     s = train_gpt.load_settings(base)
-    if "DATA_PATH" not in base and not any(Path(s.run.data_path).glob("*.bin")):
-        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+    if "DATA_PATH" not in base and not any(Path(s.data_path).glob("*.bin")):
+        train_gpt.make_demo_data(s)
     paths = {name: Path(value(base, name)) for name in ("DATA_PATH", "TOKENIZER_PATH")}
     return base | {name: str(path.resolve()) for name, path in paths.items()}
 

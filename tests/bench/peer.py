@@ -54,7 +54,7 @@ def main() -> int:
     args.work.mkdir(parents=True, exist_ok=True)
     script = (args.work / "peer.py").resolve()
     script.write_text(adapted(args.script.read_text(encoding="utf-8")), encoding="utf-8")
-    known = {name: os.environ[name] for name in os.environ if name.lower() in train_gpt.FIELDS}
+    known = {name: os.environ[name] for name in os.environ if name in train_gpt.FIELDS}
     make_demo_data(train_gpt.load_settings(known))  # the other names are the peer's
     environment = {"TRAIN_LOG_EVERY": "5", "VAL_LOSS_EVERY": "0", "WARMUP_STEPS": "5"}
     environment |= dict(os.environ)
@@ -63,7 +63,7 @@ def main() -> int:
     environment["ITERATIONS"] = str(args.steps)
 
     for line in lines_of([sys.executable, script], args.work, environment):
-        show_figures(line, FIGURES)
+        show_figures(line, figures=FIGURES)
         if line.startswith(f"step:{args.steps}/{args.steps} train_loss"):
             return 0
     return 1

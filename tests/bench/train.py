@@ -40,6 +40,7 @@ from torch.profiler import ProfilerActivity, profile
 sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 
+HOPPER_FLOPS = 989e12  # operations a second, dense bfloat16
 REACHABLE = {
     "H100": (790e12, 3.0e12),
     "H200": (790e12, 4.3e12),
@@ -74,8 +75,8 @@ class Variant:
 
 VARIANTS = (
     Variant("as it is"),
-    # With the loops, which are on for most of its training.
-    Variant("PRESET=frontier", settings={"PRESET": "frontier", "LOOP_FROM": "0"}),
+    # With the recurrence, which is on for most of its training.
+    Variant("PRESET=frontier", settings={"PRESET": "frontier"}),
     # A row of 1,500 bfloat16 is 3,000 bytes, and not a multiple of 16: 1,536 took 0.94 of the time.
     # Would 1,504, of which four could be zeros that no file holds?
     Variant("MLP_HIDDEN=1504", settings={"MLP_HIDDEN": "1504"}),
@@ -103,7 +104,7 @@ class Step:
         show("step, ms", 1000 * self.seconds)
         show("tokens a second", self.tokens / self.seconds)
         show("TFLOP a second", self.operations / self.seconds / 1e12)
-        show("MFU, % of 989 TFLOP/s", 100 * self.operations / self.seconds / train_gpt.HOPPER_FLOPS)
+        show("MFU, % of 989 TFLOP/s", 100 * self.operations / self.seconds / HOPPER_FLOPS)
         show("peak memory, GiB", self.peak_bytes / 2**30)
         show("first step with its compilation, s", self.first_seconds)
         show("graphs compiled", self.graphs)
@@ -154,41 +155,81 @@ def write_shard(folder: Path, vocab_size: int) -> None:
     (folder / "fineweb_train_000000.bin").write_bytes(header.tobytes() + tokens.tobytes())
 
 
-def make_trainer(environment: dict[str, str], folder: Path) -> train_gpt.Trainer:
-    """A trainer as train_gpt.py makes it, on random tokens and without a limit of time."""
+@dataclass
+class Training:
+    """What train_gpt.py makes before its first step."""
+
+    s: train_gpt.Settings
+    state: train_gpt.TrainState
+    stream: train_gpt.TokenStream
+    finished: torch.cuda.Event | None  # an earlier step, by the GPU
+
+    def update(self) -> None:
+        """A step at the full rates, and with the recurrence."""
+        batches = train_gpt.train_batches(self.stream, self.state.step, self.s)
+        train_gpt.train_step(self.state, batches, [], self.s)
+
+    def step(self) -> None:
+        """The same as training makes it: the host is never more than a step ahead of the GPU."""
+        self.update()
+        if self.finished:
+            self.finished.synchronize()
+            self.finished.record()
+
+
+def make_training(environment: dict[str, str], folder: Path) -> Training:
+    """A training as train_gpt.py begins it, on random tokens and without a limit of time."""
     own = {"DATA_PATH": str(folder), "MAX_WALLCLOCK_SECONDS": "0"}
     s = train_gpt.load_settings(environment | own)
     if not list(folder.glob("*.bin")):
-        write_shard(folder, s.model.vocab_size)
-    ranks = train_gpt.join_ranks(s.run)
-    model = train_gpt.GPT(s.model, getattr(torch, s.training.dtype)).to(ranks.device)
-    train_gpt.choose_attention(s.model, ranks.device, model.dtype)
-    if train_gpt.is_compiled(s.run, ranks.device):
-        train_gpt.compile_model(model)
-    return train_gpt.Trainer(model, s, ranks)
+        write_shard(folder, s.vocab_size)
+    train_gpt.ranks.init()
+    model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(train_gpt.ranks.device)
+    train_gpt.choose_attention()
+    if train_gpt.is_compiled(s):
+        model.compile(dynamic=False)
+    state = train_gpt.TrainState(model, s)
+    train_gpt.set_lr_scale(state.optimizers, 1.0)
+    finished = torch.cuda.Event() if on_gpu() else None
+    return Training(s, state, train_gpt.TokenStream(s, "train"), finished)
 
 
-def operations_of_a_step(trainer: train_gpt.Trainer) -> float:
-    s = trainer.s
-    return s.training.train_batch_tokens * train_gpt.training_flops(trainer.model, s.model)
+def training_flops(model: train_gpt.GPT, s: train_gpt.Settings) -> float:
+    """Operations for each token that is trained on.
+
+    6 for each weight of a matrix, and 6 T D a layer for causal attention, forward and back.
+    """
+    weights = model.tok_emb.numel()
+    if model.bigram is not None:
+        weights += model.bigram.proj.numel()
+    for index in model.order:
+        for name, p in model.blocks[index].named_parameters():
+            if train_gpt.role_of(name).group == "matrix":
+                weights += p.numel()
+    return 6.0 * (weights + len(model.order) * s.train_seq_len * s.model_dim)
 
 
-def bytes_of_a_step(trainer: train_gpt.Trainer) -> float:
+def operations_of_a_step(training: Training) -> float:
+    s = training.s
+    return s.train_batch_tokens * training_flops(training.state.model, s)
+
+
+def bytes_of_a_step(training: Training) -> float:
     """What a step has to move at least.
 
     Weights and states move once; each block's activations are written and read at least once,
     forward and backward.
     """
-    m = trainer.s.model
-    state = 4 * 8 * sum(p.numel() for p in trainer.model.parameters())
-    width = 6 * m.model_dim + 2 * m.mlp_hidden
-    return state + 2 * 4 * trainer.s.training.train_batch_tokens * m.num_layers * width
+    s = training.s
+    state = 4 * 8 * sum(p.numel() for p in training.state.model.parameters())
+    width = 6 * s.model_dim + 2 * s.mlp_hidden
+    return state + 2 * 4 * s.train_batch_tokens * s.num_layers * width
 
 
-def show_floor(trainer: train_gpt.Trainer) -> None:
+def show_floor(training: Training) -> None:
     """The time below which no step can go on this GPU, by its operations and its bytes."""
-    operations = operations_of_a_step(trainer)
-    moved = bytes_of_a_step(trainer)
+    operations = operations_of_a_step(training)
+    moved = bytes_of_a_step(training)
     show("operations of a step, TFLOP", operations / 1e12)
     show("bytes moved in a step at least, GB", moved / 1e9)
     name = torch.cuda.get_device_name() if on_gpu() else ""
@@ -198,20 +239,15 @@ def show_floor(trainer: train_gpt.Trainer) -> None:
             show(f"floor of a step on one {gpu}, ms", 1000 * floor)
 
 
-def next_step(trainer: train_gpt.Trainer) -> None:
-    trainer.set_schedule()
-    trainer.update()
-
-
-def time_steps(trainer: train_gpt.Trainer, steps: int) -> Step:
+def time_steps(training: Training, steps: int) -> Step:
     """The first step, a few more, and then `steps` in a row, as in training."""
     before = compiled_graphs()
     began = time.perf_counter()
-    next_step(trainer)
+    training.step()
     wait()
     first_seconds = time.perf_counter() - began
     for _ in range(WARM_UP):
-        next_step(trainer)
+        training.step()
     graphs = compiled_graphs()
     if on_gpu():
         torch.cuda.reset_peak_memory_stats()
@@ -219,37 +255,38 @@ def time_steps(trainer: train_gpt.Trainer, steps: int) -> Step:
     wait()
     began = time.perf_counter()
     for _ in range(steps):
-        next_step(trainer)
+        training.step()
     wait()
     return Step(
         seconds=(time.perf_counter() - began) / steps,
         first_seconds=first_seconds,
-        tokens=trainer.s.training.train_batch_tokens,
-        operations=operations_of_a_step(trainer),
+        tokens=training.s.train_batch_tokens,
+        operations=operations_of_a_step(training),
         peak_bytes=torch.cuda.max_memory_allocated() if on_gpu() else 0,
         graphs=graphs - before,
         recompilations=compiled_graphs() - graphs,
     )
 
 
-def time_parts(trainer: train_gpt.Trainer, step: float, repeats: int) -> dict[str, float]:
+def time_parts(training: Training, step: float, repeats: int) -> dict[str, float]:
     """Seconds of the parts of a step; "all else" is what is left of a step after the others.
 
     Each is measured alone; where they come to more than a step, as the machine had other work or
     the parts overlap in a step, they are what they are in proportion.
     """
-    batches = list(train_gpt.train_batches(trainer.stream, 0, trainer.s, trainer.ranks))
+    state = training.state
+    batches = list(train_gpt.train_batches(training.stream, 0, training.s))
 
     def forward():
         for batch in batches:
-            trainer.model(*batch).mean()
+            state.model(*batch).mean()
 
     def forward_and_backward():
         for batch in batches:
-            trainer.model(*batch).mean().backward()
+            state.model(*batch).mean().backward()
 
     def optimize():
-        for optimizer in trainer.optimizers:
+        for optimizer in state.optimizers:
             optimizer.step()
 
     times = {"forward": seconds(forward, repeats)}
@@ -260,16 +297,15 @@ def time_parts(trainer: train_gpt.Trainer, step: float, repeats: int) -> dict[st
     return times | {"all else": step - sum(times.values())}
 
 
-def waits_for_the_gpu(trainer: train_gpt.Trainer) -> list[str]:
+def waits_for_the_gpu(training: Training) -> list[str]:
     """The lines of an update in which the host stops until the GPU has caught up."""
     if not on_gpu():
         return []
-    trainer.set_schedule()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            trainer.update()
+            training.update()
         finally:
             torch.cuda.set_sync_debug_mode("default")
     return [
@@ -280,14 +316,14 @@ def waits_for_the_gpu(trainer: train_gpt.Trainer) -> list[str]:
 # ---- Kernels -------------------------------------------------------------------------------------
 
 
-def kernel_times(trainer: train_gpt.Trainer, steps: int = 2) -> dict[str, float]:
+def kernel_times(training: Training, steps: int = 2) -> dict[str, float]:
     """Seconds a step of every kernel on the GPU, the costliest first (on a CPU: of operators)."""
     activities = [ProfilerActivity.CPU]
     if on_gpu():
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as recorded:
         for _ in range(steps):
-            next_step(trainer)
+            training.step()
         wait()
     times = Counter()
     for event in recorded.key_averages():
@@ -318,27 +354,26 @@ def show_kernels(times: dict[str, float]) -> None:
         show(f"kernel {rank}: {short}, ms", 1000 * duration)
 
 
-def attention_alone(trainer: train_gpt.Trainer, repeats: int) -> dict[str, float]:
+def attention_alone(training: Training, repeats: int) -> dict[str, float]:
     """Seconds of causal attention, forward and backward, in all layers of a step.
 
     By each kernel that can do it here.
     """
-    m = trainer.s.model
-    batch = train_gpt.training_rows(trainer.s, trainer.ranks)
+    s = training.s
+    inputs, _ = next(train_gpt.train_batches(training.stream, 0, s))
     q, k, v = (
         torch.randn(
-            batch,
+            len(inputs),
             heads,
-            m.train_seq_len,
-            m.model_dim // m.num_heads,
-            device=trainer.ranks.device,
-            dtype=trainer.model.dtype,
+            s.train_seq_len,
+            s.model_dim // s.num_heads,
+            device=inputs.device,
+            dtype=training.state.model.dtype,
             requires_grad=True,
         )
-        for heads in (m.num_heads, m.num_kv_heads, m.num_kv_heads)
+        for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads)
     )
-    tokens = batch * m.train_seq_len
-    many = m.num_layers * trainer.s.training.train_batch_tokens / tokens
+    many = s.num_layers * s.train_batch_tokens / inputs.numel()
 
     def forward_and_backward():
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -359,19 +394,19 @@ def attention_alone(trainer: train_gpt.Trainer, repeats: int) -> dict[str, float
 
 
 def bench(environment: dict[str, str], folder: Path, steps: int) -> None:
-    trainer = make_trainer(environment, folder)
-    show("parameters", sum(p.numel() for p in trainer.model.parameters()))
-    show_floor(trainer)
-    step = time_steps(trainer, steps)
+    training = make_training(environment, folder)
+    show("parameters", sum(p.numel() for p in training.state.model.parameters()))
+    show_floor(training)
+    step = time_steps(training, steps)
     step.show()
-    waits = waits_for_the_gpu(trainer)
+    waits = waits_for_the_gpu(training)
     show("waits for the GPU in an update", len(waits))
     if waits:
         print("they are in " + ", ".join(dict.fromkeys(waits)))
-    show_kernels(kernel_times(trainer))
-    for name, duration in time_parts(trainer, step.seconds, steps).items():
+    show_kernels(kernel_times(training))
+    for name, duration in time_parts(training, step.seconds, steps).items():
         show(f"{name}, ms", 1000 * duration)
-    for name, duration in attention_alone(trainer, steps).items():
+    for name, duration in attention_alone(training, steps).items():
         show(f"attention alone, {name}, ms", 1000 * duration)
 
 
@@ -393,7 +428,7 @@ def bench_variant(variant: Variant, environment: dict[str, str], folder: Path, s
     began = time.perf_counter()
     try:
         with in_force(variant):
-            step = time_steps(make_trainer(environment | variant.settings, folder), steps)
+            step = time_steps(make_training(environment | variant.settings, folder), steps)
     except Exception as error:  # of many kinds: compiler, driver, memory, an unknown switch
         sentence = str(error).strip().splitlines() or [""]
         show(f"{variant.name}, ms", f"failed, {type(error).__name__}: {sentence[0][:120]}")

@@ -41,21 +41,24 @@ class Figure:
     factor: float = 1.0
 
 
+STEP = "step in training, ms"
 FIGURES = (
     Figure(r"^warm-up and compilation: ([\d.]+) s", "warm-up and compilation, s"),
     Figure(r"^warm-up and compilation: .* (\d+) graphs", "graphs compiled"),
+    Figure(r"; ([\d.]+) s of the cap are kept", "reserved for calibration, s"),
     Figure(r"^step:(\d+)/\d+ train_loss", "steps"),
     Figure(r"^step:.* train_loss:([\d.]+)", "training loss, nats"),
     Figure(r"^step:.* train_time:(\d+)ms", "training, s", 1e-3),
-    Figure(r"^step:.* step_avg:([\d.]+)ms", "step in training, ms"),
+    Figure(r"^step:.* step_avg:([\d.]+)ms", STEP),
     Figure(r"^calibration_time:(\d+)ms", "calibration, s", 1e-3),
-    Figure(r"^export_time:(\d+)ms", "calibration and export, s", 1e-3),
     Figure(r"^Serialized model pcll: (\d+) bytes", "artifact, bytes"),
     Figure(r"^final_pcll_ttt_exact .*val_bpb:([\d.]+)", "after adaptation, bpb"),
     Figure(r"^final_pcll_sliding_exact .*val_bpb:([\d.]+)", "after export, sliding window, bpb"),
-    Figure(r"^eval_total_time:(\d+)ms", "evaluation in all, s", 1e-3),
+    Figure(r"^eval_total_time:(\d+)ms", "evaluation of the headline, s", 1e-3),
 )
-SCORE = re.compile(r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s$")  # of the table at the end of the log
+SCORE = re.compile(
+    r"^  (\S.*?) +([\d.]+) bpb +([\d.]+) s(?: diagnostic)?$"
+)  # of the table at the end of the log
 STAGES = {  # what a line begins with after which the log is about something else
     "warm-up and compilation": "in training",
     "calibration_time": "in evaluation",
@@ -94,10 +97,13 @@ def lines_of(
         child.kill()
 
 
-def show_figures(line: str, figures: tuple[Figure, ...] = FIGURES) -> None:
+def show_figures(line: str, tokens: int = 0, figures: tuple[Figure, ...] = FIGURES) -> None:
+    """The figures of a line; with the tokens of a step also how many a second that are."""
     for figure in figures:
         if found := re.search(figure.pattern, line):
             show(figure.name, figure.factor * float(found[1]))
+            if figure.name == STEP:
+                show("tokens a second in training", round(1000 * tokens / float(found[1])))
     if found := SCORE.search(line):
         show(f"{found[1]}, bpb", float(found[2]))
         show(f"{found[1]}, s", float(found[3]))
@@ -105,8 +111,8 @@ def show_figures(line: str, figures: tuple[Figure, ...] = FIGURES) -> None:
 
 def make_demo_data(s: train_gpt.Settings) -> None:
     """Writes the demo's data if they are to be used and not there."""
-    if s.run.preset == "demo" and not list(Path(s.run.data_path).glob("*.bin")):
-        train_gpt.make_demo_data(s.run, s.model.vocab_size)
+    if s.preset == "demo":
+        train_gpt.make_demo_data(s)
 
 
 def cut_validation(data: Path, folder: Path, count: int) -> None:
@@ -121,10 +127,14 @@ def cut_validation(data: Path, folder: Path, count: int) -> None:
     (folder / shard.name).write_bytes(words.tobytes() + tokens.tobytes())
 
 
-def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, str]:
-    """The exit status of train_gpt.py, and the check that it recommends."""
+def train(
+    work: Path, environment: dict[str, str], limit: float, tokens: int
+) -> tuple[int, str, str]:
+    """The exit status of train_gpt.py, its device, and the check that it recommends; a step has so
+    many tokens."""
     began = time.monotonic()
     stage = "before training"
+    device = "cpu"
     check = ""
     status = 1
     recompilations = collections.Counter()
@@ -135,7 +145,9 @@ def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, s
             if line.startswith(start):
                 stage = following
         recompilations[stage] += "Recompiling function" in line
-        show_figures(line)
+        show_figures(line, tokens)
+        if found := re.search(r"^preset:.* device:(\w+)", line):
+            device = found[1]
         if found := CHECK.search(line):
             check = found[1]
         if found := re.fullmatch(r"exit (-?\d+)", line):
@@ -144,15 +156,14 @@ def train(work: Path, environment: dict[str, str], limit: float) -> tuple[int, s
         show(f"recompilations {stage}", recompilations[stage])
     show("train_gpt.py in all, s", round(time.monotonic() - began, 2))
     show("train_gpt.py, exit status", status)
-    return status, check
+    return status, device, check
 
 
-def verify(check: str, work: Path, environment: dict[str, str]) -> int:
+def verify(check: str, work: Path, environment: dict[str, str], device: str) -> int:
     """The exit status of verify.py, with the arguments that train_gpt.py recommends."""
     began = time.monotonic()
     findings = ""
     status = 1
-    device = train_gpt.join_ranks(train_gpt.load_settings(environment).run).device.type
     words = [ROOT / "verify.py", *shlex.split(check)[1:], "--code", ROOT / "train_gpt.py"]
     command = [sys.executable, *words, "--device", device, "--json"]
     for line in lines_of(command, work, environment):
@@ -191,23 +202,23 @@ def main() -> int:
     try:
         s = train_gpt.load_settings(environment)
         make_demo_data(s)
-        cut_validation(Path(s.run.data_path), work / "data", args.val_tokens)
+        cut_validation(Path(s.data_path), work / "data", args.val_tokens)
     except (train_gpt.UserError, OSError) as error:
-        print(train_gpt.explain(error))
+        print(train_gpt.user_message(error))
         return 2
 
     environment |= {
         "DATA_PATH": str(work / "data"),
-        "TOKENIZER_PATH": str(Path(s.run.tokenizer_path).resolve()),
+        "TOKENIZER_PATH": str(Path(s.tokenizer_path).resolve()),
         "ARTIFACT_PATH": str(work / "artifact.pcll"),
         "TORCH_LOGS": "recompiles",  # each is a line of the log
     }
-    status, check = train(work, environment, args.seconds)
+    status, device, check = train(work, environment, args.seconds, s.train_batch_tokens)
     artifact = environment["ARTIFACT_PATH"]
     if not check and Path(artifact).exists():
         words = [artifact, "--data", environment["DATA_PATH"]]
         check = shlex.join(["verify.py", *words, "--tokenizer", environment["TOKENIZER_PATH"]])
-    return (verify(check, work, environment) if check else 0) or status
+    return (verify(check, work, environment, device) if check else 0) or status
 
 
 if __name__ == "__main__":
