@@ -13,6 +13,7 @@ from conftest import ROOT
 from test_pack import NOT_LEGAL, edit, packed, seeded, tiny_run
 
 import decode_artifact
+import train_gpt
 import verify
 
 sys.path.insert(0, str(ROOT / "records"))
@@ -113,13 +114,21 @@ def test_losses_stand_at_their_tokens(folder, monkeypatch):
 
 
 def test_the_waterfall_has_means_and_differences(folder, texts):
-    table = "  before export, plain   {} bpb   0.1 s\n  after export, plain   {} bpb   0.1 s"
-    for seed, levels in ((42, (2.0, 2.5)), (1337, (2.2, 2.6))):
+    """In the order of the run, though a log's table begins with the headline; an older one's did
+    not."""
+    stages = ("before export, plain", train_gpt.PLAIN, train_gpt.SLIDING, train_gpt.ADAPTED)
+    for seed, levels, order in (
+        (42, (2.0, 2.5, 2.3, 2.2), (3, 1, 2, 0)),
+        (1337, (2.2, 2.6, 2.4, 2.3), (0, 1, 2, 3)),
+    ):
         path = folder / f"train_seed{seed}.log"
-        edits = (r"^  (before|after) .*\n", ""), ("^Check", table.format(*levels) + "\nCheck")
+        table = "".join(rf"  {stages[i]}   {levels[i]:.4f} bpb   0.1 s\n" for i in order)
+        edits = (r"^  (before|after) .*\n", ""), ("^headline", f"{table}headline")
         path.write_text(edit(path.read_text(), *edits))
     plot.main([str(folder)])
-    assert texts[2:] == ["2.1000", "2.5500", "+0.4500"]  # the first two name the runs
+    means = [text for text in texts[2:] if text[0] == "2"]  # the first two name the runs
+    assert means == ["2.1000", "2.5500", "2.3500", "2.2500"]
+    assert [text for text in texts[2:] if text not in means] == ["+0.4500", "-0.2000", "-0.1000"]
 
 
 def test_nothing_that_is_not_legal_is_drawn(folder, texts):
