@@ -1573,7 +1573,7 @@ RECORDS = [
         "programs[1].text",
         "programs[0].text",
         "what was wrapped comes back",
-        "test_wrap.py::test_it_is_a_third_and_comes_back_to_the_letter",
+        "test_wrap.py::test_it_is_small_and_comes_back_to_the_letter",
     ),
 ]
 
