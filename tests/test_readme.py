@@ -27,21 +27,21 @@ BEGIN, END = f"<!-- settings: begin, written by {MEND} -->\n", "<!-- settings: e
 # ---------------------------------------------------------------- the table of settings
 
 
-SECTIONS = dict(  # the first setting of each
-    preset="Run",
-    vocab_size="Model",
-    seed="Training",
-    calibration_tokens="Export",
-    eval_stride="Evaluation",
-)
+SECTIONS = {  # by the first setting of each
+    "PRESET": "Run",
+    "VOCAB_SIZE": "Model",
+    "SEED": "Training",
+    "CALIBRATION_TOKENS": "Export",
+    "EVAL_STRIDE": "Evaluation",
+}
 
 
 def settings_rows() -> dict[str, list[tuple[str, str, str, str]]]:
     """(variable, default, what, source) of each setting, by its section."""
     sections = {}
     for name, member in train_gpt.FIELDS.items():
-        if member.name in SECTIONS:
-            rows = sections[SECTIONS[member.name]] = []
+        if name in SECTIONS:
+            rows = sections[SECTIONS[name]] = []
         rows.append(settings_row(name, member))
     return sections
 
@@ -88,21 +88,20 @@ def test_settings_are_those_of_the_script():
 
 
 def test_no_setting_is_left_out():
-    assert list(settings_rows()) == ["Run", "Model", "Training", "Export", "Evaluation"]
-    rows = [row for rows in settings_rows().values() for row in rows]
+    sections = settings_rows()
+    assert list(sections) == ["Run", "Model", "Training", "Export", "Evaluation"]
+    rows = [row for section in sections.values() for row in section]
     for (variable, default, *_), (name, member) in zip(rows, train_gpt.FIELDS.items(), strict=True):
         text = "" if default == "empty" else default.strip("`")
         assert variable == f"`{name}`"
         assert train_gpt.parse_value(name, text) == member.default, name
 
-
-def test_rows_as_text():
-    rows = {row[0]: row for rows in settings_rows().values() for row in rows}
-    assert rows["`LN_SCALE`"][1] == "`1`" and rows["`RUN_ID`"][1] == "empty"
-    assert rows["`LN_SCALE`"][2].endswith("1/sqrt(i+1)")
-    assert rows["`MATRIX_LR`"] == ("`MATRIX_LR`", "`0.03`", "learning rate of the matrices", "532")
-    assert rows["`FIT`"][2].endswith(" (`shrink`, `fill`)")
-    assert rows["`DATA_PATH`"][2] == r"folder of fineweb_{train,val}_\*.bin"
+    rows = {row[0].strip("`"): row for row in rows}
+    assert rows["LN_SCALE"][1] == "`1`" and rows["RUN_ID"][1] == "empty"
+    assert rows["LN_SCALE"][2].endswith("1/sqrt(i+1)")
+    assert rows["MATRIX_LR"] == ("`MATRIX_LR`", "`0.03`", "learning rate of the matrices", "532")
+    assert rows["FIT"][2].endswith(" (`shrink`, `fill`)")
+    assert rows["DATA_PATH"][2] == r"folder of fineweb_{train,val}_\*.bin"
 
 
 # ---------------------------------------------------------------- commands
@@ -122,12 +121,8 @@ class Trial:
 PART = "FAILED — split: "  # the demo scores 2,999 tokens, which are no record
 
 TRIALS = {  # what a command begins with -> its trial
-    "pip install -r requirements.txt && PRESET=demo python train_gpt.py": Trial(
-        slow=True, venv=True
-    ),
-    "pip install -r requirements.txt -r requirements-dev.txt && pytest": Trial(
-        slow=True, venv=True
-    ),
+    "pip install -r requirements.txt && PRESET=demo": Trial(slow=True, venv=True),
+    "pip install -r requirements.txt -r requirements-dev.txt": Trial(slow=True, venv=True),
     "PRESET=demo python train_gpt.py": Trial(slow=True),
     "torchrun --standalone --nproc_per_node=8 train_gpt.py": Trial(slow=True, environment=SMALL),
     "python tests/bench/": Trial(slow=True),
@@ -207,47 +202,25 @@ def copy_repository(folder: Path) -> Path:
 def home_after_a_run(tmp_path_factory) -> Path:
     """A copy of the repository after a run, with logs A and B of two seeds and a record folder of
     them."""
-    tiny, home = (
-        tiny_run(tmp_path_factory.getbasetemp()),
-        copy_repository(tmp_path_factory.mktemp("repository")),
-    )
+    tiny = tiny_run(tmp_path_factory.getbasetemp())
+    home = copy_repository(tmp_path_factory.mktemp("repository"))
     for name in ("data", "logs", "artifact.pcll"):
         (shutil.copytree if (tiny / name).is_dir() else shutil.copy)(tiny / name, home / name)
     log = edit((home / "logs/test.txt").read_text(), *ON_8_GPUS)
     (home / "logs/A.txt").write_text(log)
     (home / "logs/B.txt").write_text(seeded(log, 42))
-    subprocess.run(
-        [
-            sys.executable,
-            "records/pack.py",
-            "entry",
-            "logs/A.txt",
-            "logs/B.txt",
-            "--artifact",
-            "artifact.pcll",
-            "--track",
-            "10min_16mb",
-            "--date",
-            "2026-03-01",
-            "--author",
-            "me",
-        ],
-        cwd=home,
-        check=True,
-    )
+    words = """records/pack.py entry logs/A.txt logs/B.txt --artifact artifact.pcll
+        --track 10min_16mb --date 2026-03-01 --author me""".split()
+    subprocess.run([sys.executable, *words], cwd=home, check=True)
     return home
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        pytest.param(
-            command,
-            marks=[pytest.mark.slow] * any(TRIALS[prefix].slow for prefix in claims(command)),
-        )
-        for command in dict.fromkeys(commands(README.read_text()))
-    ],
-)
+def marked(command: str):
+    slow = any(TRIALS[prefix].slow for prefix in claims(command))
+    return pytest.param(command, marks=[pytest.mark.slow] * slow)
+
+
+@pytest.mark.parametrize("command", [*map(marked, dict.fromkeys(commands(README.read_text())))])
 def test_command(command, request, tmp_path):
     assert len(claims(command)) == 1, (
         f"Exactly one entry of TRIALS must begin this command of README.md: {command}"
