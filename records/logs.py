@@ -342,7 +342,7 @@ class Log:
                 found = FACTS[name].search(text)
             if not found:
                 continue
-            if name in LOG_PATTERNS and not legal:
+            if (name in LOG_PATTERNS or name == "eval") and not legal:
                 continue  # its label says what it is
             if name == "calibration" and not self.facts["stop"]:
                 continue  # before the stop it is part of the training

@@ -538,6 +538,18 @@ def test_a_total_of_the_evaluation_is_used_alone(tmp_path):
     assert found.verdict == CONSISTENT, "it, and not the sum of 605 s"
 
 
+def test_diagnostics_after_the_total_are_no_part_of_it(tmp_path):
+    """The order of train_gpt.py's log: the headline's total, then other passes."""
+    after = (
+        "eval_total_time:90000ms\n"
+        "NOT LEGAL (trained on the tokens it scores) train_then_score val_loss:1.77000000 "
+        "val_bpb:1.04870000 val_tokens:9 bytes:9 eval_time:95000ms\n"
+        "  after export, plain                            1.1300 bpb     99.0 s diagnostic"
+    )
+    found = evaluation(tmp_path, after)
+    assert found.verdict == CONSISTENT and found.number == 90
+
+
 def test_a_total_that_is_less_than_one_pass_is_not_believed(tmp_path):
     found = evaluation(tmp_path, "eval_total_time:50000ms")
     assert found.verdict == SUSPICION and found.number == pytest.approx(82)
