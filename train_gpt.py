@@ -2005,9 +2005,10 @@ class TestTimeTrainer:
         for name, p in model.named_parameters():
             by_lr.setdefault(s.ttt_lr * role_of(name).ttt_lr_scale, []).append(p)
         groups = [dict(params=params, base_lr=lr) for lr, params in by_lr.items()]
-        self.optimizer = torch.optim.SGD(groups, momentum=0.9)
         if s.ttt_protocol == "train_then_score":
             self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), weight_decay=0.0)
+        else:
+            self.optimizer = torch.optim.SGD(groups, momentum=0.9)
 
     def learn(self, inputs: Tensor, targets: Tensor, done: float, epochs: int) -> None:
         """Epochs over tokens int64 [n] as sequences of train_seq_len; a shorter rest is left out.
@@ -2180,9 +2181,9 @@ class Evaluator:
             ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
             if low + size < longest:
                 _, targets = ledger.scored_tokens(positions)
-                nats = nats_of(logits, targets) * scored
                 lora.optimizer.zero_grad()
-                (nats.sum(dim=1) / scored.sum(dim=1).clamp(min=1)).sum().backward()
+                # What a document that has ended learns is never used.
+                nats_of(logits, targets).mean(dim=1).sum().backward()
                 lora.optimizer.step()
             yield
 
