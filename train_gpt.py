@@ -2181,8 +2181,7 @@ class Evaluator:
             ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
             if low + size < longest:
                 _, targets = ledger.scored_tokens(positions)
-                lora.optimizer.zero_grad()
-                # What a document that has ended learns is never used.
+                lora.optimizer.zero_grad()  # what a document that has ended learns is never used
                 nats_of(logits, targets).mean(dim=1).sum().backward()
                 lora.optimizer.step()
             yield
@@ -2721,8 +2720,9 @@ def usage() -> str:
     """What --help prints: how to run, the presets, and every setting with its range."""
     lines = [(__doc__ or "").partition("The entry")[0], f"Presets: {', '.join(PRESETS)}"]
     for name, member in FIELDS.items():
+        default = int(member.default) if member.type is bool else member.default
         about = "      {text} ({allowed})".format(**member.metadata)
-        lines += [f"\n  {name}={member.default}", about]
+        lines += [f"\n  {name}={default}", about]
     return "\n".join(lines)
 
 

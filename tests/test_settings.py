@@ -356,6 +356,7 @@ def test_help_states_presets_and_every_setting(monkeypatch, capsys, arguments):
     for row in (
         "NUM_LAYERS=11\n      transformer blocks (above 0)\n",
         "CODEC=trellis\n      of the matrices; huffman: 532 (one of trellis, huffman)\n",
+        "LN_SCALE=1\n      scale the normed inputs of layer i by 1/sqrt(i+1) (one of 0, 1)\n",
         "RUN_ID=\n      name of logs/RUN_ID.txt; empty: date, time and process (any text)\n",
     ):
         assert f"\n  {row}" in text
