@@ -1,6 +1,7 @@
 """The forward pass of verify.py against that of train_gpt.py: two implementations, one network."""
 
 import dataclasses
+from collections import ChainMap
 
 import pytest
 import torch
@@ -22,17 +23,30 @@ SMALL = dict(
     bigram_dim=16,
     train_seq_len=64,
 )
-SWITCHES = [
-    {},
+ABSENT = [
     {"bigram_buckets": 0},
-    {"smear_gate": False},
     {"value_residual": False},
+    {"smear_gate": False},
     {"gated_attention": False},
     {"skips": "off"},
     {"bos_reset": False},
     {"ln_scale": False},
     {"xsa_last_n": 0},
+]
+FRONTIER = [
     {"xsa_last_n": 5},
+    {"parallel_last_n": 3},
+    {"loop_first": 1, "loop_last": 2, "loop_passes": 3},
+    {"gate_dims": 7},
+    {"smear_dims": 5},
+    {"skips": "gated"},
+]
+SWITCHES = [
+    {},
+    *ABSENT,
+    dict(ChainMap(*ABSENT)),
+    *FRONTIER,
+    dict(ChainMap(*FRONTIER, *ABSENT[:2])),
     {"num_kv_heads": 8},
     {"num_kv_heads": 1},
     {"rope_dims": 2},
@@ -41,36 +55,9 @@ SWITCHES = [
     {"num_layers": 6},
     {"mlp_negative_slope": 0.0},
     {"rope_base": 100.0},
-    {"parallel_last_n": 3},
-    {"loop_first": 1, "loop_last": 2, "loop_passes": 3},
     {"loop_first": 0, "loop_last": 0, "loop_passes": 2},
     {"loop_first": 3, "loop_last": 4, "loop_passes": 2, "value_residual": False},
-    {"gate_dims": 7},
-    {"smear_dims": 5},
     {"smear_dims": 5, "bos_reset": False},
-    {"skips": "gated"},
-    {  # PRESET=frontier
-        "bigram_buckets": 0,
-        "value_residual": False,
-        "xsa_last_n": 5,
-        "parallel_last_n": 2,
-        "loop_first": 1,
-        "loop_last": 2,
-        "loop_passes": 3,
-        "gate_dims": 32,
-        "smear_dims": 12,
-        "skips": "gated",
-    },
-    {
-        "bigram_buckets": 0,
-        "smear_gate": False,
-        "value_residual": False,
-        "gated_attention": False,
-        "skips": "off",
-        "bos_reset": False,
-        "ln_scale": False,
-        "xsa_last_n": 0,
-    },
 ]
 
 
@@ -81,9 +68,8 @@ def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for p in theirs.parameters():
-            p.copy_(
-                torch.randn(p.shape, generator=draw) * (p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7)
-            )
+            scale = p.shape[-1] ** -0.5 if p.dim() > 1 else 0.7
+            p.copy_(scale * torch.randn(p.shape, generator=draw))
     weights = {name: p.detach().numpy() for name, p in theirs.state_dict().items()}
     config = dataclasses.asdict(settings) | dict(
         unet_skips=settings.skips != "off",
@@ -96,9 +82,8 @@ def both(changes: dict) -> tuple[train_gpt.GPT, verify.Model]:
 @pytest.mark.parametrize("changes", SWITCHES, ids=str)
 def test_same_logits(changes):
     theirs, ours = both(changes)
-    assert {name: tuple(p.shape) for name, p in ours.params.items()} == verify.expected_shapes(
-        ours.config
-    )
+    shapes = {name: tuple(p.shape) for name, p in ours.params.items()}
+    assert shapes == verify.expected_shapes(ours.config)
     tokens = torch.randint(0, 300, (3, 64), generator=torch.Generator().manual_seed(1))
     tokens[:, [0, 17, 40]] = verify.BOS
     with torch.no_grad():

@@ -1,6 +1,5 @@
 """Optimizer: NorMuon and AdamW against plain references, the groups by name, the schedules."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -47,20 +46,6 @@ TRAINED_AS = {
     "attn.value_mix": "scalar",
 }
 EVERY_KIND = dict(SKIPS="gated", SMEAR_DIMS=4)  # a tiny network with all of these parameters
-
-
-# The end of a quantized matrix's name -> the size of its codebook.
-LEVELS = {
-    "attn.q": 80,
-    "attn.k": 80,
-    "attn.v": 80,
-    "mlp.up": 48,
-    "mlp.down": 48,
-    "attn.out": 64,
-    "bigram.table": 64,
-    "bigram.proj": 64,
-    "tok_emb": 64,
-}
 
 
 def trained_as(name: str) -> str:
@@ -286,12 +271,6 @@ def test_a_parameter_without_a_role_stops_the_run():
         build_optimizers(model, s)
 
 
-def test_which_codebook_size_is_whose():
-    for name, _ in random_model(tiny_settings(**EVERY_KIND)).named_parameters():
-        expected = [size for end, size in LEVELS.items() if f".{name}".endswith(f".{end}")]
-        assert [role_of(name).levels] == (expected or [0]), name
-
-
 @pytest.mark.parametrize("name", ["temperature", "q", "blocks.0.q", "blocks.x.attn.q", "bigram"])
 def test_no_role_by_likeness(name):
     with pytest.raises(UserError, match=f"^{name} has no row in ROLES"):
@@ -316,11 +295,6 @@ def scale_at(s: Settings, step: int, pace: float, reserved: float = 0.0) -> floa
     return lr_scale(SimpleNamespace(step=step, seconds=pace * step, reserved=reserved), s)
 
 
-def test_schedule_by_steps():
-    s = tiny_settings(ITERATIONS=100, WARMDOWN_ITERS=40)
-    assert [scale_at(s, step, 1e-9) for step in (0, 60, 70, 90, 100)] == [1, 1, 0.75, 0.25, 0]
-
-
 def test_schedule_of_the_system():
     """20,000 steps that need no more than the cap: the last 3,000 fall."""
     s = load_settings({"MAX_WALLCLOCK_SECONDS": "0"})
@@ -333,24 +307,6 @@ def test_schedule_under_the_cap_of_the_system():
     steps = (0, 1, 2970, 4470, 5970)
     scales = [scale_at(load_settings({}), step, 0.1, reserved=3.0) for step in steps]
     assert scales == pytest.approx([1, 1, 1, 0.5, 0], abs=1e-9)
-
-
-def test_schedule_reaches_zero_at_the_wall_clock_cap():
-    """Half a second a step: 100 steps fit."""
-    s = tiny_settings(ITERATIONS=10000, WARMDOWN_ITERS=40, MAX_WALLCLOCK_SECONDS=53)
-    scales = [scale_at(s, step, 0.5, reserved=3.0) for step in range(101)]
-    assert scales[:61] == [1] * 61 and scales[100] == 0
-    for a, b in zip(scales[60:100], scales[61:101], strict=True):
-        assert math.isclose(a - b, 1 / 40, abs_tol=1e-9)
-
-
-def test_a_part_of_the_time_instead_of_steps():
-    """WARMDOWN_FRACTION: of the steps, or of the time where that is further: 200 steps in 100 s."""
-    s = tiny_settings(ITERATIONS=1000, WARMDOWN_FRACTION=0.5, MAX_WALLCLOCK_SECONDS=103)
-    by_steps = [scale_at(s, step, 1e-9) for step in (0, 500, 750, 1000)]
-    assert by_steps == [1, 1, 0.5, 0]
-    by_time = [scale_at(s, step, 0.5, reserved=3.0) for step in (0, 100, 150, 200)]
-    assert by_time == pytest.approx([1, 1, 0.5, 0])
 
 
 @pytest.fixture
