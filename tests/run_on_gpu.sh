@@ -91,8 +91,9 @@ sizes_of_the_rehearsal() {
     mark="not gpu" steps=2 val_tokens=2048 peer_steps=4 peer=${PEER:-train_gpt.py}
     default PRESET=demo CUDA_VISIBLE_DEVICES=
     default DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
-    default NUM_LAYERS=2 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
-    default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024
+    default DTYPE=float32 MODEL_DIM=128 # of the variants with another preset, too
+    default NUM_LAYERS=6 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
+    default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024 EVAL_STRIDE=32
 }
 
 # Where pip is missing, a wheel is still a zip file.

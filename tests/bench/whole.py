@@ -182,9 +182,10 @@ def verify(check: str, work: Path, environment: dict[str, str], device: str) -> 
 
 
 def findings_of(text: str) -> list[dict]:
-    """The findings that verify.py printed for machines; none if it printed something else."""
+    """The findings that verify.py printed for machines, after its lines of progress; none if it
+    printed something else."""
     try:
-        found = json.loads(text)
+        found = json.loads(text[text.find("{") :])
     except ValueError:
         return []
     return found["findings"]
