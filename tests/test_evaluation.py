@@ -789,13 +789,15 @@ def test_the_illegal_protocol_does_let_the_future_change_the_past():
 
 def test_the_illegal_protocol_passes_over_everything_with_a_cosine(lines, monkeypatch):
     calls = []
-    monkeypatch.setattr(
-        train_gpt.TestTimeTrainer, "learn", lambda self, *args, epochs: calls.append(args)
-    )
+
+    def learn(self, inputs, targets, done: float, epochs: int) -> None:
+        calls.append((inputs, targets, done, epochs))
+
+    monkeypatch.setattr(train_gpt.TestTimeTrainer, "learn", learn)
     tokens = random_tokens(100)
     evaluate(tiny_settings(TTT_PROTOCOL="train_then_score", TTT_EPOCHS=10), tokens)
-    assert [done for *_, done in calls] == [epoch / 10 for epoch in range(10)]
-    for inputs, targets, _ in calls:
+    assert [call[2:] for call in calls] == [(epoch / 10, 1) for epoch in range(10)]
+    for inputs, targets, *_ in calls:
         assert inputs.tolist() == tokens[:-1].tolist() and targets.tolist() == tokens[1:].tolist()
     told = [line for line in lines if line.startswith(f"{NOT_LEGAL}: epoch")]
     assert told == [f"{NOT_LEGAL}: epoch {epoch} of 10" for epoch in range(1, 11)]
