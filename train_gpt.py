@@ -321,7 +321,7 @@ def load_settings(environment: dict[str, str]) -> Settings:
     """The preset's settings overridden by the environment's; UserError names a variable that is
     wrong, or looks like a setting but is none."""
     given = {}
-    for name, text in sorted(environment.items()):
+    for name, text in environment.items():
         close = difflib.get_close_matches(name.upper(), FIELDS, n=1, cutoff=0.8)
         if name in FIELDS:
             given[name.lower()] = parse_value(name, text)
@@ -1829,6 +1829,7 @@ def export(
     suffice. A try that leaves the bracket of those before halves it.
     """
     budget = s.size_cap_bytes - code_bytes
+    full = FULL * s.size_cap_bytes - code_bytes
     octave = sum(w.size for name, w in weights.items() if role_of(name).levels) / 8  # bytes
     too_fine = -math.inf
     coarse_enough = COARSEST
@@ -1847,9 +1848,7 @@ def export(
             coarse_enough = octaves
         else:
             too_fine = octaves
-        if best and (s.fit == "shrink" or coarse_enough == FINEST):
-            return best
-        if len(best) + code_bytes >= FULL * s.size_cap_bytes:
+        if best and (s.fit == "shrink" or coarse_enough == FINEST or len(best) >= full):
             return best
 
         margin = MARGIN * s.size_cap_bytes * (1 if best else 2**tries)  # lest it creeps up
@@ -2241,7 +2240,8 @@ class TrainState:
         path = folder / f"{self.step:08d}.pt"
         write_atomically(path, data + hashlib.sha256(data).digest())
 
-        for old in sorted(folder.glob(CHECKPOINT_NAMES), key=os.path.getmtime)[:-2]:
+        others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
+        for old in sorted(others, key=os.path.getmtime)[:-1]:
             old.unlink()
         self.saved = path
 
@@ -2456,7 +2456,7 @@ def save_checkpoint(state: TrainState, s: Settings) -> None:
 
 # ---- Main ----------------------------------------------------------------------------------------
 
-CPU_FLOPS = 1e11  # operations a second of two usual cores
+CPU_SPEED = 1e12  # weights times tokens that two usual cores train on in a minute
 # Settings that may differ between runs of one system.
 PER_RUN = ("preset", "run_id", "seed", "artifact_path", "checkpoint_every", "resume")
 
@@ -2501,7 +2501,7 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
         f"preset:{s.preset} world_size:{ranks.world_size} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.seed} model_params:{params}"
     )
-    minutes = 6 * params * s.train_batch_tokens / ranks.world_size / CPU_FLOPS / 60
+    minutes = params * s.train_batch_tokens / ranks.world_size / CPU_SPEED
     if ranks.device.type == "cpu" and minutes > 0.5:
         log(
             f"warning: without a GPU a step takes about {minutes:.0f} minutes. PRESET=demo is made "
