@@ -683,6 +683,15 @@ def test_a_checkpoint_cannot_run_code(home):
     assert not (home / "evil").exists()
 
 
+def test_a_clock_that_goes_back_does_not_cost_the_newest(home):
+    t = make()
+    for step in (1, 2, 3):
+        t.state.step = step
+        path = t.save(home / "a")
+        os.utime(path, (4e9 - step, 4e9 - step))
+    assert path.name == "00000003.pt" and path.is_file()
+
+
 def test_only_its_own_checkpoints_are_taken_away(home):
     folder = home / "checkpoints/a"
     folder.mkdir(parents=True)
