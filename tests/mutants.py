@@ -667,8 +667,8 @@ EXPORT = [
     ),
     Mutant(
         TRAIN_GPT,
-        " or coarse_enough == FINEST):",
-        "):",
+        " or coarse_enough == FINEST",
+        "",
         "FIT=fill that ends where finer steps buy nothing",
         "test_codec.py::test_the_finest_steps",
     ),
@@ -849,14 +849,14 @@ EVALUATION = [
         "s.ttt_lr * role_of(name).ttt_lr_scale",
         "s.ttt_lr",
         "adaptation at each layer's own rate",
-        "test_evaluation.py::test_rates_fall_as_a_cosine",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-score_first-0.05]",
     ),
     Mutant(
         TRAIN_GPT,
         '"mlp.up": Role("matrix", levels=48, ttt_lr_scale=0.5)',
         '"mlp.up": Role("matrix", levels=48)',
         "half the rate for the MLP's input matrix in adaptation",
-        "test_evaluation.py::test_rates_fall_as_a_cosine",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-score_first-0.05]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -870,7 +870,7 @@ EVALUATION = [
         "0.5 * (1 + math.cos(math.pi * done))",
         "1 - done",
         "adaptation's rates that fall as a cosine",
-        "test_evaluation.py::test_rates_fall_as_a_cosine",
+        "test_evaluation.py::test_a_chunk_is_learned_by_the_formulas[sgd-score_first-0.05]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -920,7 +920,7 @@ EVALUATION = [
         "low + size - len(self.offsets)",
         "low + size - len(self.offsets) // 2",
         "adaptation per document: the longest context",
-        "test_per_document.py::test_a_document_at_rate_0_is_scored_as_ever[of many lengths]",
+        "test_per_document.py::test_scores_are_those_of_verify[longer than the window-changes13]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -935,7 +935,7 @@ EVALUATION = [
         "(start + first + self.offsets[:width]).minimum(end - 1)",
         "start + first + self.offsets[:width]",
         "adaptation per document: padding that stays within the split",
-        "test_per_document.py::test_a_document_at_rate_0_is_scored_as_ever[a single pair]",
+        "test_per_document.py::test_scores_are_those_of_verify[a single pair-changes11]",
     ),
     Mutant(
         TRAIN_GPT,
@@ -963,7 +963,7 @@ EVALUATION = [
         "if low + size < longest:",
         "if False:",
         "adaptation per document: learns",
-        "test_per_document.py::test_learning_reaches_the_rest_of_its_document",
+        "test_per_document.py::test_scores_are_those_of_verify[of many lengths-changes0]",
     ),
     Mutant(
         TRAIN_GPT,
