@@ -2,7 +2,6 @@
 
     python tests/bench/ablate.py [NAME=VALUE ...] [--seeds 1337 42] [--only NAME ...]
                                  [--variant NAME=VALUE,... ...] [--steps-only] [--jobs J]
-                                 [--csv FILE]
 
 Each run is train_gpt.py with the given environment variables (default: PRESET=demo). Every part is
 compared with the full system twice: after the same number of steps, and (unless --steps-only) after
@@ -14,7 +13,6 @@ one window after the other, without adaptation. A positive difference says that 
 """
 
 import argparse
-import csv
 import os
 import re
 import statistics
@@ -71,14 +69,9 @@ def tell(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def changed(base: dict[str, str], other: dict[str, str]) -> str:
-    return " ".join(f"{name}={value}" for name, value in other.items() if base.get(name) != value)
-
-
 def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> float:
     """How many steps with the other settings fit into the time of one: the median over paired
     steps, on one thread."""
-    said = 0.0
     torch.set_num_threads(1)
     trainings = []
     for settings in (base, other):
@@ -87,10 +80,9 @@ def speed_up(base: dict[str, str], other: dict[str, str], rounds: int = 24) -> f
         train_gpt.set_lr_scale(state.optimizers, 1.0)
         trainings.append((s, state, train_gpt.TokenStream(s, "train")))
     ratios = []
+    changes = " ".join(f"{name}={text}" for name, text in other.items() if base.get(name) != text)
     for number in range(rounds):
-        if time.monotonic() - said > 5:
-            said = time.monotonic()
-            tell(f"pace of {changed(base, other)}: pair {number + 1} of {rounds}")
+        tell(f"pace of {changes}: pair {number + 1} of {rounds}")
         seconds = []
         for s, state, stream in trainings:
             began = time.process_time()
@@ -154,16 +146,11 @@ def base_settings(items: list[str]) -> dict[str, str]:
     return base | {name: str(path.resolve()) for name, path in paths.items()}
 
 
-def show(rows: list[dict], path: Path | None) -> None:
-    """Prints a table, and writes it as CSV if there is a path."""
+def show(rows: list[dict]) -> None:
+    """Prints a table."""
     print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
     for row in rows:
         print("| " + " | ".join(map(str, row.values())) + " |")
-    if path:
-        with open(path, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
 
 
 class Job(NamedTuple):
@@ -176,20 +163,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="NAME")
-    parser.add_argument(
-        "--variant",
-        nargs="+",
-        default=[],
-        metavar="NAME=VALUE,...",
-        help="more settings to compare",
-    )
-    parser.add_argument(
-        "--steps-only",
-        action="store_true",
-        help="leave out the pace and the comparison after the same seconds",
-    )
+    parser.add_argument("--variant", nargs="+", default=[], metavar="NAME=VALUE,...")
+    parser.add_argument("--steps-only", action="store_true", help="no comparison of seconds")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     return parser.parse_args()
 
@@ -257,7 +233,7 @@ def main() -> None:
         pace |= {part: speed_up(base, environment(base, part)) for part in parts[1:]}
 
     results = run_all(plan(base, pace, args.seeds, sames), args.jobs)
-    show([table_row(part, pace[part], results, sames) for part in parts], args.csv)
+    show([table_row(part, pace[part], results, sames) for part in parts])
 
 
 if __name__ == "__main__":

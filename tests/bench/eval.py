@@ -1,14 +1,14 @@
 """Times our evaluation against a direct re-implementation of the loops that entries use.
 
-    python tests/bench/eval.py [--tokens N] [--repeats R] [--data DIR]
+    python tests/bench/eval.py [--tokens N] [--repeats R]
 
 Both score the same tokens with the same weights on the same device, in turn; the table shows
 medians and the median of the paired ratios. The entries' loop sends all positions of every window
 through the output head and then walks over the windows in Python. What adapts is the network that
 is scored, compiled on a GPU, as in train_gpt.py; all is compiled before the clock runs. Settings
 are train_gpt.py's environment variables (default here: a network of 6 layers and width 256 in
-bfloat16, with windows of 512 tokens and stride 32). Without --data the tokens are random: scores
-mean nothing then, times do.
+bfloat16, with windows of 512 tokens and stride 32). The tokens are random: scores mean nothing,
+times do.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -188,16 +188,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=16385)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--data", help="folder of fineweb_val_*.bin")
     args = parser.parse_args()
     s = train_gpt.load_settings(SHAPE | dict(os.environ))
-    if args.data:
-        s = replace(s, data_path=args.data)
-        tokens = train_gpt.TokenStream(s, "val").read(0, args.tokens)
-    else:
-        tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens)
-        tokens = tokens.astype(np.uint16)
-    bench = Bench(tokens, s)
+    tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens)
+    bench = Bench(tokens.astype(np.uint16), s)
 
     print(
         f"{args.tokens - 1} tokens, window {s.train_seq_len}, stride {s.eval_stride},"

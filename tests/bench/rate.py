@@ -1,7 +1,7 @@
 """Measures what quantization costs, in bits per byte, against the bits that a weight takes.
 
     python tests/bench/rate.py CHECKPOINT.pt ... --train FOLDER --data FOLDER --tokenizer MODEL
-                               [--bits B ...] [--only WORD ...] [--csv rate.csv]
+                               [--bits B ...] [--only WORD ...]
 
 FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data a fineweb_val_*.bin
 of text that is not for the final score (held-out text of the training mix, say), scored whole by
@@ -27,7 +27,6 @@ network than in a large one.
 """
 
 import argparse
-import csv
 import dataclasses
 import sys
 from collections.abc import Callable
@@ -138,7 +137,7 @@ def load(path: Path, args: argparse.Namespace) -> Network:
         tokenizer_path=args.tokenizer,
         compile="0",
         codec="trellis",
-        calibration_tokens=args.calibration_tokens,
+        calibration_tokens=131_072,
     )
     model = train_gpt.GPT(s, getattr(torch, s.dtype))
     model.load_state_dict(state["ema"])
@@ -241,7 +240,7 @@ def make_file(network: Network, case: Case | None, multiplier: float) -> float:
     return 8 * recode(network, case, multiplier) / network.size()
 
 
-def sweep(network: Network, args: argparse.Namespace, write: Callable[[list], None]) -> dict:
+def sweep(network: Network, args: argparse.Namespace) -> dict:
     """For each way to quantize the bits per weight and the cost in bpb of each of its files."""
     exact = network.bpb()
     print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
@@ -257,10 +256,8 @@ def sweep(network: Network, args: argparse.Namespace, write: Callable[[list], No
         for wanted in targets:
             multiplier *= 2 ** (bits - wanted)  # twice the step is about a bit less
             bits = make_file(network, case, multiplier)
-            bpb = network.bpb()
             told.append(f"{bits:.3f}:{foretold(network):.6f}")
-            points[way].append((bits, bpb - exact))
-            write([network.name, way, f"{multiplier:.4f}", f"{bits:.4f}", f"{bpb:.6f}"])
+            points[way].append((bits, network.bpb() - exact))
         print(f"  {way:24}", *(f"{b:.2f}:{c:+.4f}" for b, c in points[way]), flush=True)
         print(f"  {'  nats foretold':24}", *told, flush=True)
     return points
@@ -272,18 +269,11 @@ def main() -> None:
     parser.add_argument("--train", required=True, help="folder of fineweb_train_*.bin")
     parser.add_argument("--data", required=True, help="folder of fineweb_val_*.bin")
     parser.add_argument("--tokenizer", required=True)
-    parser.add_argument("--calibration-tokens", type=int, default=131072)
     parser.add_argument("--bits", type=float, nargs="+", default=[2.5, 3, 3.5, 4, 4.5, 5])
     parser.add_argument("--only", nargs="+", help="ways that have one of these words")
-    parser.add_argument("--csv", type=Path)
     args = parser.parse_args()
 
-    rows = ["network way step_scale bits_per_weight val_bpb".split()]
-    swept = [sweep(load(path, args), args, rows.append) for path in args.checkpoints]
-    if args.csv:
-        with open(args.csv, "w", newline="") as file:
-            csv.writer(file).writerows(rows)
-
+    swept = [sweep(load(path, args), args) for path in args.checkpoints]
     print(f"\n{'bits per weight':24}", *(f"{bits:>15g}" for bits in args.bits))
     for name in swept[0]:
         cells = []

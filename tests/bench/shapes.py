@@ -1,7 +1,7 @@
 """Compares networks of different shapes after the same seconds of training, in the same bytes.
 
     python tests/bench/shapes.py [NAME=VALUE ...] --shape NAME=VALUE,... --shape ... --bytes N ...
-                                 [--seeds 1337 42] [--jobs J] [--csv FILE]
+                                 [--seeds 1337 42] [--jobs J]
 
 This is the question under a size cap: fewer bits for more weights, or more for fewer? The first
 shape trains for ITERATIONS steps (default: PRESET=demo). The others train for as many as fit into
@@ -15,7 +15,6 @@ import argparse
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 from ablate import ROOT, base_settings, run, show, speed_up, value
 
@@ -43,15 +42,10 @@ def train_and_export(settings: dict[str, str], sizes: list[int]) -> list[float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--shape", action="append", required=True, metavar="NAME=VALUE,...", help="a network"
-    )
-    parser.add_argument(
-        "--bytes", type=int, nargs="+", required=True, help="of the artifact, without the code"
-    )
+    parser.add_argument("--shape", action="append", required=True, metavar="NAME=VALUE,...")
+    parser.add_argument("--bytes", type=int, nargs="+", required=True, help="without the code")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread")
-    parser.add_argument("--csv", type=Path, help="write the table here, too")
     parser.add_argument("settings", nargs="*", metavar="NAME=VALUE")
     args = parser.parse_args()
     base = base_settings(args.settings)
@@ -84,7 +78,7 @@ def main() -> None:
             for name, column in zip(names, columns, strict=True)
         }
         rows.append(row)
-    show(rows, args.csv)
+    show(rows)
 
 
 if __name__ == "__main__":
