@@ -8,9 +8,9 @@ the share of one rank of eight.
 
 Every figure is a line "name, unit<TAB>value", printed as soon as it is known, so that a run that is
 cut loses only the rest. First come steps as in training, then two under PyTorch's profiler, then
-each part alone, with the device idle before and after it, and last attention alone by each kernel
-that PyTorch has for it here. With --variants it is only the time of a step, for one change of
-settings, kernels or compiler after the other: see VARIANTS, in the order of what they may be worth.
+each part alone, with the device idle before and after it. With --variants it is only the time of a
+step, for one change of settings, kernels or compiler after the other: see VARIANTS, in the order of
+what they may be worth.
 """
 
 import argparse
@@ -21,7 +21,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,7 +30,6 @@ import numpy as np
 import torch
 import torch._functorch.config
 import torch._inductor.config
-import torch.nn.functional as F
 from torch._dynamo.utils import counters
 from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -41,14 +39,11 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import train_gpt  # noqa: E402
 
 HOPPER_FLOPS = 989e12  # operations a second, dense bfloat16
-REACHABLE = {
-    "H100": (790e12, 3.0e12),
-    "H200": (790e12, 4.3e12),
-}  # bfloat16 operations and bytes a second, at best
+# bfloat16 operations and bytes a second, at best
+REACHABLE = {"H100": (790e12, 3.0e12), "H200": (790e12, 4.3e12)}
 WARM_UP = 3  # steps after the first one that are not timed
 COSTLIEST = 10  # kernels that are named
 SPANS = ("## ", "Optimizer.")  # how the names of a profile begin that hold kernels and are none
-WAITS = "called a synchronizing"  # how PyTorch's warning of one begins; it also warns of the mode
 
 # What a kernel's or an operator's name contains, and whose attention that is. The first that fits:
 # cuDNN's and FlashAttention 3's names contain "flash", too.
@@ -297,22 +292,6 @@ def time_parts(training: Training, step: float, repeats: int) -> dict[str, float
     return times | {"all else": step - sum(times.values())}
 
 
-def waits_for_the_gpu(training: Training) -> list[str]:
-    """The lines of an update in which the host stops until the GPU has caught up."""
-    if not on_gpu():
-        return []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            training.update()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-    return [
-        f"{Path(w.filename).name}:{w.lineno}" for w in caught if str(w.message).startswith(WAITS)
-    ]
-
-
 # ---- Kernels -------------------------------------------------------------------------------------
 
 
@@ -354,42 +333,6 @@ def show_kernels(times: dict[str, float]) -> None:
         show(f"kernel {rank}: {short}, ms", 1000 * duration)
 
 
-def attention_alone(training: Training, repeats: int) -> dict[str, float]:
-    """Seconds of causal attention, forward and backward, in all layers of a step.
-
-    By each kernel that can do it here.
-    """
-    s = training.s
-    inputs, _ = next(train_gpt.train_batches(training.stream, 0, s))
-    q, k, v = (
-        torch.randn(
-            len(inputs),
-            heads,
-            s.train_seq_len,
-            s.model_dim // s.num_heads,
-            device=inputs.device,
-            dtype=training.state.model.dtype,
-            requires_grad=True,
-        )
-        for heads in (s.num_heads, s.num_kv_heads, s.num_kv_heads)
-    )
-    many = s.num_layers * s.train_batch_tokens / inputs.numel()
-
-    def forward_and_backward():
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-        y.backward(y.detach())
-
-    times = {"as in training": many * seconds(forward_and_backward, repeats)}
-    for kernel in (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION):
-        with (
-            contextlib.suppress(RuntimeError),  # there is no such kernel for this device
-            warnings.catch_warnings(action="ignore"),
-            sdpa_kernel(kernel),
-        ):
-            times[kernel.name] = many * seconds(forward_and_backward, repeats)
-    return times
-
-
 # ---- Main ----------------------------------------------------------------------------------------
 
 
@@ -399,15 +342,9 @@ def bench(environment: dict[str, str], folder: Path, steps: int) -> None:
     show_floor(training)
     step = time_steps(training, steps)
     step.show()
-    waits = waits_for_the_gpu(training)
-    show("waits for the GPU in an update", len(waits))
-    if waits:
-        print("they are in " + ", ".join(dict.fromkeys(waits)))
     show_kernels(kernel_times(training))
     for name, duration in time_parts(training, step.seconds, steps).items():
         show(f"{name}, ms", 1000 * duration)
-    for name, duration in attention_alone(training, steps).items():
-        show(f"attention alone, {name}, ms", 1000 * duration)
 
 
 @contextlib.contextmanager
