@@ -1,6 +1,4 @@
-"""Optimizer: NorMuon and AdamW against plain references, the groups by name, the schedules."""
-
-from types import SimpleNamespace
+"""Optimizer: NorMuon and AdamW against plain references, and the groups by name."""
 
 import pytest
 import torch
@@ -9,13 +7,10 @@ from conftest import random_model, tiny_settings
 import train_gpt
 from train_gpt import (
     NorMuon,
-    Settings,
-    TrainState,
     UserError,
     build_optimizers,
     flatten_grads,
     load_settings,
-    lr_scale,
     newton_schulz,
     role_of,
     set_lr_scale,
@@ -285,62 +280,3 @@ def test_the_gradients_are_views_of_one_buffer():
     assert all((p.grad == 2).all() for p in model.parameters())
     next(model.parameters()).grad.zero_()
     assert (buffer == 0).sum() == 64 * 32
-
-
-# ---- Schedules
-
-
-def scale_at(s: Settings, step: int, pace: float, reserved: float = 0.0) -> float:
-    """The scale of the rates after so many steps of `pace` seconds."""
-    return lr_scale(SimpleNamespace(step=step, seconds=pace * step, reserved=reserved), s)
-
-
-def test_schedule_of_the_system():
-    """20,000 steps that need no more than the cap: the last 3,000 fall."""
-    s = load_settings({"MAX_WALLCLOCK_SECONDS": "0"})
-    scales = [scale_at(s, step, 0.1) for step in (0, 17_000, 18_500, 19_700, 20_000)]
-    assert scales == pytest.approx([1, 1, 0.5, 0.1, 0], abs=1e-12)
-
-
-def test_schedule_under_the_cap_of_the_system():
-    """597 s at 0.1 s a step: 5,970 steps, of which the last 3,000 fall."""
-    steps = (0, 1, 2970, 4470, 5970)
-    scales = [scale_at(load_settings({}), step, 0.1, reserved=3.0) for step in steps]
-    assert scales == pytest.approx([1, 1, 1, 0.5, 0], abs=1e-9)
-
-
-@pytest.fixture
-def momenta(monkeypatch):
-    """momenta(s, steps): the momentum of all of NorMuon's groups at these steps of train()."""
-
-    def find(s: Settings, steps: list[int]) -> list[float]:
-        state = TrainState(random_model(s), s)
-        after = iter([*steps[1:], s.iterations])
-        state.step = steps[0]
-        found = []
-
-        def step(state, *_):
-            groups = state.optimizers[0].param_groups
-            assert len(groups) > 1
-            (momentum,) = {group["momentum"] for group in groups}
-            found.append(momentum)
-            state.step = next(after)
-
-        monkeypatch.setattr(train_gpt, "train_step", step)
-        monkeypatch.setattr(train_gpt, "save_checkpoint", lambda *_: None)
-        monkeypatch.setattr(train_gpt, "StopRequest", lambda: SimpleNamespace(requested=False))
-        train_gpt.train(state, SimpleNamespace(total=1), SimpleNamespace(s=s))
-        return found
-
-    return find
-
-
-def test_momentum_warms_up_over_1500_steps(momenta):
-    s = tiny_settings(PRESET="pcll", MAX_WALLCLOCK_SECONDS=0)
-    found = momenta(s, [0, 375, 750, 1500, 1501, 19_999])
-    assert found == pytest.approx([0.92, 0.9375, 0.955, 0.99, 0.99, 0.99], abs=1e-12)
-
-
-def test_momentum_without_a_warm_up(momenta):
-    s = tiny_settings(MUON_MOMENTUM_WARMUP_STEPS=0)
-    assert momenta(s, [0, 1]) == pytest.approx([0.92, 0.99], abs=1e-12)

@@ -99,14 +99,14 @@ class Training:
     state: TrainState
     stream: TokenStream
     losses: list[float] = field(default_factory=list)
-    momenta: list[float] = field(default_factory=list)
+    momenta: list[list[float]] = field(default_factory=list)  # of each group of matrices
     rates: list[list[float]] = field(default_factory=list)  # of each group
     quantized: list[set[str]] = field(default_factory=list)  # names of the parameters
 
     def watch(self, quantized: list) -> None:
         """Notes what a step is given."""
         groups = [group for o in self.state.optimizers for group in o.param_groups]
-        self.momenta.append(groups[0]["momentum"])
+        self.momenta.append([group["momentum"] for group in groups if "momentum" in group])
         self.rates.append([group["lr"] for group in groups])
         chosen = {id(p) for p in quantized}
         named = self.state.model.named_parameters()
@@ -205,8 +205,9 @@ def test_momentum_and_rates_of_each_step(home):
     t = make(MUON_MOMENTUM_WARMUP_STEPS=4)
     t.run()
     warm = [0.92, 0.9375, 0.955, 0.9725, 0.99, 0.99, 0.99, 0.99]
-    assert t.momenta == pytest.approx(warm, abs=1e-9)
     shapes = len(t.state.optimizers[0].param_groups)
+    assert shapes > 1
+    np.testing.assert_allclose(t.momenta, [[momentum] * shapes for momentum in warm], atol=1e-9)
     scales = [1, 1, 1, 5 / 6, 4 / 6, 3 / 6, 2 / 6, 1 / 6]
     expected = [[0.03 * scale] * shapes + [0.04 * scale, 0.02 * scale] for scale in scales]
     np.testing.assert_allclose(t.rates, expected, atol=1e-9)
@@ -229,11 +230,6 @@ def test_the_average_is_an_exponential_one_from_the_first_step_on(home, decay):
     assert (moved > 0.01) == (d > 0)
 
 
-def test_the_average_of_the_system():
-    for preset in ("pcll", "pcloadloveletter_v6"):
-        assert load_settings({"PRESET": preset}).ema_decay == 0.997
-
-
 def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch, as_rank):
     """A float32 gradient of each parameter, the loss, and the orthogonalized matrices by shape."""
     sent = []
@@ -253,26 +249,16 @@ def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch, as_rank):
 # ---- Late fake quantization
 
 
-def test_late_quantisation_rounds_rows_to_63_levels_and_passes_gradients():
-    w = torch.randn(4, 300, requires_grad=True)
-    exact = w.detach().clone()
-    with fake_quantize([w]):
-        steps = 31 * w.detach() / exact.abs().amax(dim=1, keepdim=True)
-        torch.testing.assert_close(steps, steps.round(), atol=1e-3, rtol=0)
-        assert (w - exact).abs().max() > 0
-        (w * torch.arange(300)).sum().backward()
-    assert torch.equal(w.detach(), exact)
-    assert torch.equal(w.grad, torch.arange(300.0).expand(4, 300))
-
-
 def test_int6_levels_as_numbers():
-    """A row's greatest is 31; the gradient is that of the rounded weights."""
-    w = torch.tensor([[31.0, 10.4, -3.6, 0.2], [-0.62, 0.3, 0.31, 0.0]], requires_grad=True)
+    """A row's greatest is 31; the gradient is that of the rounded weights, on the exact ones."""
+    exact = torch.tensor([[31.0, 10.4, -3.6, 0.2], [-0.62, 0.3, 0.31, 0.0]])
+    w = exact.clone().requires_grad_()
     with fake_quantize([w]):
         rounded = torch.tensor([[31.0, 10, -4, 0], [-31 * 0.02, 15 * 0.02, 16 * 0.02, 0]])
         torch.testing.assert_close(w.detach(), rounded, atol=1e-6, rtol=0)
         w.square().sum().backward()
     torch.testing.assert_close(w.grad, 2 * rounded)
+    assert torch.equal(w.detach(), exact)
 
 
 @pytest.mark.parametrize("preset", ["pcll", "pcloadloveletter_v6"])
@@ -305,22 +291,6 @@ def test_a_late_step_computes_with_rounded_weights(home):
     name = "blocks.1.mlp.up"
     assert not torch.equal(rounded[name], exact[name])
     assert (model.get_parameter(name) - exact[name]).abs().max() < 0.05
-
-
-def test_a_late_step_that_fails_leaves_the_exact_weights(home):
-    t = make(MICRO_BATCH_SEQS=2)
-    t.go(6)
-    before = copies(t.state.model)
-    matrices = [p for name, p in t.state.model.named_parameters() if name.endswith(IN_BLOCKS)]
-
-    def failing():
-        yield next(train_batches(t.stream, 6, t.s))
-        assert not torch.equal(matrices[0], before["blocks.0.attn.q"])
-        raise KeyError
-
-    with pytest.raises(KeyError):
-        train_step(t.state, failing(), matrices, t.s)
-    assert all(torch.equal(p, before[name]) for name, p in t.state.model.named_parameters())
 
 
 # ---- The clock and the cap
@@ -515,7 +485,6 @@ def test_all_ranks_reserve_what_the_first_one_measured(home, monkeypatch, calibr
 @pytest.mark.parametrize(
     ("step", "changes"),
     [
-        (1, dict()),
         (4, dict()),  # in the middle of the warm-down
         (4, dict(MATRIX_OPTIMIZER="adamw", LOADER="random")),
         (7, dict(MATRIX_OPTIMIZER="muon_rows")),  # the weights are fake-quantized by now
@@ -563,14 +532,9 @@ def test_the_newest_two_are_kept_and_found(home):
     latest, of_a = tiny_settings(RESUME="latest"), tiny_settings(RESUME="latest", RUN_ID="a")
     assert str(find_checkpoint(latest)) == "checkpoints/b/00000006.pt"
     assert str(find_checkpoint(of_a)) == "checkpoints/a/00000003.pt"
-    for changes in (
-        dict(RESUME="latest", RUN_ID="c"),
-        dict(RESUME="checkpoints/a"),
-        dict(RESUME="nowhere.pt"),
-    ):
-        sentence = f"RESUME={changes['RESUME']}: there is no such checkpoint"
-        with pytest.raises(UserError, match=sentence):
-            find_checkpoint(tiny_settings(**changes))
+    for path, run_id in (("latest", "c"), ("checkpoints/a", ""), ("nowhere.pt", "")):
+        with pytest.raises(UserError, match=f"RESUME={path}: there is no such checkpoint"):
+            find_checkpoint(tiny_settings(RESUME=path, RUN_ID=run_id))
 
 
 @pytest.mark.parametrize(
@@ -620,19 +584,10 @@ def test_damaged_checkpoints_are_refused(home):
     path = t.save(home)
     whole = path.read_bytes()
     middle = len(whole) // 2
-    for damaged in (
-        b"",
-        b"PK",
-        b"text",
-        whole[:1000],
-        whole[:-1],
-        whole[:-32],
-        whole[100:],
-        whole + b"0",
-        whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
-        pickle.dumps({"settings": {}}),
-    ):
-        (home / "bad.pt").write_bytes(damaged)
+    flipped = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+    damaged = [b"", b"PK", b"text", whole[:1000], whole[:-1], whole[:-32], whole[100:], flipped]
+    for data in (*damaged, whole + b"0", pickle.dumps({"settings": {}})):
+        (home / "bad.pt").write_bytes(data)
         with pytest.raises(UserError, match=REFUSED):
             t.state.load(home / "bad.pt", t.s)
     for content in ([1, 2], {"model": {}}, "text", None, 5):  # whole, but another program's
@@ -640,7 +595,6 @@ def test_damaged_checkpoints_are_refused(home):
         with pytest.raises(UserError, match=REFUSED):
             t.state.load(home / "bad.pt", t.s)
     t.state.load(path, t.s)
-    assert hashlib.sha256(whole[:-32]).digest() == whole[-32:]
 
 
 def test_a_checkpoint_of_an_older_layout_is_refused(home):
@@ -760,14 +714,6 @@ def test_all_ranks_stop_if_the_first_one_was_asked_to(home, monkeypatch, as_rank
     assert not (home / "checkpoints").exists() and not (home / "logs").exists()
 
 
-def test_fewer_gpus_than_processes_are_refused(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    for name, value in dict(RANK="2", LOCAL_RANK="2", WORLD_SIZE="3").items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(UserError, match="Process 2 finds only 2 GPUs: start fewer processes"):
-        Distributed().init()
-
-
 # ---- Sentences
 
 
@@ -780,14 +726,8 @@ NCCL = "NCCL error in: ProcessGroupNCCL.cpp:94, unhandled system error"
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "lower MICRO_BATCH_SEQS"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: tried 9 bytes"), "lower MICRO"),
-        (
-            FileNotFoundError(errno.ENOENT, "No such file or directory", "a.bin"),
-            "a.bin: No such file or directory.",
-        ),
-        (
-            OSError(errno.ENOSPC, "No space left on device"),
-            "A file could not be written: No space left on device.",
-        ),
+        (FileNotFoundError(2, "No such file", "a.bin"), "a.bin: No such file."),
+        (OSError(28, "No space left"), "A file could not be written: No space left."),
         (OSError(LIBRARY), LIBRARY),  # dlopen's have no number
         (ImportError("No module named 'x'"), "No module named 'x'"),
         (dist.DistBackendError(NCCL), NCCL),
@@ -948,23 +888,19 @@ def test_a_resumed_run_has_the_name_of_its_folder(tmp_path, monkeypatch, path, r
         ("file/a.pcll", "file: File exists."),
         ("file/b/a.pcll", "file/b: Not a directory."),
         ("x" * 300, "File name too long."),
+        ("a.pcll", "logs: File exists."),
     ],
 )
-def test_where_no_artifact_can_be_written(home, path, sentence):
+def test_where_no_artifact_or_log_can_be_written(home, path, sentence):
     """It is found before the training, and before a log is begun."""
     (home / "folder").mkdir()
+    if path == "a.pcll":
+        (home / "logs").touch()
     (home / "file").touch()
     with pytest.raises((UserError, OSError)) as caught:
         start(RUN_ID="x", ARTIFACT_PATH=path)
     assert user_message(caught.value).endswith(sentence)
-    assert not (home / "logs").exists()
-
-
-def test_a_file_where_the_logs_have_to_be(home):
-    (home / "logs").touch()
-    with pytest.raises(OSError) as caught:
-        start(RUN_ID="x")
-    assert user_message(caught.value) == "logs: File exists."
+    assert not (home / "logs").is_dir()
 
 
 def test_a_start_leaves_nothing_but_the_log(home):
