@@ -1,8 +1,14 @@
-"""Findings, and how they are printed: the answer first, then a table of runs, then each finding.
+"""Findings, the answer that follows from them, and how both are printed.
 
-The first line is OK, FAILED or NOT PROVEN and one sentence: FAILED if any finding is, OK if none
-is, none is a suspicion, and the score is proven or agrees with the logs. The score is what is
-claimed of an artifact, or else what was recomputed of it; and what a folder's submission.json says.
+    FAILED          the files contradict the claim, or the claimed run breaks a rule: proof
+    SUSPICION       a pattern that has invalidated entries before, with its line; proves nothing
+    NOT CHECKABLE   cannot be decided from what lies here; the detail says what is missing
+    CONSISTENT      agrees with what the competitor submitted, which could itself be wrong
+    PROVEN          recomputed here from the files, by code that is not the competitor's
+
+--json prints one object: schema (2), input (the path), exit_code, answer, sentence, runs (the
+table), findings: a list of {verdict, check, detail, number (or null), unit, line (the evidence
+quoted, or ""), file (the artifact that it is about, or "")}.
 """
 
 import json
@@ -11,35 +17,23 @@ import os
 import signal
 import sys
 import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import asdict, astuple, dataclass
 from statistics import fmean, stdev
-from typing import NamedTuple
 
-PROVEN = "PROVEN"
-CONSISTENT = "CONSISTENT"
-NOT_CHECKABLE = "NOT CHECKABLE"
-SUSPICION = "SUSPICION"
 FAILED = "FAILED"
+SUSPICION = "SUSPICION"
+NOT_CHECKABLE = "NOT CHECKABLE"
+CONSISTENT = "CONSISTENT"
+PROVEN = "PROVEN"
 COLOURS = {FAILED: 31, SUSPICION: 35, NOT_CHECKABLE: 33, CONSISTENT: 36, PROVEN: 32}  # in order
-SCORES = ("val_bpb", "val_bpb_ttt", "claim")  # the findings on what an entry stands for
 WIDTH = 110  # columns
 STOPPED = "stopped by Ctrl-C"
-DETAIL_CHARS = 1_500  # of a longer detail the rest is not printed
 
 
-class RunRow(NamedTuple):
-    """A run that a score rests on; None where its log does not say."""
-
-    seed: int | None
-    val_bpb: float | None
-    bytes: int | None  # code plus model
-    training: float | None  # seconds
-    evaluation: float | None  # seconds
-
-
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """One check's outcome."""
 
     verdict: str
@@ -47,10 +41,27 @@ class Finding(NamedTuple):
     detail: str  # one sentence
     number: float | int | None = None  # what the verdict rests on
     unit: str = ""  # "bytes", "bits/byte", "s", ...
-    line: str = ""  # evidence that is text: "train_seed1337.log:1203: final_..._exact val_loss:1.9"
-    settle: str = ""  # what would settle it
-    runs: tuple[RunRow, ...] = ()  # the table of a folder, with its val_bpb
-    says: str = ""  # of an artifact's score, for the first line: which score of what it is
+    line: str = ""  # the evidence, quoted: "train_seed1337.log:1203: final_..._exact val_loss:1.9"
+    says: str = ""  # for the first line: which score of an artifact it is
+    file: str = ""  # the artifact of a folder that it is about
+
+
+@dataclass(frozen=True)
+class RunRow:
+    """A run that a score rests on; None where its log does not say."""
+
+    seed: int | None
+    val_bpb: float | None
+    bytes: int | None  # code plus model
+    training: float | None  # seconds
+    evaluation: float | None  # seconds of the claimed pass
+
+
+@dataclass(frozen=True)
+class Report:
+    findings: list[Finding]
+    needed: tuple[tuple[str, ...], ...]  # of each group of checks one has to be shown for an OK
+    runs: tuple[RunRow, ...] = ()
 
 
 class UnusableInput(Exception):
@@ -63,142 +74,132 @@ def clean(text: str, limit: int = 500) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+# ---------------------------------------------------------------- the answer
+
+
+def answer_of(report: Report) -> str:
+    """FAILED if a finding is, else NOT PROVEN if there is a suspicion or something needed is not
+    shown, else OK."""
+    verdicts = {finding.verdict for finding in report.findings}
+    if FAILED in verdicts:
+        return FAILED
+    return "NOT PROVEN" if SUSPICION in verdicts or missing(report) else "OK"
+
+
+def missing(report: Report) -> list[str]:
+    """What an OK needs and no finding shows; an artifact's own score is not its folder's."""
+    shown = {
+        finding.check
+        for finding in report.findings
+        if finding.verdict in (CONSISTENT, PROVEN)
+        if not finding.file or finding.check in ("claim", "size")
+    }
+    return [group[0] for group in report.needed if not shown & {*group}]
+
+
+def sentence_of(report: Report) -> str:
+    """What the answer rests on."""
+    findings = report.findings
+    failed = [finding for finding in findings if finding.verdict == FAILED]
+    if failed:
+        names = ", ".join(dict.fromkeys(finding.check for finding in failed))
+        number = stated_number(failed[0])
+        return f"{names}: {number}{number and ', '}{failed[0].detail}"
+
+    parts = ["nothing failed"]
+    if missing(report):
+        parts.append(f"not shown: {', '.join(missing(report))}")
+    looks = [f"{f.check} ({clean(f.detail, 60)})" for f in findings if f.verdict == SUSPICION]
+    if looks:
+        parts.append(f"to look at: {', '.join(looks[:4])}")
+    parts += dict.fromkeys(finding.says for finding in findings if finding.says)
+    for finding in findings:
+        if (finding.check, finding.verdict, finding.says) == ("val_bpb", CONSISTENT, ""):
+            parts.append(f"val_bpb {finding.number:.6f} is what the logs say")
+    return "; ".join(parts)
+
+
 # ---------------------------------------------------------------- for people
 
 
-def print_report(findings: list[Finding]) -> None:
-    """The answer, the table of runs, the findings with failures first, then the count of each."""
+def print_report(report: Report) -> None:
+    """The answer, the table of runs, failures and suspicions in full, a line for the others."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    answer = answer_of(findings)
-    sentence = f"{answer} — {clean(sentence_of(findings, answer))}"
+    sentence = f"{answer_of(report)} — {clean(sentence_of(report), 600)}"
     print(textwrap.fill(sentence, WIDTH, subsequent_indent="    "))
-    runs = next((finding.runs for finding in findings if finding.runs), ())
-    if runs:
-        print_runs(runs)
-
-    counts = Counter(finding.verdict for finding in findings)
+    print_runs(report.runs)
+    counts = Counter(finding.verdict for finding in report.findings)
     for verdict, code in COLOURS.items():
         if counts[verdict]:
             print(f"\033[1;{code}m{verdict}\033[0m" if colour else verdict)
-        for finding in findings:
+        for finding in report.findings:
             if finding.verdict == verdict:
                 print_finding(finding)
-    shown = [verdict for verdict in COLOURS if counts[verdict] or verdict == FAILED]
-    print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in shown))
-
-
-def answer_of(findings: list[Finding]) -> str:
-    verdicts = {finding.verdict for finding in findings}
-    if FAILED in verdicts:
-        return FAILED
-    scores = [finding.verdict for finding in scores_of(findings)]
-    good = scores and all(verdict in (PROVEN, CONSISTENT) for verdict in scores)
-    return "OK" if good and SUSPICION not in verdicts else "NOT PROVEN"
-
-
-def scores_of(findings: list[Finding]) -> list[Finding]:
-    """The findings that the answer rests on: where a claim of an artifact was decided, not what was
-    recomputed of it besides."""
-    scores = [finding for finding in findings if finding.check in SCORES]
-    decided = [f for f in scores if f.check == "claim" and f.verdict in (PROVEN, CONSISTENT)]
-    return [f for f in scores if not (decided and f.says and f.check != "claim")]
-
-
-def sentence_of(findings: list[Finding], answer: str) -> str:
-    """What the answer rests on."""
-
-    def names(verdict: str) -> str:
-        found = dict.fromkeys(f.check for f in findings if f.verdict == verdict)
-        return ", ".join(found)
-
-    if answer == FAILED:
-        first = next(finding for finding in findings if finding.verdict == FAILED)
-        number = "" if first.number is None else f"{stated_number(first.number, first.unit)}, "
-        return f"{names(FAILED)}: {number}{first.detail}"
-
-    scores = scores_of(findings)
-    if answer == "OK":
-        said = [stated_score(finding) for finding in scores]
-        said += [f.says for f in findings if f.says and f.check == "adaptation"]
-        alone = all(finding.verdict == CONSISTENT and not finding.says for finding in scores)
-        return f"{'; '.join(said)}, and nothing failed" + ("; none was recomputed" if alone else "")
-
-    open_points = ["nothing failed"]
-    if names(SUSPICION):
-        open_points.append(f"to look at: {names(SUSPICION)}")
-    said = [f for f in scores if f.says] + [f for f in findings if f.says and f not in scores]
-    if any(f.verdict == NOT_CHECKABLE and not f.says for f in scores) or not (scores or said):
-        open_points.append("the score cannot be checked")
-    return "; ".join([*open_points, *(finding.says for finding in said)])
-
-
-def stated_score(finding: Finding) -> str:
-    """val_bpb 1.120000 agrees with the logs"""
-    how = "was recomputed here" if finding.verdict == PROVEN else "agrees with the logs"
-    return finding.says or f"{finding.check} {finding.number:.6f} {how}"
+    print(" · ".join(f"{counts[verdict]} {verdict}" for verdict in COLOURS if counts[verdict]))
 
 
 def print_runs(runs: tuple[RunRow, ...]) -> None:
     """One row a run, then mean and standard deviation."""
-    columns = ("val_bpb", "bytes", "training s", "evaluation s")
-    print(f"  {'seed':<10}" + "".join(f"{name:>14}" for name in columns))
+    if not runs:
+        return
+    print(f"  seed      {'val_bpb':>14}{'bytes':>14}{'training s':>14}{'evaluation s':>14}")
     for run in runs:
-        seed = "?" if run.seed is None else run.seed
-        print(f"  {seed!s:<10}" + cells(run[1:]))
+        print_row("?" if run.seed is None else str(run.seed), astuple(run)[1:])
+    columns = list(zip(*map(astuple, runs), strict=True))[1:]
+    stated = [[value for value in column if value is not None] for column in columns]
     if len(runs) > 1:
-        columns = list(zip(*runs, strict=True))[1:]
-        stated = [[value for value in column if value is not None] for column in columns]
-        print(f"  {'mean':<10}" + cells([fmean(column) if column else None for column in stated]))
-        spread = [stdev(column) if len(column) > 1 else None for column in stated]
-        print(f"  {'deviation':<10}" + cells(spread))
+        print_row("mean", [fmean(column) if column else None for column in stated])
+        print_row("deviation", [stdev(column) if len(column) > 1 else None for column in stated])
 
 
-def cells(values: list) -> str:
-    texts = []
-    for value, form in zip(values, (".6f", ",.0f", ".1f", ".1f"), strict=True):
-        texts.append("-" if value is None else f"{value:{form}}")
-    return "".join(f"{text:>14}" for text in texts)
+def print_row(name: str, values: tuple | list) -> None:
+    pairs = zip(values, (".6f", ",.0f", ".1f", ".1f"), strict=True)
+    cells = ["-" if value is None else f"{value:{form}}" for value, form in pairs]
+    print(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def print_finding(finding: Finding) -> None:
-    number = "" if finding.number is None else stated_number(finding.number, finding.unit)
-    text = f"  {finding.check:<15} {number:<22} {clean(finding.detail, DETAIL_CHARS)}"
-    print(textwrap.fill(text, WIDTH, subsequent_indent=" " * 41))
+    detail = f"{finding.file}: {finding.detail}" if finding.file else finding.detail
+    number = stated_number(finding)
+    text = f"  {finding.check:<16} {number}{number and ', '}{clean(detail, 1_500)}"
+    if finding.verdict not in (FAILED, SUSPICION):
+        print(clean(text, WIDTH))
+        return
+    print(textwrap.fill(text, WIDTH, subsequent_indent=" " * 19))
     if finding.line:
-        print(f"{'':18}> {clean(finding.line, 90)}")
-    if finding.settle:
-        text = f"{'':18}to settle: {clean(finding.settle)}"
-        print(textwrap.fill(text, WIDTH, subsequent_indent=" " * 29))
+        print(f"{'':19}> {clean(finding.line, WIDTH - 20)}")
 
 
-def stated_number(number: float | int, unit: str) -> str:
+def stated_number(finding: Finding) -> str:
     """1 seed, 15,900,200 bytes, 600.1 s, 1.120000 bits/byte"""
+    number = finding.number
+    unit = finding.unit
+    if number is None:
+        return ""
     if isinstance(number, int):
         unit = unit.removesuffix("s") if number == 1 and len(unit) > 2 else unit
         return f"{number:,} {unit}"
     if unit == "s":
         return f"{number:,.1f} s"
-    form = ".1e" if 0 < abs(number) < 1e-3 else ".6f"
-    return f"{number:{form}} {unit}"
+    return f"{number:{'.1e' if 0 < abs(number) < 1e-3 else '.6f'}} {unit}"
 
 
-# ---------------------------------------------------------------- for machines
+# ---------------------------------------------------------------- for machines and the shell
 
 
-def print_json(findings: list[Finding], target: str, code: int) -> None:
-    rows = [finding._asdict() for finding in findings]
+def print_json(report: Report, target: str, code: int) -> None:
+    rows = [asdict(finding) for finding in report.findings]
     for row in rows:
         del row["says"]
         if not math.isfinite(row["number"] or 0):
             row["number"] = None  # JSON has no NaN and no infinity
-        row["runs"] = [run._asdict() for run in row["runs"]]
-    report = {"schema": 1, "input": target, "exit_code": code}
-    report |= {"answer": answer_of(findings), "findings": rows}
-    print(json.dumps(report, indent=1))
+    table = {"schema": 2, "input": target, "exit_code": code, "answer": answer_of(report)}
+    table |= {"sentence": sentence_of(report), "runs": [asdict(run) for run in report.runs]}
+    print(json.dumps(table | {"findings": rows}, indent=1))
 
 
 def end_on_interrupt(program: str) -> None:
-    """Until run_program: Ctrl-C ends the program with one sentence, in its imports as well."""
+    """Until a report is made: Ctrl-C ends the program with one sentence, in its imports as well."""
 
     def end(*_: object) -> None:
         os.write(2, f"{program}: {STOPPED}\n".encode())
@@ -208,45 +209,25 @@ def end_on_interrupt(program: str) -> None:
         signal.signal(signal.SIGINT, end)
 
 
-def run_program(main: Callable[[], int], program: str) -> int:
-    """The exit code of a program; no traceback where Ctrl-C or a closed pipe ends it."""
-    try:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        try:
-            return main()
-        finally:
-            if sys.stdout is not None:
-                sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that exit is silent
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: {STOPPED}", file=sys.stderr)
-        return 130
-
-
-def report_on(
-    find: Callable[[], list[Finding]], target: str, as_json: bool, program: str, suspect: str = ""
-) -> int:
-    """Prints what `find` finds on a target, or one sentence on stderr; returns the exit code.
-
-    `suspect` ends the sentence on what nobody expected.
-    """
+def report_on(find: Callable[[], Report], program: str, target: str, as_json: bool) -> int:
+    """Prints what `find` finds on a target, or one sentence on stderr; returns the exit code: 0
+    nothing failed, 1 something did, 2 the input is unusable, 130 Ctrl-C."""
     if sys.stdout is None:
         print(f"{program}: stdout is closed", file=sys.stderr)
         return 2
     sys.stdout.reconfigure(errors="replace")
-    warnings.simplefilter("ignore", SyntaxWarning)  # of escapes in their strings
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    code = 2
     try:
-        findings = find()
-        code = int(any(finding.verdict == FAILED for finding in findings))
+        report = find()
+        failed = int(answer_of(report) == FAILED)
         if as_json:
-            print_json(findings, target, code)
+            print_json(report, target, failed)
         else:
-            print_report(findings)
+            print_report(report)
         sys.stdout.flush()
-        return code
+        return failed
     except UnusableInput as error:
         problem = str(error)
     except BrokenPipeError:
@@ -256,7 +237,8 @@ def report_on(
         problem = f"{error.filename or target}: {error.strerror or error}"
     except KeyboardInterrupt:
         problem = STOPPED
-    except (Exception, SystemExit) as error:  # no memory, their code, ...
-        problem = f"stopped by {type(error).__name__} {error}{suspect}"
+        code = 130
+    except Exception as error:  # of a file that nobody foresaw: a sentence, no traceback
+        problem = f"stopped by {type(error).__name__} {error}"
     print(f"{program}: {clean(problem)}", file=sys.stderr)
-    return 2
+    return code
