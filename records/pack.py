@@ -12,10 +12,11 @@ records/track_TRACK/DATE_NAME/:
     README.md           the same as a table, the method in words, and the command of each seed
     requirements.txt    the versions that the logs state
     artifact.pcll       with --artifact
-The score is the logs' final_pcll_ttt_exact line if all have one, else final_pcll_sliding_exact;
-what a log labels NOT LEGAL is never a score. The track 10min_16mb is for runs on 8 H100 GPUs within
-10 minutes of training, calibration included, and 10 of evaluation. Nothing of a log is executed or
-parsed as code, and an error leaves nothing behind.
+The score is that of a log's one final line, which its headline repeats; what a log labels NOT LEGAL
+is never a score. Where a run was resumed on other hardware, or with other versions or settings, the
+folder states them in turn. The track 10min_16mb is for runs on 8 H100 GPUs within 10 minutes of
+training, calibration included, and 10 of evaluation. Nothing of a log is executed or parsed as
+code, and an error leaves nothing behind.
 """
 
 import argparse
@@ -26,346 +27,319 @@ import math
 import os
 import re
 import shlex
-import shutil
 import sys
-from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from statistics import mean, stdev
+from tempfile import TemporaryDirectory
+
+if __name__ == "__main__":  # imports start at the root
+    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+
+from records.check import CAP_BYTES, LIMIT_S, WORLD_SIZE
+from records.files import open_regular
+from records.logs import ARTIFACT, FINAL_LINE, LOG_BYTES, PATTERNS, read_lines, stated_value
+from records.report import STOPPED, UnusableInput
 
 TRACKS = ("non_record_16mb", "10min_16mb")
-CAP_BYTES = 16_000_000  # code plus artifact, decimal
-LIMIT_S = 600  # of the 10-minute track, for training and again for evaluation
 LAST_STEP_S = 1  # training may be longer by this: the step that crosses the limit is finished
-PROCESSES = 8  # of the 10-minute track, each on an H100
-PROBABLE = 1e9  # no time in ms, no number of steps is larger
-LOG_BYTES = 2**26  # a larger file is no log
-RULE = "\n" + "=" * 80 + "\n"  # between the source and the lines of the run
-PER_RUN = (
-    "seed",
-    "run_id",
-    "artifact_path",
-    "checkpoint_every",
-    "resume",
-)  # settings that may differ
-FINAL = (
-    r"^final_pcll_(ttt|sliding)_exact val_loss:(\d+\.\d+) val_bpb:(\d+\.\d+) "
-    r"val_tokens:(\d+) bytes:(\d+) eval_time:(\d+)ms"
+RULE = "=" * 80  # the line between the source and the lines of the run
+PER_RUN = ("seed", "run_id", "artifact_path", "checkpoint_every", "resume", "changed")
+SEGMENT = (  # versions, GPU, settings and world size: how a run begins, and goes on when resumed
+    r"^(python .+) GPU (.+)\n((?:\w+:.*\n)*)preset:\S+ world_size:([1-9]\d{0,5}) "
 )
-CHANGED = (
-    r"^changed:(.*)$"  # NAME=value NAME=value; older logs lack it, and all logs of other scripts
-)
-STATED = ("preset", "seed", "train_seq_len", "eval_stride", "ttt_chunk_tokens", "ttt_epochs")
-FINISHED = {  # lines that the log of a finished run has
-    "versions and GPU": r"^(python .+) GPU (.+)$",
-    "world_size": r"^preset:\S+ world_size:([1-9]\d{0,5}) ",
-    "Code size": r"^Code size: (\d+) bytes",
-    "Serialized model pcll": r"^Serialized model pcll: (\d+) bytes",
-    "final_pcll_ttt_exact or final_pcll_sliding_exact": FINAL,
-}
-
-
-class UserError(Exception):
-    """Something that the person who called can mend; its text is the one sentence that they see."""
+STEP = re.compile(r"step:(\d{1,12})/\d+ train_loss:(\d{1,9}\.\d{1,15}) ")
+FINAL = "final_pcll_ttt_exact or final_pcll_sliding_exact"
 
 
 # ---- Logs
 
 
 @dataclass(frozen=True)
-class Score:
-    val_loss: float  # nats per token
-    val_bpb: float
-    tokens: int
-    bytes: int
-    seconds: float
+class Segment:
+    """What a run states when it begins, and each time that it is resumed."""
+
+    versions: dict[str, str]
+    gpu: str  # "NVIDIA H100 80GB HBM3"
+    settings: dict[str, str]  # name -> value
+    world_size: int
 
 
 @dataclass(frozen=True)
 class Run:
-    """What one log says."""
+    """What one log states; of several segments in turn: "1 x CPU, then 8 x NVIDIA H100"."""
 
     path: Path
     data: bytes  # the whole log
     source: str
-    lines: str  # what follows the source
-    settings: dict[str, str]  # name -> value, as printed last
-    changed: dict[str, str] | None  # those that the preset has otherwise; None: not known
+    text: str  # the lines that follow the source
+    segments: list[Segment]
+    hardware: str
     versions: dict[str, str]
-    gpu: str
-    processes: int
-    steps: int
-    train_seconds: float
-    calibration_seconds: float  # reads training data, and so counts as training, too
-    evaluation_seconds: float | None  # its eval_total_time; None: not known
-    scores: dict[str, Score]  # by the kind of their final line: ttt, sliding
+    settings: dict[str, str]  # and "changed": those that the preset has otherwise
+    losses: dict[int, float]  # of the training, by step
+    kind: str  # of its score: "final_pcll_ttt_exact" or "final_pcll_sliding_exact"
+    scored: tuple[int, int]  # tokens and bytes of text
     code_bytes: int
-    artifact_bytes: int
-    artifact_sha256: str | None  # None: not known
+    results: dict[str, float | int | str]  # as submission.json has them of each seed
 
     @property
     def seed(self) -> int:
-        return int(self.settings["seed"])
+        return self.count("seed")
 
     @property
-    def total_bytes(self) -> int:
-        return self.code_bytes + self.artifact_bytes
+    def changed(self) -> list[str]:
+        """The settings that the preset has otherwise."""
+        names = re.findall(r"(?:^| )([A-Z][A-Z0-9_]*)=", self.setting("changed"))
+        return [name.lower() for name in dict.fromkeys(names)]
+
+    def setting(self, name: str) -> str:
+        if name not in self.settings:
+            raise UnusableInput(
+                f"{self.path} does not state the setting {name} in its lines name:value."
+            )
+        return self.settings[name]
+
+    def count(self, name: str) -> int:
+        """A setting that is one whole number."""
+        if not re.fullmatch(r"\d{1,19}", self.setting(name)):
+            raise UnusableInput(f"{self.path} does not state one number as its setting {name}.")
+        return int(self.setting(name))
+
+
+def in_turn(values: Iterable[str]) -> str:
+    return ", then ".join(value for value, _ in groupby(values))
+
+
+def all_in_turn(tables: list[dict[str, str]]) -> dict[str, str]:
+    """The values of each name."""
+    return {name: in_turn(table.get(name, "?") for table in tables) for name in tables[-1]}
 
 
 def read_run(path: Path) -> Run:
-    """Reads a log of train_gpt.py; UserError says what it lacks."""
-    data = read_bytes(path, LOG_BYTES)
-    source, lines = split_log(path, data.decode(errors="replace"))
-    try:
-        return read_lines(path, data, source, lines)
-    except (ValueError, OverflowError):  # of too many digits
-        raise UserError(f"{path} states a number that cannot be.") from None
-
-
-def read_lines(path: Path, data: bytes, source: str, lines: str) -> Run:
-    last = re.split(r"^(?=python .+ GPU )", lines, flags=re.M)[-1]  # as a resumed run begins again
-    found = {what: re.search(pattern, last, re.M) for what, pattern in FINISHED.items()}
-    check_finished(path, source, last, found)
-    settings, changed = read_settings(path, last[: found["world_size"].start()])
-
-    trained = r"^(?:step:|stopping_early: ).*?\btrain_time:(\d+)ms"
-    evaluated = times(r"^eval_total_time:(\d+)ms", last)
-    versions = found["versions and GPU"][1].split()
-    sha256 = re.findall(r"^artifact_sha256:([0-9a-f]{64})\b", last, re.M)
-    return Run(
-        path,
-        data,
-        source,
-        lines,
-        settings,
-        changed,
-        versions=dict(zip(versions[::2], versions[1::2], strict=False)),
-        gpu=found["versions and GPU"][2].replace("none", "CPU"),
-        processes=int(found["world_size"][1]),
-        steps=int(max(numbers(r"^(?:stopping_early: .*)?step:(\d+)/", lines), default=0)),
-        train_seconds=max(times(trained, lines), default=0.0),
-        calibration_seconds=sum(times(r"^calibration_time:(\d+)ms", last)),
-        evaluation_seconds=max(evaluated, default=None),
-        scores=read_scores(path, last),
-        code_bytes=int(found["Code size"][1]),
-        artifact_bytes=int(found["Serialized model pcll"][1]),
-        artifact_sha256=sha256[-1] if sha256 else None,
-    )
-
-
-def numbers(pattern: str, lines: str) -> list[float]:
-    """What the pattern's group matches; ValueError for what is beyond all measure."""
-    found = [float(text) for text in re.findall(pattern, lines, re.M)]
-    if max(found, default=0) > PROBABLE:
-        raise ValueError
-    return found
-
-
-def times(pattern: str, lines: str) -> list[float]:
-    """Seconds of what the pattern's group matches in milliseconds."""
-    return [number / 1000 for number in numbers(pattern, lines)]
-
-
-def read_scores(path: Path, lines: str) -> dict[str, Score]:
-    """The final lines, by their kind; UserError if one is repeated, or its numbers do not agree."""
-    scores = {}
-    for kind, loss, bpb, tokens, size, ms in re.findall(FINAL, lines, re.M):
-        if kind in scores:
-            raise UserError(f"{path} has two lines with final_pcll_{kind}_exact.")
-        score = Score(float(loss), float(bpb), int(tokens), int(size), int(ms) / 1000)
-        check_score(path, kind, score)
-        scores[kind] = score
-
-    before, headline, after = lines.partition("\nheadline: ")
-    quoted, _, rest = after.partition("\n")
-    kind = "ttt" if "ttt" in scores else "sliding"
-    if headline:
-        finals = [found[0] for found in re.finditer(FINAL, before, re.M) if found[1] == kind]
-        if [quoted] != finals or re.search(FINAL, rest, re.M) or headline in after:
-            raise UserError(f"{path} does not end with a headline that repeats its final line.")
-    return scores
-
-
-def check_score(path: Path, kind: str, score: Score) -> None:
-    """UserError unless it is of some text, and loss and bpb are those of one another."""
-    said = f"{path}: final_pcll_{kind}_exact"
-    if score.tokens < 1 or score.bytes < 1 or score.seconds > PROBABLE:
-        raise UserError(f"{said} states no text that could be scored, or no time.")
-    bpb = score.val_loss / math.log(2) * score.tokens / score.bytes
-    if not abs(bpb - score.val_bpb) < 1e-6:
-        raise UserError(
-            f"{said} states val_bpb:{score.val_bpb:.8f}, but its loss, tokens and bytes make "
-            f"{bpb:.8f}."
-        )
-
-
-def split_log(path: Path, text: str) -> tuple[str, str]:
-    """The source that a log begins with, after a line or two of its own, and the run's lines."""
-    head, rule, lines = text.partition(RULE)
-    begin = re.search(r'^(?:"""|#|import |from )', head, re.M)
-    if not rule or not begin or "\0" in text or "\ufffd" in text:
-        raise UserError(
-            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
-        )
-    return head[begin.start() :], lines
-
-
-def check_finished(path: Path, source: str, lines: str, found: dict) -> None:
-    """UserError if a line is lacking that every finished run has, or the code is not the source."""
-    if lacking := [what for what, line in found.items() if not line]:
-        raise UserError(
+    """Reads the log of a finished run of train_gpt.py; UnusableInput says what it lacks."""
+    data = read_file(path, LOG_BYTES)
+    source, rows = split_log(path, data.decode(errors="replace"))
+    text = "\n".join(rows)
+    starts = list(re.finditer(SEGMENT, text, re.M))
+    last = text[starts[-1].end() :].split("\n") if starts else []
+    finals = [row for row in last if FINAL_LINE.match(row)]
+    found = {
+        "versions, settings and world_size": starts,
+        "train_loss": list(filter(None, map(STEP.match, rows))),
+        "train_time": stated("train", rows),
+        "calibration_time": stated("calibration", last),
+        "artifact_sha256": list(filter(None, map(ARTIFACT.match, last))),
+        "Code size": stated("code_bytes", last),
+        "Serialized model pcll": stated("model_bytes", last),
+        FINAL: finals,
+        "eval_time": stated("eval", finals),
+        "eval_total_time": stated("eval_total", last),
+        "headline": [row for row in last if row.startswith("headline: ")],
+    }
+    if lacking := [what for what, lines in found.items() if not lines]:
+        raise UnusableInput(
             f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another "
             "script's."
         )
-    if re.search(CHANGED, lines, re.M) and not re.search("^headline: ", lines, re.M):
-        raise UserError(f"{path} has no line with headline: the run was interrupted.")
+    if len(finals) > 1:
+        raise UnusableInput(f"{path} has {len(finals)} final lines, but a run has one score.")
+    if found["headline"] != [f"headline: {finals[0]}"]:
+        raise UnusableInput(f"{path} does not end with a headline that repeats its final line.")
 
-    code_bytes = int(found["Code size"][1])
+    loss, bpb, tokens, size = map(float, FINAL_LINE.match(finals[0]).groups())
+    check_score(path, loss, bpb, tokens, size)
+    code_bytes = found["Code size"][-1]
     own_bytes = len(source.encode())
     if code_bytes != own_bytes:
-        raise UserError(
+        raise UnusableInput(
             f"{path} states a code of {code_bytes} bytes, but its source has {own_bytes}."
+        )
+    artifact_bytes = found["Serialized model pcll"][-1]
+    losses = {int(step[1]): float(step[2]) for step in found["train_loss"]}
+    segments = [read_segment(*start.groups()) for start in starts]
+    return Run(
+        path=path,
+        data=data,
+        source=source,
+        text=text,
+        segments=segments,
+        hardware=in_turn(f"{segment.world_size} x {segment.gpu}" for segment in segments),
+        versions=all_in_turn([segment.versions for segment in segments]),
+        settings=all_in_turn([segment.settings for segment in segments]),
+        losses=losses,
+        kind=finals[0].partition(" ")[0],
+        scored=(int(tokens), int(size)),
+        code_bytes=code_bytes,
+        results=dict(
+            val_bpb=bpb,
+            val_loss=loss,
+            bytes_total=code_bytes + artifact_bytes,
+            artifact_bytes=artifact_bytes,
+            artifact_sha256=found["artifact_sha256"][-1][1],
+            steps=max(losses),
+            train_seconds=max(found["train_time"]),
+            calibration_seconds=sum(found["calibration_time"]),
+            eval_seconds=found["eval_time"][0],
+            eval_total_seconds=found["eval_total_time"][-1],
+        ),
+    )
+
+
+def stated(fact: str, rows: list[str]) -> list:
+    """What lines state by one of the patterns of records/logs.py."""
+    return [stated_value(found) for row in rows if (found := PATTERNS[fact].search(row))]
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """UnusableInput for more than so many bytes, OSError for what is no regular file."""
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise UnusableInput(f"{path} has more than {limit} bytes.")
+    return data
+
+
+def split_log(path: Path, text: str) -> tuple[str, list[str]]:
+    """The source that a log begins with, and the lines of the run, without the same source before
+    a later segment, colour codes and prefixes of a launcher."""
+    source, rule, _ = text.partition(f"\n{RULE}\n")
+    if not rule or "\0" in text or "\ufffd" in text:
+        raise UnusableInput(
+            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
+        )
+    rows = [row.text for row in read_lines(path)]
+    begin = rows.index(RULE) + 1
+    embedded = "\n".join(rows[:begin])
+    lines = "\n".join(rows[begin:]).replace(f"\n{embedded}\n", "\n").split("\n")
+    if RULE in lines:
+        raise UnusableInput(f"{path} has runs of two sources.")
+    return source, lines
+
+
+def read_segment(versions: str, gpu: str, settings: str, world_size: str) -> Segment:
+    words = versions.split()
+    return Segment(
+        versions=dict(zip(words[::2], words[1::2], strict=False)),
+        gpu=gpu.replace("none", "CPU"),
+        settings=dict(re.findall(r"^(\w+):(.*)$", settings, re.M)),
+        world_size=int(world_size),
+    )
+
+
+def check_score(path: Path, loss: float, bpb: float, tokens: float, size: float) -> None:
+    """UnusableInput unless the numbers of a final line are of some text, and agree."""
+    if not tokens or not size:
+        raise UnusableInput(f"{path} states no text that could be scored.")
+    made = loss / math.log(2) * tokens / size
+    if abs(made - bpb) >= 1e-6:
+        raise UnusableInput(
+            f"{path} states val_bpb:{bpb:.8f}, but its loss, tokens and bytes make {made:.8f}."
         )
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    if path.stat().st_size > limit or not path.is_file():
-        raise UserError(f"{path} is no file of at most {limit} bytes.")
-    return path.read_bytes()
+def check_runs(runs: list[Run], track: str) -> None:
+    """UnusableInput unless the runs differ in their seed alone, and keep the limits."""
+    for before, run in zip(runs, runs[1:], strict=False):
+        if before.seed == run.seed:
+            raise UnusableInput(f"{before.path} and {run.path} are both of seed {run.seed}.")
 
-
-def read_settings(path: Path, lines: str) -> tuple[dict[str, str], dict[str, str] | None]:
-    """The settings that a log prints, and those among them that the log says are changed.
-
-    Without such a line the second is None.
-    """
-    settings = dict(re.findall(r"^(\w+):(.*)$", lines, re.M))
-    names = None
-    if "changed" in settings:
-        words = re.findall(r"(?:^| )([A-Z][A-Z0-9_]*)=", settings.pop("changed"))
-        names = [word.lower() for word in words]
-
-    lacking = [name for name in (*STATED, *(names or ())) if name not in settings]
-    if lacking or not re.fullmatch(r"\d{1,19}", settings["seed"]):
-        what = (lacking or ["seed"])[0]
-        raise UserError(f"{path} does not state the setting {what} in its lines name:value.")
-    if names is None:
-        return settings, None
-    return settings, {name: settings[name] for name in names if name not in (*PER_RUN, "preset")}
-
-
-def check_runs(runs: list[Run], kind: str, track: str) -> None:
-    """UserError unless the runs differ in their seed alone, and keep the limits."""
-    if lacking := [run.path for run in runs if kind not in run.scores]:
-        raise UserError(f"{lacking[0]} has no line with final_pcll_{kind}_exact, but others do.")
-
-    for number, run in enumerate(runs):
-        if twin := next((other for other in runs[:number] if other.seed == run.seed), None):
-            raise UserError(f"{twin.path} and {run.path} are both of seed {run.seed}.")
-        first = shared(runs[0], kind)
-        own = shared(run, kind)
+    first = shared(runs[0])
+    for run in runs:
+        own = shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
-            raise UserError(
+            raise UnusableInput(
                 f"{runs[0].path} and {run.path} differ in more than the seed: "
                 f"{', '.join(differ[:4])}."
             )
-        if run.total_bytes > CAP_BYTES:
-            raise UserError(
-                f"{run.path} states {run.total_bytes} bytes in all, above the cap of {CAP_BYTES}."
+        if run.results["bytes_total"] > CAP_BYTES:
+            raise UnusableInput(
+                f"{run.path} states {run.results['bytes_total']} bytes in all, above the cap of "
+                f"{CAP_BYTES}."
             )
         if track == "10min_16mb":
-            check_track(run, kind)
+            check_track(run)
 
 
-def shared(run: Run, kind: str) -> dict:
+def shared(run: Run) -> dict:
     """What runs have in common that differ in their seed alone."""
-    score = run.scores[kind]
-    settings = {name.upper(): value for name, value in run.settings.items() if name not in PER_RUN}
     return {
         "source": run.source,
         "versions": run.versions,
-        "hardware": (run.gpu, run.processes),
-        "validation text": (score.tokens, score.bytes),
-        **settings,
+        "hardware": run.hardware,
+        "final line": run.kind,
+        "validation text": run.scored,
+        **{name.upper(): value for name, value in run.settings.items() if name not in PER_RUN},
     }
 
 
-def check_track(run: Run, kind: str) -> None:
-    """UserError unless the run could be of the 10-minute track."""
+def check_track(run: Run) -> None:
+    """UnusableInput unless the run could be of the 10-minute track."""
     said = f"{run.path}: the track 10min_16mb"
-    if run.processes != PROCESSES or "H100" not in run.gpu:
-        raise UserError(
-            f"{said} is for runs on {PROCESSES} H100 GPUs, not on {hardware(run)}; "
+    if any(s.world_size != WORLD_SIZE or "H100" not in s.gpu for s in run.segments):
+        raise UnusableInput(
+            f"{said} is for runs on {WORLD_SIZE} H100 GPUs, not on {run.hardware}; "
             "--track non_record_16mb is for all others."
         )
-    if run.evaluation_seconds is None or "calibration_time:" not in run.lines:
-        raise UserError(f"{said} needs the lines calibration_time and eval_total_time.")
-
-    spent = run.train_seconds + run.calibration_seconds
-    evaluation = max(run.evaluation_seconds, run.scores[kind].seconds)
-    if spent > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S or not run.train_seconds:
-        raise UserError(
-            f"{said} allows {LIMIT_S} s for training with calibration, and for evaluation, not "
-            f"{run.train_seconds:.1f} s with {run.calibration_seconds:.1f} s, and "
-            f"{evaluation:.1f} s."
+    train = run.results["train_seconds"]
+    calibration = run.results["calibration_seconds"]
+    evaluation = max(run.results["eval_total_seconds"], run.results["eval_seconds"])
+    if train + calibration > LIMIT_S + LAST_STEP_S or evaluation > LIMIT_S or not train:
+        raise UnusableInput(
+            f"{said} allows {LIMIT_S:.0f} s for training with calibration, and for evaluation, not "
+            f"{train:.1f} s with {calibration:.1f} s, and {evaluation:.1f} s."
         )
 
 
 # ---- The folder's files
 
 
-def hardware(run: Run) -> str:
-    return f"{run.processes} x {run.gpu}"
-
-
-def protocol(s: dict[str, str], kind: str) -> str:
+def protocol(run: Run) -> str:
+    s = run.setting
     window = (
-        f"sliding window of {s['train_seq_len']} tokens, stride {s['eval_stride']}, each token "
+        f"sliding window of {s('train_seq_len')} tokens, stride {s('eval_stride')}, each token "
         "scored once"
     )
-    if kind == "sliding":
+    if run.kind == "final_pcll_sliding_exact":
         return f"fixed weights: {window}"
-    if s.get("ttt_protocol") == "per_document":
+    if s("ttt_protocol") == "per_document":
         return (
-            f"adaptation per document: each by itself, in windows of {s['train_seq_len']} tokens; "
-            f"{s['document_tokens']} at a time are scored once, then learned from by matrices of "
-            f"rank {s['document_rank']}"
+            f"adaptation per document: each by itself, in windows of {s('train_seq_len')} tokens; "
+            f"{s('document_tokens')} at a time are scored once, then learned from by matrices of "
+            f"rank {s('document_rank')}"
         )
     return (
-        f"score-first adaptation: {window}; chunks of {s['ttt_chunk_tokens']} tokens, learned from "
-        f"({s['ttt_epochs']} epochs) only once scored"
+        f"score-first adaptation: {window}; chunks of {s('ttt_chunk_tokens')} tokens, learned from "
+        f"({s('ttt_epochs')} epochs) only once scored"
     )
 
 
 def command(run: Run) -> str:
-    """What to type to repeat the run."""
-    values = {"seed": run.settings["seed"]}
-    if run.settings["preset"] != "pcll":
-        values["preset"] = run.settings["preset"]
-    values |= run.changed or {}
+    """What to type to repeat the run, with the settings of its last segment."""
+    last = run.segments[-1]
+    names = ["seed", "preset", *run.changed]
+    words = [f"{name.upper()}={shlex.quote(last.settings[name])}" for name in names]
     launcher = "python"
-    if run.processes > 1:
-        launcher = f"torchrun --standalone --nproc_per_node={run.processes}"
-    words = [f"{name.upper()}={shlex.quote(value)}" for name, value in values.items()]
+    if last.world_size > 1:
+        launcher = f"torchrun --standalone --nproc_per_node={last.world_size}"
     return " ".join([*words, launcher, "train_gpt.py"])
 
 
 def summary(run: Run) -> str:
     """The preset and what differs from it, in a sentence's words."""
-    preset = f"Preset {run.settings['preset']}"
-    if run.changed is None:
-        return f"{preset}; its log does not say which settings differ from it"
-    changed = ", ".join(f"{name}={value}" for name, value in run.changed.items())
+    preset = f"Preset {run.setting('preset')}"
+    changed = ", ".join(f"{name}={run.setting(name)}" for name in run.changed)
     return f"{preset} with {changed}" if changed else preset
 
 
 CODECS = {
-    "trellis": "trellis-coded quantisation with error feedback, steps by what an error costs "
-    "(Fisher information from training tokens), interleaved rANS",
-    "huffman": "k-means codebooks and one canonical Huffman code",
-    "float16": "float16",
-    "float32": "float32",
+    "trellis": "matrices and the token embedding by trellis-coded quantization with error "
+    "feedback, steps by Fisher information from training tokens, interleaved rANS",
+    "huffman": "matrices by k-means codebooks and one canonical Huffman code, the token embedding "
+    "in float16",
 }
 PARTS = {
     "bigram_buckets": "a bigram hash table",
@@ -373,65 +347,38 @@ PARTS = {
     "value_residual": "value residual",
     "gated_attention": "gated attention",
     "skips": "U-Net skips",
-    "unet_skips": "U-Net skips",  # of older logs
     "ln_scale": "inputs scaled by depth",
+    "xsa_last_n": "exclusive self-attention in the last {} layers",
 }  # by the setting that turns them on
 
 
-def method(run: Run, kind: str) -> list[str]:
+def method(run: Run) -> list[str]:
     """What was trained, packed and scored, and how, in items of a list."""
-    s = defaultdict(lambda: "?", run.settings)
-    off = ("?", "0", "False", "off")
-    parts = [name for setting, name in PARTS.items() if s[setting] not in off]
-    if s["xsa_last_n"] not in ("?", "0"):
-        parts.append(f"exclusive self-attention in the last {s['xsa_last_n']} layers")
-    network = (
-        f"{s['num_layers']} layers of width {s['model_dim']}, {s['num_heads']} query and "
-        f"{s['num_kv_heads']} key/value heads of which {s['rope_dims']} dimensions rotate, MLPs of "
-        f"{s['mlp_hidden']}, a {s['vocab_size']}-token vocabulary, sequences of "
-        f"{s['train_seq_len']} tokens"
-    )
-    training = (
-        f"steps of {s['train_batch_tokens']} tokens, at most {s['iterations']} of them and "
-        f"{s['max_wallclock_seconds']} s (0: no limit); {s['matrix_optimizer']} for matrices, "
-        f"AdamW for the rest, exported is the average of the weights with decay {s['ema_decay']}"
-    )
-    codec = CODECS.get(s["codec"], s["codec"])
-    embed_codec = "float16" if s["codec"] == "huffman" else s["codec"]
-    embed_codec = s.get("embed_codec", embed_codec)  # older logs state it
-    table = CODECS.get(embed_codec, embed_codec)
-    if embed_codec == s["codec"]:
-        table = "the same"
+    s = run.setting
+    off = ("0", "off", "False")
+    values = {name: run.settings.get(name, "0") for name in PARTS}
+    parts = [PARTS[name].format(value) for name, value in values.items() if value not in off]
+    codec = CODECS.get(s("codec"), s("codec"))
     return [
         f"- Settings: {summary(run)}.",
-        f"- Network: {network}; with {', '.join(parts) or 'no further parts'}.",
-        f"- Training: {training}.",
-        f"- Export: matrices by {codec}; the token embedding by {table}; all else in float16; one "
-        "zstd-22 frame. What is scored is read back from that file.",
-        f"- Evaluation: {protocol(s, kind)}.",
+        f"- Network: {s('num_layers')} layers of width {s('model_dim')}, {s('num_heads')} query "
+        f"and {s('num_kv_heads')} key/value heads of which {s('rope_dims')} dimensions rotate, "
+        f"MLPs of {s('mlp_hidden')}, a {s('vocab_size')}-token vocabulary, sequences of "
+        f"{s('train_seq_len')} tokens; with {', '.join(parts) or 'no further parts'}.",
+        f"- Training: steps of {s('train_batch_tokens')} tokens, at most {s('iterations')} of them "
+        f"and {s('max_wallclock_seconds')} s (0: no limit); {s('matrix_optimizer')} for matrices, "
+        f"AdamW for the rest; exported is the average of the weights with decay {s('ema_decay')}.",
+        f"- Export: {codec}; all else in float16; one zstd-22 frame. What is scored is read back "
+        "from that file.",
+        f"- Evaluation: {protocol(run)}.",
     ]
 
 
-def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
+def submission(runs: list[Run], args: argparse.Namespace) -> dict:
     """The fields of submission.json."""
     run = runs[0]
-    scores = [run.scores[kind] for run in runs]
-    bpbs = [score.val_bpb for score in scores]
-    results = {
-        str(run.seed): dict(
-            val_bpb=score.val_bpb,
-            val_loss=score.val_loss,
-            bytes_total=run.total_bytes,
-            artifact_bytes=run.artifact_bytes,
-            artifact_sha256=run.artifact_sha256,
-            steps=run.steps,
-            train_seconds=run.train_seconds,
-            calibration_seconds=run.calibration_seconds,
-            eval_seconds=score.seconds,
-            eval_total_seconds=run.evaluation_seconds,
-        )
-        for run, score in zip(runs, scores, strict=True)
-    }
+    results = {str(run.seed): run.results for run in runs}
+    columns = {name: [row[name] for row in results.values()] for name in run.results}
     return dict(
         name=args.name,
         author=args.author,
@@ -439,148 +386,134 @@ def submission(runs: list[Run], kind: str, args: argparse.Namespace) -> dict:
         date=args.date,
         track=args.track,
         blurb=args.blurb or summary(run),
-        val_bpb=round(mean(bpbs), 8),
-        val_bpb_std=round(stdev(bpbs), 8) if len(runs) > 1 else None,
-        val_loss=round(mean(score.val_loss for score in scores), 8),
-        bytes_total=max(run.total_bytes for run in runs),
+        val_bpb=round(mean(columns["val_bpb"]), 8),
+        val_bpb_std=round(stdev(columns["val_bpb"]), 8) if len(runs) > 1 else None,
+        val_loss=round(mean(columns["val_loss"]), 8),
+        bytes_total=max(columns["bytes_total"]),
         bytes_code=run.code_bytes,
-        artifact_bytes=max(run.artifact_bytes for run in runs),
+        artifact_bytes=max(columns["artifact_bytes"]),
         seeds=[run.seed for run in runs],
         seed_results=results,
-        hardware=hardware(run),
+        hardware=run.hardware,
         versions=run.versions,
-        protocol=protocol(run.settings, kind),
-        val_tokens=scores[0].tokens,
-        val_bytes=scores[0].bytes,
+        protocol=protocol(run),
+        val_tokens=run.scored[0],
+        val_bytes=run.scored[1],
     )
 
 
-def readme(runs: list[Run], kind: str, table: dict) -> str:
+ROW = (
+    "| {seed} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | "
+    "{calibration_seconds:.1f} | {eval_seconds:.1f} | {artifact_bytes:,} | {bytes_total:,} |"
+)
+
+
+def readme(runs: list[Run], table: dict) -> str:
     spread = f", standard deviation {table['val_bpb_std']:.5f}" if len(runs) > 1 else ""
     versions = ", ".join(" ".join(pair) for pair in table["versions"].items())
     rows = [
-        "| {} | {val_bpb:.5f} | {val_loss:.5f} | {steps} | {train_seconds:.1f} | "
-        "{calibration_seconds:.1f} | {eval_seconds:.1f} | {artifact_bytes:,} | "
-        "{bytes_total:,} |".format(seed, **row)
-        for seed, row in table["seed_results"].items()
-    ]
-    illegal = [
-        f"    seed {run.seed}: {line}"
-        for run in runs
-        for line in re.findall(r"^NOT LEGAL.*", run.lines, re.M)
-    ]
-    lines = [
-        f"# {table['name']}",
-        "",
-        table["blurb"],
-        "",
-        f"**val_bpb {table['val_bpb']:.5f}**, seeds: {len(runs)}{spread}; at most "
-        f"{table['bytes_total']:,} bytes, {table['bytes_code']:,} of them code.",
-        "",
         "| seed | val_bpb | val_loss | steps | training, s | calibration, s | evaluation, s "
         "| artifact bytes | with code |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *rows,
-        "",
+        *(ROW.format(seed=seed, **row) for seed, row in table["seed_results"].items()),
+    ]
+    facts = [
         f"- Scored: {table['val_tokens']:,} tokens, {table['val_bytes']:,} bytes of text.",
         f"- Hardware: {table['hardware']}; {versions}.",
         "- Calibration reads training tokens and counts as training. The time of evaluation is "
         "that of the scored pass alone; submission.json has the logs' eval_total_time as well.",
-        "",
-        "## Method",
-        "",
-        *method(runs[0], kind),
-        "",
-        "## Run",
-        "",
-        *(f"    {command(run)}" for run in runs),
-        "",
     ]
-    if any(run.changed is None for run in runs):
-        lines += ["What else was set, the logs do not say: it is in their lines name:value.", ""]
-    if illegal:
-        lines += [
-            "## Not a score",
-            "",
-            "The runs also print what is not legal; it is no part of the above.",
-            "",
-            *illegal,
-            "",
-        ]
-    return "\n".join(lines)
+    facts += [
+        f"- Resumed with another setting: {name}={value}."
+        for name, value in runs[0].settings.items()
+        if ", then " in value and name not in PER_RUN
+    ]
+    facts += [
+        f"- Seed {run.seed}, not a score: {line}"
+        for run in runs
+        for line in re.findall(r"^NOT LEGAL.* val_bpb:.*", run.text, re.M)
+    ]
+    blocks = [
+        f"# {table['name']}",
+        table["blurb"],
+        f"**val_bpb {table['val_bpb']:.5f}**, seeds: {len(runs)}{spread}; at most "
+        f"{table['bytes_total']:,} bytes, {table['bytes_code']:,} of them code.",
+        "\n".join(rows),
+        "\n".join(facts),
+        "## Method",
+        "\n".join(method(runs[0])),
+        "## Run",
+        "\n".join(f"    {command(run)}" for run in runs),
+    ]
+    return "\n\n".join(blocks) + "\n"
 
 
-def requirements(versions: dict[str, str]) -> str:
+def requirements(run: Run) -> str:
     """What train_gpt.py imports, in the versions of the run where its log states them."""
-    return "".join(
-        f"{name}=={versions[name].partition('+')[0]}\n" if name in versions else f"{name}\n"
-        for name in ("torch", "numpy", "zstandard", "sentencepiece")
-    )
+    names = ("torch", "numpy", "zstandard", "sentencepiece")
+    versions = run.segments[-1].versions
+    pins = {name: f"=={versions[name].partition('+')[0]}" for name in names if name in versions}
+    return "".join(f"{name}{pins.get(name, '')}\n" for name in names)
 
 
 def write_folder(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes a folder so that it is complete or not there."""
-    draft = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    made = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        draft.mkdir(parents=True)
+    """Writes a folder so that it is complete or not there, whatever happens in between."""
+    home = next(parent for parent in folder.parents if parent.exists())
+    with TemporaryDirectory(dir=home) as place:
+        draft = Path(place, folder.name)
+        draft.mkdir()
         for name, data in files.items():
             (draft / name).write_bytes(data)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         draft.rename(folder)
-    except BaseException:  # also a Ctrl-C
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for parent in made:
-                parent.rmdir()
-        raise
 
 
 def record_date(given: str, logs: list[Path]) -> str:
-    """The date that was given, or that of the newest log; UserError if there is no such day."""
-    try:
-        newest = date.fromtimestamp(max(path.stat().st_mtime for path in logs)).isoformat()
-        if date.fromisoformat(given or newest).isoformat() == (given or newest):
-            return given or newest
-    except (ValueError, OverflowError):
-        pass
-    raise UserError(f"--date must be a day as YYYY-MM-DD, not {given[:80]!r}.")
+    """The date that was given, or that of the newest log; UnusableInput if there is no such day."""
+    day = given or date.fromtimestamp(max(path.stat().st_mtime for path in logs)).isoformat()
+    with contextlib.suppress(ValueError):
+        if date.fromisoformat(day).isoformat() == day:
+            return day
+    raise UnusableInput(f"--date must be a day as YYYY-MM-DD, not {given[:80]!r}.")
 
 
 def read_artifact(path: Path, runs: list[Run]) -> bytes:
-    """The artifact; UserError unless size and sha256 (older logs lack it) are those of one run."""
-    data = read_bytes(path, CAP_BYTES)
+    """The artifact; UnusableInput unless its sha256 is that of one run."""
+    data = read_file(path, CAP_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
-    for run in runs:
-        same = run.artifact_sha256 in (None, sha256) and run.artifact_bytes == len(data)
-        if same and data.startswith(b"PCLL"):
-            return data
-    stated = ", ".join(f"{run.artifact_bytes} ({run.artifact_sha256})" for run in runs)
-    raise UserError(
-        f"{path}, {len(data)} bytes with the sha256 {sha256}, is no artifact of the logs, which "
-        f"state {stated}."
-    )
+    stated = [run.results["artifact_sha256"] for run in runs]
+    if sha256 not in stated:
+        raise UnusableInput(
+            f"{path} has the sha256 {sha256} and is no artifact of the logs, which state "
+            f"{', '.join(stated)}."
+        )
+    return data
+
+
+# ---- The command line
 
 
 def pack(args: argparse.Namespace) -> str:
     """Writes the record folder; returns what to say about it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", args.name):
-        raise UserError(f"NAME must be letters, digits and _ . + -, at most 80, not {args.name!r}.")
+        raise UnusableInput(
+            f"NAME must be letters, digits and _ . + -, at most 80, not {args.name!r}."
+        )
     if not args.author.strip():
-        raise UserError("--author is missing: submission.json has to say whose entry it is.")
+        raise UnusableInput("--author is missing: submission.json has to say whose entry it is.")
     runs = sorted(map(read_run, args.logs), key=lambda run: run.seed)
-    kind = "ttt" if all("ttt" in run.scores for run in runs) else "sliding"
-    check_runs(runs, kind, args.track)
+    check_runs(runs, args.track)
     args.date = record_date(args.date, args.logs)
 
     folder = args.out / f"track_{args.track}" / f"{args.date}_{args.name}"
     if os.path.lexists(folder):
-        raise UserError(f"{folder} is there already; remove it, or choose another NAME.")
-    table = submission(runs, kind, args)
+        raise UnusableInput(f"{folder} is there already; remove it, or choose another NAME.")
+    table = submission(runs, args)
     files = {
         "train_gpt.py": runs[0].source.encode(),
-        "README.md": readme(runs, kind, table).encode(),
+        "README.md": readme(runs, table).encode(),
         "submission.json": (json.dumps(table, indent=2) + "\n").encode(),
-        "requirements.txt": requirements(runs[0].versions).encode(),
+        "requirements.txt": requirements(runs[0]).encode(),
     }
     files |= {f"train_seed{run.seed}.log": run.data for run in runs}
     if args.artifact:
@@ -594,10 +527,25 @@ def pack(args: argparse.Namespace) -> str:
     )
 
 
+def run_tool(program: str, work: Callable[[], str]) -> int:
+    """Prints what the work returns; or, after an error, its one sentence. The exit code."""
+    try:
+        print(work())
+        return 0
+    except UnusableInput as error:
+        problem = str(error)
+    except OSError as error:
+        problem = f"{error.filename}: {error.strerror}."
+    except KeyboardInterrupt:
+        print(f"{program}: {STOPPED}", file=sys.stderr)
+        return 130
+    print(f"{program}: {problem}", file=sys.stderr)
+    return 2
+
+
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        "pack.py", description="Turns the logs of finished runs into a record folder."
-    )
+    about = "Turns the logs of finished runs into a record folder."
+    parser = argparse.ArgumentParser("pack.py", description=about)
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
     add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one a seed")
@@ -605,30 +553,12 @@ def main(argv: list[str] | None = None) -> int:
     add("--author", default="", help="your name, or your team's")
     add("--github-id", default="", help="your GitHub account")
     add("--blurb", default="", help="the entry in a sentence (default: its settings)")
-    add(
-        "--artifact",
-        type=Path,
-        metavar="FILE",
-        help="put the artifact of one of the runs into the folder",
-    )
+    add("--artifact", type=Path, metavar="FILE", help="puts a run's artifact into the folder")
     add("--date", default="", help="YYYY-MM-DD (default: that of the newest log file)")
-    add(
-        "--out",
-        type=Path,
-        default=Path(__file__).resolve().parent,
-        metavar="FOLDER",
-        help="default: that of pack.py",
-    )
+    home = Path(__file__).resolve().parent
+    add("--out", type=Path, default=home, metavar="FOLDER", help="default: that of pack.py")
     args = parser.parse_args(argv)
-    try:
-        print(pack(args))
-        return 0
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}."
-    print(f"pack.py: {problem}", file=sys.stderr)
-    return 2
+    return run_tool("pack.py", lambda: pack(args))
 
 
 if __name__ == "__main__":

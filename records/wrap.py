@@ -12,29 +12,26 @@ import argparse
 import ast
 import base64
 import lzma
-import os
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # imports start at the root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
-from records.files import TEXT_BYTES, open_regular
-from records.programs import UNREADABLE, read_programs
+from records.code import packed_program
+from records.files import TEXT_BYTES, write_file
+from records.pack import read_file, run_tool
+from records.report import UnusableInput
 
 LINE_CHARS = 1000  # a log's reader takes no line of more than 4,000
 
 
-class UserError(Exception):
-    """What is wrong with a script; its text is the sentence that is printed."""
-
-
 def wrap(name: str, source: bytes) -> bytes:
-    """A script that runs the source; UserError if that is no Python."""
+    """A script that runs the source; UnusableInput if that is no Python."""
     try:
         ast.parse(source, name)
-    except UNREADABLE as error:
-        raise UserError(f"{name} is no Python program: {error}.") from None
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise UnusableInput(f"{name} is no Python program: {error}.") from None
 
     packed = lzma.compress(source, preset=9 | lzma.PRESET_EXTREME)
     text = base64.b85encode(packed).decode()  # without a quote or a backslash
@@ -44,32 +41,21 @@ def wrap(name: str, source: bytes) -> bytes:
 
 
 def unwrap(name: str, source: bytes) -> bytes:
-    """The program that a script unpacks first; UserError if there is none."""
-    programs, unread = read_programs(name, source.decode("utf-8-sig", "replace"))
-    if len(programs) > 1:
-        return programs[1].text.encode()
-    reason = f": {unread[0]}" if unread else ""
-    raise UserError(f"{name} unpacks no other program{reason}.")
+    """The program that a script unpacks first; UnusableInput if there is none."""
+    program = packed_program(source.decode("utf-8-sig", "replace"))
+    if not program:
+        raise UnusableInput(f"{name} unpacks no other program.")
+    return program.encode()
 
 
-def read(path: Path) -> bytes:
-    with open_regular(path) as file:
-        source = file.read(TEXT_BYTES + 1)
-    if len(source) > TEXT_BYTES:
-        raise UserError(f"{path} has more than {TEXT_BYTES} bytes.")
-    return source
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
+def convert(args: argparse.Namespace) -> str:
+    """Writes the other script; returns what to say about it."""
+    source = read_file(args.script, TEXT_BYTES)
+    if args.out.exists() and args.out.samefile(args.script):
+        raise UnusableInput(f"{args.out} is the script itself: give another name.")
+    result = (unwrap if args.unwrap else wrap)(str(args.script), source)
+    write_file(args.out, result)
+    return f"{args.out}: {len(result)} bytes for the {len(source)} of {args.script}."
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -79,20 +65,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("out", metavar="OUT", type=Path)
     parser.add_argument("--unwrap", action="store_true", help="take the packed program out")
     args = parser.parse_args(argv)
-    try:
-        source = read(args.script)
-        if args.out.exists() and args.out.samefile(args.script):
-            raise UserError(f"{args.out} is the script itself: give another name.")
-        result = (unwrap if args.unwrap else wrap)(str(args.script), source)
-        write_atomically(args.out, result)
-        print(f"{args.out}: {len(result)} bytes for the {len(source)} of {args.script}.")
-        return 0
-    except UserError as error:
-        problem = str(error)
-    except OSError as error:
-        problem = f"{error.filename}: {error.strerror}."
-    print(f"wrap.py: {problem}", file=sys.stderr)
-    return 2
+    return run_tool("wrap.py", lambda: convert(args))
 
 
 if __name__ == "__main__":

@@ -1,78 +1,71 @@
 """records/wrap.py: the same program in fewer bytes, the records made with it, and back."""
 
+import base64
 import lzma
-import shutil
 import subprocess
 import sys
+import zlib
 
 import pytest
-from conftest import ROOT, make_demo_data
-from test_run import environment
+from conftest import ROOT
+from test_pack import packed, with_source
 
+from records import wrap
 from records.check import check_folder
 
-WRAP = ROOT / "records/wrap.py"
+ENTRY = ROOT / "records/track_non_record_16mb/2026-11-26_cpu_6x256_pcll"
 
 
-def wrap(*words: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, WRAP, *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True)
+def run_wrap(*words: object) -> int:
+    return wrap.main(list(map(str, words)))
 
 
-@pytest.fixture
-def wrapped(tmp_path):
-    path = tmp_path / "wrapped.py"
-    done = wrap(ROOT / "train_gpt.py", path)
-    assert done.returncode == 0, done.stderr
-    return path
-
-
-def test_it_is_small_and_comes_back_to_the_letter(wrapped, tmp_path):
+def test_it_is_small_and_comes_back_to_the_letter(tmp_path):
     """Base85 makes five bytes of four, and a line's quotes and its end are 3 of 1,003."""
     source = (ROOT / "train_gpt.py").read_bytes()
     packed = len(lzma.compress(source, preset=9 | lzma.PRESET_EXTREME))
+    command = [sys.executable, ROOT / "records/wrap.py", ROOT / "train_gpt.py", "wrapped.py"]
+    subprocess.run(command, cwd=tmp_path, check=True)
+    wrapped, back = tmp_path / "wrapped.py", tmp_path / "back.py"
     assert wrapped.stat().st_size < 1.254 * packed + 100 < 0.4 * len(source)
-    done = wrap("--unwrap", wrapped, tmp_path / "back.py")
-    assert done.returncode == 0 and f"{len(source)} bytes for the" in done.stdout
-    assert (tmp_path / "back.py").read_bytes() == source
+    assert run_wrap("--unwrap", wrapped, back) == 0
+    assert back.read_bytes() == source
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.py", "wrapped.py"]
 
 
-def test_a_record_made_with_it(wrapped, tmp_path):
-    """The same artifact; pack.py and check.py take the wrapped script for the code."""
-    shutil.copytree(make_demo_data(tmp_path / "made"), tmp_path / "data/demo")
-    sizes = {}
-    for script in (wrapped, ROOT / "train_gpt.py"):
-        changes = environment(ITERATIONS=2, TTT_PROTOCOL="off", RUN_ID=script.stem)
-        done = subprocess.run(
-            [sys.executable, script], cwd=tmp_path, env=changes, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        sizes[script.stem] = script.stat().st_size
-        assert f"Code size: {sizes[script.stem]} bytes\n" in done.stdout
-    artifacts = [(tmp_path / f"logs/{name}.pcll").read_bytes() for name in sizes]
-    assert artifacts[0] == artifacts[1]
+def test_it_runs_as_the_script_does(tmp_path):
+    """As the main program, with its arguments, and it finds its file."""
+    script, wrapped = tmp_path / "script.py", tmp_path / "wrapped.py"
+    script.write_text(
+        "import sys\nfrom dataclasses import dataclass\n@dataclass\nclass Size:\n    n: int\n"
+        "print(__name__, sys.argv[1:], Size(len(open(__file__).read()) > 0))\nsys.exit(3)\n"
+    )
+    assert run_wrap(script, wrapped) == 0
+    for path in (script, wrapped):
+        done = subprocess.run([sys.executable, path, "a b"], capture_output=True, text=True)
+        assert (done.returncode, done.stdout) == (3, "__main__ ['a b'] Size(n=True)\n"), done.stderr
 
-    words = ["entry", tmp_path / "logs/wrapped.txt", "--author", "me", "--date", "2026-03-01"]
-    command = [sys.executable, ROOT / "records/pack.py", *words, "--out", tmp_path]
-    subprocess.run(command, check=True, capture_output=True)
-    folder = tmp_path / "track_non_record_16mb/2026-03-01_entry"
+
+def test_a_record_made_with_it(tmp_path):
+    """pack.py and check.py take the wrapped script, as its log embeds it, for the code."""
+    wrapped = tmp_path / "wrapped.py"
+    assert run_wrap(ENTRY / "train_gpt.py", wrapped) == 0
+    log = with_source((ENTRY / "train_seed42.log").read_text(), wrapped.read_text())
+    folder = packed(tmp_path, log)
     assert (folder / "train_gpt.py").read_bytes() == wrapped.read_bytes()
-    found = {finding.check: finding for finding in check_folder(folder)}
-    assert found["script"].verdict == "PROVEN"
-    assert found["code size"].verdict == "PROVEN"
-    assert found["code size"].number == sizes["wrapped"]
+    found = {finding.check: finding for finding in check_folder(folder).findings}
+    assert found["size"].verdict in ("CONSISTENT", "PROVEN")
+    assert found["size"].number == wrapped.stat().st_size + 1_652_068
 
 
 def test_any_spelling_is_taken_out(tmp_path):
     """As entries of the challenge have it; it would print, and is not run."""
-    (tmp_path / "theirs.py").write_text(
-        "import zlib as Z, base64 as B\n"
-        "exec(Z.decompress(B.b64decode(b'eNorKMrMK9FQSk5U0gQAGFIDhw==')))\n"
-    )
-    done = wrap("--unwrap", tmp_path / "theirs.py", tmp_path / "out.py")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.py").read_text() == 'print("ca")'
+    program = "import os\n\n\nprint('ran')\n" + "".join(f"x = {i**9}\n" for i in range(99))
+    packed = base64.b64encode(zlib.compress(program.encode()))
+    script = f"import zlib as Z, base64 as B\nexec(Z.decompress(B.b64decode({packed})))\n"
+    (tmp_path / "theirs.py").write_text(script)
+    assert run_wrap("--unwrap", tmp_path / "theirs.py", tmp_path / "out.py") == 0
+    assert (tmp_path / "out.py").read_text() == program
 
 
 @pytest.mark.parametrize(
@@ -87,15 +80,17 @@ def test_any_spelling_is_taken_out(tmp_path):
         (["plain.py", "absent/out.py"], "No such file or directory."),
     ],
 )
-def test_errors_are_a_sentence_and_leave_nothing(tmp_path, words, sentence):
-    (tmp_path / "text.md").write_text("What it is: a text.\n")
-    (tmp_path / "plain.py").write_text("print(1)\n")
-    (tmp_path / "large.py").write_text("#" * 1_000_001)
-    command = [sys.executable, WRAP, *words]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("wrap.py: ") and sentence in done.stderr
-    assert done.stderr.count("\n") == 1
-    left = sorted(path.name for path in tmp_path.iterdir())
-    assert left == ["large.py", "plain.py", "text.md"]
-    assert (tmp_path / "plain.py").read_text() == "print(1)\n"
+def test_errors_are_a_sentence_and_leave_nothing(tmp_path, monkeypatch, capsys, words, sentence):
+    monkeypatch.chdir(tmp_path)
+    contents = {
+        "large.py": "#" * 1_000_001,
+        "plain.py": "print(1)\n",
+        "text.md": "What it is: a text.\n",
+    }
+    for name, text in contents.items():
+        (tmp_path / name).write_text(text)
+    assert run_wrap(*words) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("wrap.py: ") and sentence in said.err
+    assert said.err.count("\n") == 1
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == contents

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "records"))
-import plot  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from records import plot  # noqa: E402
+from records.files import write_file  # noqa: E402
 
 BPB, BYTES = "after export", "code + model bytes"
+MARKERS = "os^Dv"
 HIGHEST = 2.4  # what scores worse is left out, and named in what is printed
 
 
@@ -57,11 +59,11 @@ def draw(rows: list[Row]) -> bytes:
             continue
         ours = not row.name.startswith(("entry", "challenge"))
         points = [(size / 1e6, bpb) for size, bpb in zip(row.bytes, row.bpb, strict=True)]
-        marker = plot.MARKERS[len(curves) % len(plot.MARKERS)]
+        marker = MARKERS[len(curves) % len(MARKERS)]
         ax.plot(*zip(*points, strict=True), marker, color="black" if ours else "0.55")
         curves[row.name] = points
     ax.margins(0.08)
-    plot.name_lines(ax, curves, first=False)
+    plot.name_lines(ax, curves)
     return plot.picture(ax, "code + model, million bytes", "validation after export, bits per byte")
 
 
@@ -76,7 +78,7 @@ def main() -> int:
     try:
         rows = read_table(args.readme.read_text(encoding="utf-8"))
         with plot.plt.rc_context(plot.STYLE | {"font.size": 15}):
-            plot.write_atomically(args.out, draw(rows))
+            write_file(args.out, draw(rows))
     except (OSError, ValueError) as error:
         print(f"{args.readme}: {error}.", file=sys.stderr)
         return 2
