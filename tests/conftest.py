@@ -1,11 +1,14 @@
 """What several test files share: the project's modules on the path, small settings and data."""
 
+import os
 import sys
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
+os.environ["OMP_NUM_THREADS"] = "1"  # also of what the tests start: several run side by side
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))

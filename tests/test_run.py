@@ -4,16 +4,17 @@ Where nothing but the result counts they run inside this process, which saves th
 """
 
 import contextlib
+import hashlib
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from unittest import mock
 
@@ -23,6 +24,7 @@ import torch
 from conftest import ROOT, make_demo_data
 
 import train_gpt
+import verify
 from decode_artifact import read_pcll
 from train_gpt import NOT_LEGAL
 
@@ -46,17 +48,10 @@ SMALL = dict(
 )
 
 
-def free_port() -> str:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return str(s.getsockname()[1])
-
-
 def environment(**changes) -> dict[str, str]:
     """Of a small run whose log is logs/test.txt."""
-    inherited = {
-        k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    }
+    ranks = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    inherited = {name: value for name, value in os.environ.items() if name not in ranks}
     return inherited | SMALL | {"RUN_ID": "test"} | {k: str(v) for k, v in changes.items()}
 
 
@@ -66,23 +61,46 @@ def forget(folder, changes: dict) -> None:
         (folder / "logs/test.txt").unlink(missing_ok=True)
 
 
-def run(folder, *, ranks: int = 1, **changes) -> subprocess.CompletedProcess:
-    """Runs train_gpt.py in the folder, in which no run was before, or that of RESUME."""
+def start(folder, *launcher, script=ROOT / "train_gpt.py", **changes) -> subprocess.Popen:
+    """A process that runs the script in the folder."""
     forget(folder, changes)
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
-        launcher += ["--master_port", free_port()]
-    command = [*launcher, ROOT / "train_gpt.py"]
-    return subprocess.run(
-        command, cwd=folder, env=environment(**changes), capture_output=True, text=True
+    return subprocess.Popen(
+        [sys.executable, *launcher, script],
+        cwd=folder,
+        env=environment(**changes),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
+def ended(process: subprocess.Popen) -> subprocess.CompletedProcess:
+    out, err = process.communicate(timeout=300)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def read_until(process: subprocess.Popen, beginning: str) -> None:
+    """Reads what it prints up to the line that begins so."""
+    if not any(line.startswith(beginning) for line in process.stdout):
+        raise AssertionError(process.stderr.read())
+
+
+def free_port() -> str:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return str(s.getsockname()[1])
+
+
+def ranks(world_size: int) -> list[dict]:
+    """What torchrun sets for each process, if each is a node's only one."""
+    common = dict(WORLD_SIZE=world_size, MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
+    return [common | dict(RANK=rank, LOCAL_RANK=0) for rank in range(world_size)]
+
+
 def run_here(folder, **changes) -> subprocess.CompletedProcess:
-    """The same inside this process, as a new one would do it on the CPU with one thread."""
+    """Runs train_gpt.py in the folder inside this process, as a new one would do it on the CPU."""
     forget(folder, changes)
-    out, err, threads = io.StringIO(), io.StringIO(), torch.get_num_threads()
+    out, err = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         contextlib.chdir(folder),
@@ -95,13 +113,18 @@ def run_here(folder, **changes) -> subprocess.CompletedProcess:
         mock.patch.object(torch.cuda, "device_count", lambda: 0),
     ):
         try:
-            torch.set_num_threads(1)
             code = train_gpt.main()
         finally:
-            torch.set_num_threads(threads)
             for number, handler in handlers.items():
                 signal.signal(number, handler)
     return subprocess.CompletedProcess("train_gpt.py", code, out.getvalue(), err.getvalue())
+
+
+def verify_here(folder, command: str) -> tuple[int, str]:
+    """The exit code of `verify.py ...` in the folder, and what it prints."""
+    out = io.TextIOWrapper(io.BytesIO(), write_through=True)
+    with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        return verify.main(shlex.split(command)[1:]), out.buffer.getvalue().decode()
 
 
 @dataclass(frozen=True)
@@ -109,7 +132,8 @@ class Done:
     """What a run has left."""
 
     printed: str
-    log: str  # without the source
+    source: str  # the first part of its log
+    log: str  # and the rest
     artifact: bytes
 
     def numbers(self, pattern: str) -> list[float]:
@@ -119,8 +143,8 @@ class Done:
 
 def finished(folder, process: subprocess.CompletedProcess) -> Done:
     assert process.returncode == 0, process.stderr
-    log = (folder / "logs/test.txt").read_text().split("=" * 80 + "\n", 1)[1]
-    return Done(process.stdout, log, (folder / "artifact.pcll").read_bytes())
+    source, log = (folder / "logs/test.txt").read_text().split("\n" + "=" * 80 + "\n", 1)
+    return Done(process.stdout, source, log, (folder / "artifact.pcll").read_bytes())
 
 
 LOSSES = r"train_loss:([\d.]+)"
@@ -137,46 +161,82 @@ def home(tmp_path_factory):
     return folder
 
 
+# ---- One run and several
+
+
 @pytest.fixture(scope="module")
 def plain(home) -> Done:
     """One process, nothing changed."""
-    return finished(home, run(home))
-
-
-def test_one_rank_and_three_agree(home, plain):
-    """Eight sequences a step, and so unequal parts."""
-    several = finished(home, run(home, ranks=3))
-    assert len(plain.numbers(LOSSES)) == 6
-    # the log has four digits of these
-    np.testing.assert_allclose(several.numbers(LOSSES), plain.numbers(LOSSES), atol=1.1e-4)
-    for line in (SLIDING, ADAPTED):
-        np.testing.assert_allclose(several.numbers(line), plain.numbers(line), atol=1e-4)
+    return finished(home, run_here(home))
 
 
 def test_two_runs_agree_to_the_byte(home, plain):
     again = finished(home, run_here(home))
     assert again.artifact == plain.artifact
-    assert again.numbers(LOSSES) == plain.numbers(LOSSES)
+    for line in (LOSSES, SLIDING, ADAPTED):
+        assert again.numbers(line) == plain.numbers(line) != []
+
+
+def test_one_rank_and_three_agree(home, plain, tmp_path):
+    """Eight sequences a step, and so unequal parts. The last rank is on a node without a shared
+    disk, where an older artifact lies: what all score are the first one's bytes."""
+    (tmp_path / "data").symlink_to(home / "data")
+    (tmp_path / "artifact.pcll").write_bytes(b"older")
+    folders = zip((home, home, tmp_path), ranks(3), strict=True)
+    first, *others = [start(folder, **variables) for folder, variables in folders]
+    done = finished(home, ended(first))
+    assert [ended(process).returncode for process in others] == [0, 0]
+
+    assert "world_size:3" in done.log and len(plain.numbers(LOSSES)) == 6
+    # the log has four digits of these
+    np.testing.assert_allclose(done.numbers(LOSSES), plain.numbers(LOSSES), atol=1.1e-4)
     for line in (SLIDING, ADAPTED):
-        assert again.numbers(line) == plain.numbers(line)
+        np.testing.assert_allclose(done.numbers(line), plain.numbers(line), atol=1e-4)
+    (stated,) = re.findall(r"^artifact_sha256:(\w{64}) ", done.log, re.M)
+    assert stated == hashlib.sha256(done.artifact).hexdigest()
+    assert (tmp_path / "artifact.pcll").read_bytes() == b"older"
+    assert {path.name for path in tmp_path.iterdir()} == {"data", "artifact.pcll"}
+    assert verify_here(home, re.search(r"verify\.py .*", done.log)[0])[0] == 0
 
 
-def test_codebooks_have_their_numbers_of_levels(home):
-    """Those of entry 532: 48 for the MLP, 80 for queries, keys and values, 64 for the rest."""
-    finished(home, run_here(home, CODEC="huffman", ITERATIONS=2))
-    weights = read_pcll(home / "artifact.pcll")[1]
-    for end, levels in (
-        ("mlp.up", 48),
-        ("mlp.down", 48),
-        ("attn.q", 80),
-        ("attn.k", 80),
-        ("attn.v", 80),
-        ("attn.out", 64),
-        ("bigram.proj", 64),
-        ("bigram.table", 64),
-    ):
+def test_a_rank_that_dies_ends_the_run_on_all_nodes(home):
+    changes = dict(ITERATIONS=100000, TRAIN_LOG_EVERY=1000)
+    first, second = [start(home, **changes | variables) for variables in ranks(2)]
+    read_until(first, "step:3/")
+    second.kill()
+    assert ended(second).returncode == -signal.SIGKILL
+    done = ended(first)
+    assert done.returncode == 2 and "The ranks lost touch" in done.stderr, done.stderr
+
+
+def test_a_stopped_run_goes_on_to_the_same_artifact(home):
+    changes = dict(ITERATIONS=20, TTT_PROTOCOL="off")
+    whole = finished(home, run_here(home, **changes))
+    stopped = start(home, **changes)
+    read_until(stopped, "step:3/")
+    stopped.send_signal(signal.SIGINT)
+    done = ended(stopped)
+    assert done.returncode == 2
+    sentence = r"Stopped at step \d+\. To continue: RESUME=(\S+), all else the same\.\n"
+    path = re.fullmatch(sentence, done.stderr)[1]
+
+    resumed = finished(home, run_here(home, RESUME=path, RUN_ID="", **changes))
+    assert f"resumed from {path} at step" in resumed.printed
+    assert resumed.artifact == whole.artifact
+    assert resumed.numbers(LOSSES) == whole.numbers(LOSSES)  # in one log, under the first's name
+    text = (home / "logs/test.txt").read_text()
+    assert text.count("Trains a small language model, packs it into") == 1
+
+
+# ---- What a run writes
+
+
+def assert_levels_of_532(weights: dict[str, np.ndarray]) -> None:
+    """48 for the MLP, 80 for queries, keys and values, 64 for the rest, float16 for embeddings."""
+    levels = {".up": 48, ".down": 48, ".q": 80, ".k": 80, ".v": 80, ".out": 64, ".proj": 64}
+    for end, most in (levels | {"bigram.table": 64}).items():
         for name in [name for name in weights if name.endswith(end)]:
-            assert 0.8 * levels <= len(np.unique(weights[name])) <= levels, name
+            assert 0.8 * most <= len(np.unique(weights[name])) <= most, name
     embedding = weights["tok_emb"]
     assert len(np.unique(embedding)) > 1000
     assert (embedding == embedding.astype(np.float16)).all()
@@ -187,22 +247,18 @@ def test_the_artifact_verifies(home, codec):
     done = finished(home, run_here(home, CODEC=codec, TTT_PROTOCOL="off"))
     total = done.numbers(r"^Total submission size pcll: (\d+) bytes")
     assert total == [len((ROOT / "train_gpt.py").read_bytes()) + len(done.artifact)]
-    command = [sys.executable, ROOT / "verify.py", "artifact.pcll", "--json"]
-    command += ["--code", ROOT / "train_gpt.py"]
-    command += ["--data", "data/demo", "--tokenizer", "data/demo/bpe_1024.model"]
     (bpb,) = done.numbers(FINAL)
-    verified = subprocess.run(
-        [*command, "--claim", str(bpb)], cwd=home, capture_output=True, text=True
-    )
-    assert verified.returncode == 0, verified.stdout + verified.stderr
-    assert json.loads(verified.stdout)
+    places = "--data data/demo --tokenizer data/demo/bpe_1024.model"
+    words = f"verify.py artifact.pcll --json --code {ROOT}/train_gpt.py {places} --claim {bpb}"
+    code, printed = verify_here(home, words)
+    assert code == 0, printed
+    assert json.loads(printed)
+    if codec == "huffman":
+        assert_levels_of_532(read_pcll(home / "artifact.pcll")[1])
 
 
-def test_the_log_holds_its_source_and_the_lines_in_use(home):
-    process = run_here(home, NUM_LAYERS=1)
-    assert process.returncode == 0
-    source, lines = (home / "logs/test.txt").read_text().split("\n" + "=" * 80 + "\n", 1)
-    assert source == (ROOT / "train_gpt.py").read_text()
+def test_the_log_holds_its_source_and_the_lines_in_use(plain):
+    assert plain.source == (ROOT / "train_gpt.py").read_text()
     for pattern in (
         r"^seed:1337$",
         r"^preset:demo world_size:1 device:cpu dtype:torch.float32 seed:1337 model_params:\d+$",
@@ -227,49 +283,56 @@ def test_the_log_holds_its_source_and_the_lines_in_use(home):
         r"^Check it: python verify.py artifact.pcll --data data/demo --tokenizer "
         r"data/demo/bpe_1024.model --claim \d+\.\d{6} --ttt$",
     ):
-        assert len(re.findall(pattern, lines, re.MULTILINE)) == 1, pattern
-    last = lines.splitlines()[-2:]
+        assert len(re.findall(pattern, plain.log, re.M)) == 1, pattern
+    last = plain.log.splitlines()[-2:]
     assert last[0].startswith("headline: ") and last[1].startswith("Check it: ")
-    final = re.search(r"^final_pcll_ttt_exact .*", lines, re.M)
+    final = re.search(r"^final_pcll_ttt_exact .*", plain.log, re.M)
     assert last[0] == f"headline: {final[0]}"
 
 
-def test_the_settings_that_differ_from_the_presets_are_one_line(home):
+@pytest.fixture(scope="module")
+def illegal(home) -> Done:
+    """A run that learns from all of the split before it scores it."""
+    changes = dict(TTT_PROTOCOL="train_then_score", TTT_EPOCHS=2, MAX_WALLCLOCK_SECONDS="1e3")
+    return finished(home, run_here(home, SEED=7, **changes))
+
+
+def test_the_settings_that_differ_from_the_presets_are_one_line(illegal):
     """But for what differs from run to run: the seed, and where things lie."""
-    done = finished(home, run_here(home, SMEAR_GATE=0, MAX_WALLCLOCK_SECONDS="1e3", SEED=7))
-    (line,) = re.findall(r"^changed:(.*)$", done.log, re.M)
-    assert f"\nchanged:{line}\n" in done.printed
+    (line,) = re.findall(r"^changed:(.*)$", illegal.log, re.M)
+    assert f"\nchanged:{line}\n" in illegal.printed
     given = dict(word.split("=") for word in line.split(" "))
-    expected = {name: value for name, value in SMALL.items() if name in given}
-    not_changed = {"PRESET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES"}
-    assert expected.keys() == SMALL.keys() - not_changed
-    assert given == expected | dict(SMEAR_GATE="0", MAX_WALLCLOCK_SECONDS="1000.0")
+    not_changed = ("PRESET", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+    expected = {name: value for name, value in SMALL.items() if name not in not_changed}
+    own = dict(TTT_PROTOCOL="train_then_score", TTT_EPOCHS="2", MAX_WALLCLOCK_SECONDS="1000.0")
+    assert given == expected | own
 
 
-def test_the_illegal_protocol_is_labelled_wherever_its_number_stands(home):
-    done = finished(home, run_here(home, TTT_PROTOCOL="train_then_score", TTT_EPOCHS=2))
-    assert "final_pcll_ttt_exact" not in done.log
-    (legal,) = done.numbers(FINAL)
-    (illegal,) = done.numbers(re.escape(NOT_LEGAL) + r" train_then_score .*val_bpb:([\d.]+)")
-    assert illegal != legal
-    lines = [line for line in done.printed.splitlines() if f"{illegal:.4f}" in line]
+def test_the_illegal_protocol_is_labelled_wherever_its_number_stands(illegal):
+    assert "final_pcll_ttt_exact" not in illegal.log
+    (legal,) = illegal.numbers(FINAL)
+    (score,) = illegal.numbers(re.escape(NOT_LEGAL) + r" train_then_score .*val_bpb:([\d.]+)")
+    assert score != legal
+    lines = [line for line in illegal.printed.splitlines() if f"{score:.4f}" in line]
     assert lines and all(NOT_LEGAL in line for line in lines)
-    assert "headline: final_pcll_sliding_exact val_loss:" in done.log
-    assert f"--claim {legal:.6f}" in done.log and "--ttt" not in done.log
+    assert "headline: final_pcll_sliding_exact val_loss:" in illegal.log
+    assert f"--claim {legal:.6f}" in illegal.log and "--ttt" not in illegal.log
 
 
-def test_a_diverged_run_says_so_and_leaves_no_artifact(home):
+DIVERGING = dict(EMBED_LR=9e18, SCALAR_LR=9e18, MATRIX_LR=9e18, GRAD_CLIP_NORM=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (DIVERGING, r"At step \d+ the loss is (nan|inf)\. Lower the learning rates\."),
+        (dict(SIZE_CAP_BYTES=100000, ITERATIONS=1), "SIZE_CAP_BYTES=100000 is less than "),
+    ],
+)
+def test_a_failed_run_says_so_and_leaves_no_artifact(home, changes, sentence):
     (home / "artifact.pcll").unlink(missing_ok=True)
-    done = run_here(home, EMBED_LR=9e18, SCALAR_LR=9e18, MATRIX_LR=9e18, GRAD_CLIP_NORM=0)
-    assert done.returncode == 2
-    assert re.search(r"At step \d+ the loss is (nan|inf)\. Lower the learning rates\.", done.stderr)
-    assert not (home / "artifact.pcll").exists()
-
-
-def test_an_artifact_over_the_cap_is_refused(home):
-    (home / "artifact.pcll").unlink(missing_ok=True)
-    done = run_here(home, SIZE_CAP_BYTES=100000)
-    assert done.returncode == 2 and "SIZE_CAP_BYTES=100000 is less than " in done.stderr
+    done = run_here(home, **changes)
+    assert done.returncode == 2 and re.search(sentence, done.stderr)
     assert not list(home.glob("artifact.pcll*"))
 
 
@@ -297,110 +360,6 @@ def test_a_run_of_no_steps_is_exported_and_scored(home):
     assert "train_tokens:0 of " in done.log
 
 
-def test_a_run_without_docstrings_and_assertions(home):
-    forget(home, {})
-    process = subprocess.run(
-        [sys.executable, "-OO", ROOT / "train_gpt.py"],
-        cwd=home,
-        env=environment(ITERATIONS=2, NUM_LAYERS=1),
-        capture_output=True,
-        text=True,
-    )
-    done = finished(home, process)
-    assert len(done.numbers(LOSSES)) == 2 and len(done.numbers(ADAPTED)) == 1
-
-
-def start(folder, *launcher, **changes) -> subprocess.Popen:
-    """Starts a run and returns it when its first steps are done."""
-    forget(folder, changes)
-    process = subprocess.Popen(
-        [sys.executable, *launcher, ROOT / "train_gpt.py"],
-        cwd=folder,
-        text=True,
-        env=environment(**changes),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    for line in process.stdout:
-        if line.startswith("step:3/"):
-            return process
-    raise AssertionError(process.stderr.read())
-
-
-def test_a_stopped_run_goes_on_to_the_same_artifact(home):
-    changes = dict(ITERATIONS=20, TTT_PROTOCOL="off")
-    whole = finished(home, run_here(home, **changes))
-    stopped = start(home, **changes)
-    stopped.send_signal(signal.SIGINT)
-    _, sentence = stopped.communicate(timeout=60)
-    assert stopped.returncode == 2
-    assert re.fullmatch(
-        r"Stopped at step \d+\. To continue: RESUME=\S+, all else the same\.\n", sentence
-    )
-
-    path = re.search(r"RESUME=(\S+),", sentence)[1]
-    resumed = finished(home, run_here(home, RESUME=path, RUN_ID="", **changes))
-    assert f"resumed from {path} at step" in resumed.printed
-    assert resumed.artifact == whole.artifact
-    assert resumed.numbers(LOSSES) == whole.numbers(LOSSES)  # in one log, under the first's name
-    text = (home / "logs/test.txt").read_text()
-    assert text.count("Trains a small language model, packs it into") == 1
-
-
-def nodes(port: str, node: int) -> list[str]:
-    """torchrun's arguments for one of two nodes of one process each."""
-    return [
-        "-m",
-        "torch.distributed.run",
-        "--nnodes=2",
-        f"--node_rank={node}",
-        "--nproc_per_node=1",
-        "--master_addr=127.0.0.1",
-        f"--master_port={port}",
-    ]
-
-
-def test_two_nodes_are_as_one(home, plain):
-    port, command = free_port(), [ROOT / "train_gpt.py"]
-    forget(home, {})
-    second = subprocess.Popen(
-        [sys.executable, *nodes(port, 1), *command], cwd=home, env=environment()
-    )
-    first = subprocess.run(
-        [sys.executable, *nodes(port, 0), *command],
-        cwd=home,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert first.returncode == 0 and second.wait(timeout=60) == 0, first.stderr
-    done = finished(home, first)
-    np.testing.assert_allclose(done.numbers(LOSSES), plain.numbers(LOSSES), atol=1.1e-4)
-    assert "world_size:2" in done.printed
-
-
-def children(pid: int) -> list[int]:
-    listed = subprocess.run(
-        ["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True
-    ).stdout
-    return [int(child) for child in listed.split()]
-
-
-def test_a_rank_that_dies_ends_the_run_on_all_nodes(home):
-    changes, port = dict(ITERATIONS=100000, TRAIN_LOG_EVERY=1000), free_port()
-    command = [sys.executable, *nodes(port, 1), ROOT / "train_gpt.py"]
-    second = subprocess.Popen(
-        command, cwd=home, env=environment(**changes), stderr=subprocess.PIPE, text=True
-    )
-    first = start(home, *nodes(port, 0), **changes)
-    began = time.monotonic()
-    os.kill(children(second.pid)[0], signal.SIGKILL)
-    assert "SIGKILL" in second.communicate(timeout=60)[1] and second.returncode != 0
-    _, errors = first.communicate(timeout=60)
-    assert first.returncode != 0 and "The ranks lost touch" in errors, errors
-    assert time.monotonic() - began < 60
-
-
 @pytest.mark.slow
 def test_kill_at_any_moment_leaves_only_whole_files(home):
     """100 times kill -9, most of them while a checkpoint is written after every step."""
@@ -408,17 +367,8 @@ def test_kill_at_any_moment_leaves_only_whole_files(home):
     changes = dict(ITERATIONS=100000, CHECKPOINT_EVERY=0.001, TRAIN_LOG_EVERY=1, RUN_ID="killed")
     for attempt in range(100):
         resumable = any((home / "checkpoints/killed").glob("*.pt"))
-        process = subprocess.Popen(
-            [sys.executable, ROOT / "train_gpt.py"],
-            cwd=home,
-            env=environment(RESUME="latest" if resumable else "", **changes),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for line in process.stdout:
-            if line.startswith("step:"):
-                break
+        process = start(home, RESUME="latest" if resumable else "", **changes)
+        read_until(process, "step:")
         try:
             process.wait(timeout=rng.uniform(0, 0.5))
         except subprocess.TimeoutExpired:

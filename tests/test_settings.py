@@ -4,15 +4,13 @@ Expected numbers are literals: a test that reads the table under test cannot see
 """
 
 import math
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import ROOT, tiny_settings
+from conftest import tiny_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -333,17 +331,6 @@ def test_ranks_that_cannot_start(started_as, variables, sentence):
 # ---- The command line
 
 
-def command(folder: Path, words: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {k: v for k, v in os.environ.items() if k not in (*TORCHRUN, *FIELDS)}
-    return subprocess.run(
-        [sys.executable, *words.replace("SCRIPT", str(ROOT / "train_gpt.py")).split()],
-        cwd=folder,
-        env=environment | {"OMP_NUM_THREADS": "1"} | variables,
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.mark.parametrize("arguments", ["--help", "-h", "x --help"])
 def test_help_states_presets_and_every_setting(monkeypatch, capsys, arguments):
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", *arguments.split()])
@@ -362,12 +349,6 @@ def test_help_states_presets_and_every_setting(monkeypatch, capsys, arguments):
         assert f"\n  {row}" in text
 
 
-def test_help_without_docstrings(tmp_path):
-    run = command(tmp_path, "-OO SCRIPT --help")
-    assert run.returncode == 0 and run.stderr == ""
-    assert "Presets: pcll, frontier, " in run.stdout and "\n  NUM_LAYERS=11\n" in run.stdout
-
-
 @pytest.mark.parametrize("argument", ["demo", "--demo", "PRESET=demo", "--iterations=3", ""])
 def test_an_argument_is_no_setting(monkeypatch, capsys, argument):
     monkeypatch.setattr(sys, "argv", ["train_gpt.py", argument])
@@ -375,21 +356,3 @@ def test_an_argument_is_no_setting(monkeypatch, capsys, argument):
     said = capsys.readouterr()
     assert said.err.startswith(f"{argument} is no argument: settings are environment variables")
     assert said.err.count("\n") == 1 and said.out == ""
-
-
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ("ITERATION=10", "ITERATION is no setting. Did you mean ITERATIONS?"),
-        (
-            "TOKENIZER_PATH=nowhere",
-            "TOKENIZER_PATH=nowhere does not exist: in the challenge's repository `python "
-            "data/cached_challenge_fineweb.py --variant sp1024` downloads it; PRESET=demo",
-        ),
-    ],
-)
-def test_the_command_ends_with_one_sentence(tmp_path, change, named):
-    run = command(tmp_path, "SCRIPT", PRESET="pcll", **pairs(change))
-    assert run.returncode == 2
-    assert run.stderr.count("\n") == 1 and named in run.stderr
-    assert not (tmp_path / "artifact.pcll").exists()
