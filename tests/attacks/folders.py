@@ -1,49 +1,22 @@
 """Small record folders, one kind of fault, of false alarm or of honest habit each.
 
-`CASES` maps names to Cases: the files of a folder and what must and must not be found in it. All
-texts are made up; their shapes are those of real entries.
+`CASES` maps names to Cases: the files of a folder and what must be found in it. All texts are made
+up; their shapes are those of real entries.
 """
-
-from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-Files = dict[str, str]
+from records.report import CONSISTENT, FAILED, NOT_CHECKABLE, PROVEN, SUSPICION
+
+Files = dict[str, str | bytes]
 BYTES_A_TOKEN = 2.4359  # of the challenge's tokenizer
 SHORT = "x = 1\n" * 33  # a script of 198 bytes
 LONG = "x = 1\n" * 15_000  # of 90,000
-ALARMS = ("FAILED", "SUSPICION")
-
-
-@dataclass
-class Case:
-    """A folder, and the verdicts on it."""
-
-    files: Files
-    wanted: dict[str, tuple[str, ...]] = field(default_factory=dict)  # check -> its verdicts
-    calm: tuple[str, ...] = ()  # checks that must raise no alarm; "all": none does
-    sound: bool = True  # whether nothing is FAILED but what is wanted
-    says: str = ""  # what a detail or a line must hold
-
-    def write(self, home: Path) -> Path:
-        folder = home / "track_10min_16mb" / "2026-04-01_entry"
-        for name, text in self.files.items():
-            path = folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text)
-        return folder
-
-
-CASES: dict[str, Callable[[], Case]] = {}
-
-
-def case(build: Callable[[], Case]) -> Callable[[], Case]:
-    CASES[build.__name__] = build
-    return build
+SEEDS = {1: 1.119, 2: 1.120, 3: 1.121}
+NOT_PROVEN = "NOT PROVEN"
 
 
 @dataclass
@@ -61,6 +34,7 @@ class Run:
     model: int = 15_900_000
     code: int = 200
     total: int = 0  # model and code, if 0
+    step: int = 45  # ms
     data: str = "fineweb10B_sp1024"  # that it trains on
     head: str = ""
     middle: str = ""  # between stop and export
@@ -68,431 +42,403 @@ class Run:
 
     def text(self) -> str:
         loss = self.bpb * self.ratio * math.log(2)
-        exact = f"val_loss:{loss:.8f} val_bpb:{self.bpb:.8f}"
-        rounded = f"val_loss:{loss:.4f} val_bpb:{self.bpb:.4f}"
-        lines = [
-            f"world_size:{self.world} grad_accum_steps:1",
-            f"val_loader:shards pattern=fineweb10B_sp1024/fineweb_val_*.bin tokens:{self.tokens}",
-            f"train_loader:dataset:{self.data} train_shards:80",
-            f"seed:{self.seed}",
-            "step:1000/20000 train_loss:2.3000 train_time:45000ms step_avg:45.00ms",
-            f"stopping_early: wallclock_cap train_time:{self.trained}ms step:13000/20000",
-            *self.middle.splitlines(),
-            f"Code size: {self.code} bytes",
-            f"Serialized model int8+zlib: {self.model} bytes",
-            f"Total submission size int8+zlib: {self.total or self.model + self.code} bytes",
-            f"{self.label} {rounded} eval_time:{self.scored}ms",
-            f"{self.label}_exact {exact}",
-        ]
-        return self.head + "\n".join(lines) + "\n" + self.tail
+        return (
+            f"{self.head}world_size:{self.world} grad_accum_steps:1\n"
+            f"val_loader:shards pattern=fineweb10B_sp1024/fineweb_val_*.bin tokens:{self.tokens}\n"
+            f"train_loader:dataset:{self.data} train_shards:80\n"
+            f"seed:{self.seed}\n"
+            f"step:1000/20000 train_loss:2.3 train_time:45000ms step_avg:{self.step}.0ms\n"
+            f"stopping_early: wallclock_cap train_time:{self.trained}ms step:13000/20000\n"
+            f"{self.middle}Code size: {self.code} bytes\n"
+            f"Serialized model int8+zlib: {self.model} bytes\n"
+            f"Total submission size int8+zlib: {self.total or self.model + self.code} bytes\n"
+            f"{self.label} val_loss:{loss:.4f} val_bpb:{self.bpb:.4f} eval_time:{self.scored}ms\n"
+            f"{self.label}_exact val_loss:{loss:.8f} val_bpb:{self.bpb:.8f}\n{self.tail}"
+        )
 
 
 def runs(scores: dict[int, float] | None = None, **changes) -> Files:
     """Logs of several seeds; a change may depend on the seed."""
-    scores = scores or {1: 1.119, 2: 1.120, 3: 1.121}
-    found = {}
-    for seed, bpb in scores.items():
+    logs = {}
+    for seed, bpb in (scores or SEEDS).items():
         own = {name: value(seed) if callable(value) else value for name, value in changes.items()}
-        found[f"train_seed{seed}.log"] = Run(seed, bpb, **own).text()
-    return found
+        logs[f"train_seed{seed}.log"] = Run(seed, bpb, **own).text()
+    return logs
+
+
+def changed(logs: Files, *pairs: tuple[str, str]) -> Files:
+    """The logs with texts in place of others, each of which is in them."""
+    for old, new in pairs:
+        assert all(old in text for text in logs.values())
+        logs = {name: text.replace(old, new) for name, text in logs.items()}
+    return logs
+
+
+def without(logs: Files, words: str) -> Files:
+    """The logs without the lines that have these words."""
+    kept = {
+        name: [line for line in text.splitlines(True) if words not in line]
+        for name, text in logs.items()
+    }
+    return {name: "".join(lines) for name, lines in kept.items()}
 
 
 def entry(logs: Files, script: str = SHORT, more: Files | None = None, **claims) -> Files:
     """A whole folder; a claim of None is left out."""
-    table = {"val_bpb": 1.12, "bytes_total": 15_900_200, "seeds": [1, 2, 3]} | claims
-    table = {"track": "10min_16mb"} | {k: v for k, v in table.items() if v is not None}
-    text = json.dumps(table)
-    readme = f"# Entry\nval_bpb {table.get('val_bpb', 1.12):.4f}\n"
-    files = {"submission.json": text, "README.md": readme, "train_gpt.py": script}
+    table = {"track": "10min_16mb", "val_bpb": 1.12, "bytes_total": 15_900_200, "seeds": [1, 2, 3]}
+    table = {name: value for name, value in (table | claims).items() if value is not None}
+    files = {"submission.json": json.dumps(table), "README.md": "# Entry\n", "train_gpt.py": script}
     return logs | files | (more or {})
 
 
-# ---------------------------------------------------------------- honest habits
+def unclaimed(files: Files) -> Files:
+    return {name: text for name, text in files.items() if name != "submission.json"}
 
 
-@case
-def as_it_should_be() -> Case:
-    return Case(entry(runs()), calm=("all",))
+def write(home: Path, files: Files, track: str = "track_10min_16mb") -> Path:
+    folder = home / track / "2026-04-01_entry"
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
 
 
-@case
-def packed_again_after_the_first_export() -> Case:
-    tail = "storage_pass quant_bytes=15826872\nstorage_pass code_bytes=92888\n"
-    tail += "storage_pass estimated_total=15919760\n"
-    logs = runs(model=16_210_528, code=92_888, tail=tail)
-    return Case(entry(logs, LONG, bytes_total=15_919_760), calm=("size", "bytes_total"))
+@dataclass(frozen=True)
+class Case:
+    """A folder, the first word of its report, and what is found: the verdict and number of a check;
+    of the other checks none is FAILED and none is a SUSPICION."""
+
+    answer: str
+    files: Files
+    found: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    says: str = ""  # what a detail or a line holds
 
 
-@case
-def packed_again_in_another_form() -> Case:
-    tail = "gptq_int6_brotli: 14,622,509 bytes | code: 92,132 | total: 14,714,641 (14.71MB)\n"
-    logs = runs(model=17_237_203, code=92_132, tail=tail)
-    return Case(entry(logs, LONG, bytes_total=14_714_641), calm=("size", "bytes_total"))
+GOOD = {"val_bpb": (CONSISTENT, 1.12), "size": (CONSISTENT, 15_900_198)}
+PATTERN = {"pattern": (SUSPICION, None)}
+SLOW = {"evaluation time": (FAILED, 1_167.545)}
+EPOCHS = "".join(f"prequant_ttt:epoch {i}/21 time=25.0s lr=0.0001\n" for i in range(1, 22))
+ADAPTED = EPOCHS + "prequant_ttt:done total_time=525.0s\n"
+CHUNKS = "".join(
+    f"ttt_chunk [{i}/1893] scored bpb=1.12 time={i}.1s\nttt_train [{i}] epoch=1/3 loss=1.9\n"
+    f"ttt_train [{i}] epoch=2/3 loss=1.9\n"
+    for i in range(1, 30)
+)
+REPACKED = (
+    "storage_pass quant_bytes=15826872\nstorage_pass code_bytes=92888\n"
+    "storage_pass estimated_total=15919760\n"
+)
+SQUEEZED = "gptq_int6_brotli: 14,622,509 bytes | code: 92,132 | total: 14,714,641 (14.71MB)\n"
+BARS = "Step 50   | Loss: 5.2885 | Time: 7.1s\nStep 100  | Loss: 4.7 | Time: 8.4s\n"
+TINY = (
+    "val_loader:tokens:99328\nworld_size:1 grad_accum_steps:8\nseed:1337\n"
+    "step:0/500 val_loss:6.9 val_bpb:2.37\nstep:500/500 train_loss:1.2 train_time:139687ms\n"
+    "step:500/500 val_loss:1.9666 val_bpb:0.6773\n"
+)
+HINTS = (
+    "ngram_tilt:hints total=47851520 gated=13023303 token_gate=628130 within_gate=9866847 "
+    "word_gate=2891588\n"
+)
+ERROR = 'Traceback (most recent call last):\n  File "train_gpt.py", line 3\nRuntimeError: x\n'
+LEARNS = (
+    "def ttt(model, val_tokens, opt):\n    for epoch in range(9):\n"
+    "        loss = model(val_tokens)\n        loss.backward()\n        opt.step()\n"
+)
+MARKER = (
+    "def show(val_bpb, best_bpb):\n    marker = '*' if val_bpb < best_bpb else ''\n"
+    "    print(val_bpb, marker)\n"
+)
+TRAINS_ON_VAL = (
+    'import os\nTRAIN_ON_VAL = bool(int(os.environ.get("TRAIN_ON_VAL", "1")))\nDATA = "data"\n'
+    "train_files = os.path.join(\n"
+    '    DATA, "fineweb_val_*.bin" if TRAIN_ON_VAL else "fineweb_train_*.bin")\n'
+)
+SLOT = (
+    "import torch\nimport torch.nn.functional as F\ndef score(model, x, y, slot_steps=8):\n"
+    "    h = model.hidden(x).detach()\n"
+    "    delta = torch.zeros_like(h[:, :1], requires_grad=True)\n"
+    "    opt = torch.optim.AdamW([delta], lr=0.01)\n    for _ in range(slot_steps):\n"
+    "        loss = F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())\n"
+    "        opt.zero_grad()\n        loss.backward()\n        opt.step()\n"
+    "    return F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())\n"
+)
+CLAIMS = {"1337": {"val_bpb": 1.1142}, "42": {"val_bpb": 1.1148}, "2025": {"val_bpb": 1.1144}}
+NEAR = {"1": {"val_bpb": 1.05782711}, "2": {"val_bpb": 1.05792711}}
+OTHER_SEEDS = {1337: 1.11479, 42: 1.11479, 2025: 1.11444}
 
 
-@case
-def packed_again_in_a_form_nobody_knows() -> Case:
-    logs = runs(model=16_210_528, code=92_888, tail="squeezed to 15,919,760, artifact is final\n")
-    return Case(entry(logs, LONG, bytes_total=15_919_760))
+def slow(bpb: float) -> Case:
+    """An evaluation of 1,167.5 s, whatever it came to."""
+    logs = runs(dict.fromkeys(SEEDS, bpb), scored=1_167_545)
+    return Case(FAILED, entry(logs, val_bpb=bpb), SLOW)
 
 
-@case
-def a_sweep_beside_the_logs() -> Case:
-    files = entry(runs()) | {"sweep_lr06/train.log": Run(9, 1.30, model=16_040_667).text()}
-    return Case(files, calm=("size", "seeds"))
-
-
-@case
-def a_sweep_beside_the_logs_without_a_claim() -> Case:
-    files = entry(runs()) | {"sweep/a/train.log": Run(9, 1.30, model=16_040_667).text()}
-    del files["submission.json"]
-    return Case(files, {"submission.json": ("FAILED",)}, calm=("size",))
-
-
-@case
-def scores_without_a_colon() -> Case:
-    text = Run().text().replace("val_bpb:", "val_bpb ").replace("train_time:", "took ")
-    files = entry({"train.log": text.replace("eval_time:", "eval ")}, seeds=[1])
-    return Case(files, {"val_bpb": ("CONSISTENT",)}, calm=("files",))
-
-
-@case
-def steps_between_bars() -> Case:
-    log = "Step 50   | Loss: 5.2885 | Time: 7.1s\nStep 100  | Loss: 4.7 | Time: 8.4s\n"
-    return Case(entry({"train.log": log}, seeds=[1]), calm=("files",))
-
-
-@case
-def iterations_in_brackets() -> Case:
-    log = "".join(f"[iter {i}] loss=4.{i} dt=1.2s\n" for i in range(9))
-    return Case(entry({"train.log": log}, seeds=[1]), calm=("files",))
-
-
-@case
-def a_slow_diagnostic() -> Case:
-    scores = {1: 0.999, 2: 1.000, 3: 1.001}
+def slow_diagnostic() -> Case:
+    """The claimed pass takes 400 s, another one 650 s."""
     logs = {}
-    for seed, bpb in scores.items():
+    for seed, bpb in {1: 0.999, 2: 1.000, 3: 1.001}.items():
         tail = f"mixer val_bpb:{bpb:.8f} eval_time:400000ms\n"
         run = Run(seed, 1.12, "quantized_sliding_window", scored=650_000, tail=tail)
         logs[f"train_seed{seed}.log"] = run.text()
-    wanted = {"evaluation time": ("NOT CHECKABLE", "SUSPICION")}
-    return Case(entry(logs, val_bpb=1.0), wanted, says="650.0 + 400.0 = 1050.0 s")
-
-
-@case
-def compression_is_no_calibration() -> Case:
-    middle = "GPTQ:collected 67 Hessians in 4.1s\nGPTQ:compressed+saved in 122.9s\n"
-    return Case(entry(runs(trained=588_000, middle=middle)), {"calibration": ("CONSISTENT",)})
-
-
-@case
-def four_is_four_point_zero() -> Case:
-    logs = runs(head=lambda seed: f"Hyperparameters:\nmlp_mult: {'4' if seed == 1 else '4.0'}\n")
-    return Case(entry(logs), calm=("settings",))
-
-
-@case
-def a_rate_in_two_notations() -> Case:
-    logs = runs(head=lambda seed: f"Hyperparameters:\nlr: {'1e-3' if seed == 1 else '0.001'}\n")
-    return Case(entry(logs), calm=("settings",))
-
-
-@case
-def times_are_no_settings() -> Case:
-    def head(seed: int) -> str:
-        return f"Hyperparameters:\nelapsed: 11.8{seed}s\nstart=2026-03-26T1{seed}:00:00\n"
-
-    return Case(entry(runs(head=head)), calm=("settings",))
-
-
-@case
-def pieces_of_the_tokenizer_are_no_tokens() -> Case:
-    script = "features = build_logit_calib_features(val_data.sp, 8192, 0)\n"
-    return Case(entry(runs(), script), calm=("pattern",))
-
-
-@case
-def an_older_export_of_the_split() -> Case:
-    logs = runs(tokens=63_779_840, ratio=2.4424)
-    return Case(entry(logs), {"split": ("SUSPICION",)})
-
-
-@case
-def evaluated_in_a_log_of_its_own() -> Case:
-    """The training's log has no score of the export, the evaluation's none of the training."""
-    logs = {}
-    for name, text in runs().items():
-        lines = text.splitlines(True)
-        logs[name] = "".join(lines[:-2])
-        logs[name.replace("train", "eval")] = lines[3] + "".join(lines[-2:])
-    wanted = {"training time": ("CONSISTENT",), "val_bpb": ("CONSISTENT",)}
-    return Case(entry(logs), wanted, calm=("size", "seeds"))
-
-
-@case
-def three_runs_in_one_log() -> Case:
-    wanted = {"val_bpb": ("CONSISTENT",), "seeds": ("CONSISTENT",)}
-    return Case(entry({"train.log": "".join(runs().values())}), wanted, calm=("all",))
-
-
-@case
-def a_run_whose_log_is_repeated() -> Case:
-    logs = {name: text * 2 for name, text in runs().items()}
-    return Case(entry(logs), {"val_bpb": ("CONSISTENT",)}, calm=("all",))
-
-
-@case
-def scored_prefixes_are_no_final_lines() -> Case:
-    tail = "".join(
-        f"final_int8: scored:{2**i} nats:{2**i * 2.1:.6f} bytes:{2**i * 2} val_bpb:1.0{i}000000\n"
-        for i in range(11, 20)
-    )
-    return Case(entry(runs(tail=tail)), {"val_bpb": ("CONSISTENT",)}, calm=("all",))
-
-
-# ---------------------------------------------------------------- claims
-
-
-@case
-def seeds_that_claim_other_numbers() -> Case:
-    logs = runs({1337: 1.11479, 42: 1.11479, 2025: 1.11444})
-    claims = {"1337": {"val_bpb": 1.1142}, "42": {"val_bpb": 1.1148}, "2025": {"val_bpb": 1.1144}}
-    files = entry(logs, val_bpb=1.1145, seeds=claims)
-    return Case(files, {"seeds": ("FAILED",)}, says="seed 1337 claims 1.1142")
-
-
-@case
-def seeds_that_claim_each_others_numbers() -> Case:
-    claims = {"1": 1.123, "2": 1.117, "3": 1.121}
-    logs = runs({1: 1.117, 2: 1.123, 3: 1.121})
-    return Case(entry(logs, seeds=claims, val_bpb=1.1203), {"seeds": ("SUSPICION",)})
-
-
-@case
-def seeds_that_claim_more_than_their_logs() -> Case:
-    """What is higher flatters nobody."""
-    claims = {"1": 1.121, "2": 1.123, "3": 1.124}
-    return Case(entry(runs(), seeds=claims), {"seeds": ("SUSPICION",)})
-
-
-@case
-def the_best_of_three() -> Case:
-    logs = runs({1: 1.10, 2: 1.12, 3: 1.13})
-    return Case(entry(logs, val_bpb=1.10), {"val_bpb": ("SUSPICION",)}, says="best of 3 seeds")
-
-
-@case
-def mean_under_another_name() -> Case:
-    files = entry(runs(), val_bpb=None, val_bpb_3seed_mean=1.12)
-    return Case(files, {"val_bpb": ("CONSISTENT",)})
-
-
-@case
-def mean_in_the_results() -> Case:
-    files = entry(runs(), val_bpb=None, results={"mean_bpb": 1.12, "std_bpb": 0.001})
-    return Case(files, {"val_bpb": ("CONSISTENT",)})
-
-
-@case
-def a_mean_that_no_log_gives() -> Case:
-    return Case(entry(runs(), val_bpb=None, val_bpb_mean=1.05), {"val_bpb": ("FAILED",)})
-
-
-@case
-def three_seeds_by_a_flag() -> Case:
-    files = entry({"seed42.log": Run(42).text()}, seeds=[42], compliance={"three_seeds": True})
-    return Case(files, {"seeds": ("SUSPICION",)})
-
-
-@case
-def three_seeds_by_a_count() -> Case:
-    return Case(
-        entry({"seed42.log": Run(42).text()}, seeds=[42], num_seeds=3), {"seeds": ("SUSPICION",)}
-    )
-
-
-@case
-def three_seeds_in_words() -> Case:
-    files = entry({"seed42.log": Run(42).text()}, seeds=[42], blurb="the three-seed mean of it")
-    return Case(files, {"seeds": ("SUSPICION",)})
-
-
-# ---------------------------------------------------------------- times
-
-
-def slow_evaluation(bpb: float) -> Case:
-    logs = runs(dict.fromkeys((1, 2, 3), bpb), scored=1_167_545)
-    return Case(entry(logs, val_bpb=bpb), {"evaluation time": ("FAILED",)})
-
-
-for number in (1.0574, 1.0897, 1.1196, 1.1245):
-    CASES[f"slow_evaluation_of_{number}"] = lambda bpb=number: slow_evaluation(bpb)
-
-
-@case
-def slow_evaluation_with_a_total() -> Case:
-    logs = runs(scored=605_460, tail="total_eval_time:605.5s\n")
-    return Case(entry(logs), {"evaluation time": ("FAILED",)})
-
-
-@case
-def a_total_over_the_limit() -> Case:
-    logs = runs(scored=590_000, tail="total_eval_time:640.0s\n")
-    return Case(entry(logs), {"evaluation time": ("FAILED",)})
-
-
-EPOCHS = "".join(f"prequant_ttt:epoch {i}/21 time=25.0s lr=0.0001\n" for i in range(1, 22))
-
-
-@case
-def adapts_before_it_scores() -> Case:
-    logs = runs(scored=115_000, middle=EPOCHS + "prequant_ttt:done total_time=525.0s\n")
-    wanted = {"adaptation time": ("FAILED",)}
-    return Case(entry(logs), wanted, says="525.0 + 115.0 = 640.0 s")
-
-
-@case
-def adapts_before_it_scores_without_a_total() -> Case:
-    return Case(entry(runs(scored=115_000, middle=EPOCHS)), {"adaptation time": ("FAILED",)})
-
-
-@case
-def adapts_within_the_limit() -> Case:
-    middle = "prequant_ttt:done total_time=400.0s\n"
-    return Case(entry(runs(scored=115_000, middle=middle)), calm=("adaptation time",))
-
-
-@case
-def adapts_within_the_timed_pass() -> Case:
-    logs = runs(scored=590_000, tail="ttt:done total_time=585.0s\n")
-    return Case(entry(logs), calm=("adaptation time", "evaluation time"))
-
-
-@case
-def four_gpus_for_longer() -> Case:
-    logs = runs(world=4, trained=1_410_000)
-    wanted = {"training time": ALARMS}
-    return Case(entry(logs), wanted, says="4 x 1,410.0 = 5,640 of 4,800 GPU-seconds")
-
-
-@case
-def four_gpus_for_as_long_as_eight() -> Case:
-    return Case(entry(runs(world=4, trained=1_190_000)), calm=("training time",))
-
-
-@case
-def calibration_after_the_limit() -> Case:
-    logs = runs(trained=599_600, middle="GPTQ:collected 67 Hessians in 4.7s\n")
-    return Case(entry(logs), {"calibration": ("SUSPICION",)}, says="599.6 + 4.7 = 604.3 s")
-
-
-# ---------------------------------------------------------------- bytes and the split
-
-
-@case
-def bytes_that_nothing_explains() -> Case:
-    logs = runs(model=7_100_000, total=15_850_200)
-    return Case(entry(logs), {"size": ("SUSPICION",)}, says="8,750,000 bytes of the total")
-
-
-@case
-def the_last_export_is_too_large() -> Case:
-    later = "Serialized model int6+lzma: 16400000 bytes\n"
-    later += "Total submission size int6+lzma: 16400200 bytes\n"
-    return Case(entry(runs(tail=later)), {"size": ("FAILED",)})
-
-
-@case
-def a_part_of_the_text() -> Case:
-    return Case(entry(runs(tokens=9_662_464, ratio=3.0997)), {"split": ("FAILED",)})
-
-
-@case
-def more_text_than_there_is() -> Case:
-    return Case(entry(runs(tokens=62_363_648, ratio=2.9314)), {"split": ("FAILED",)})
-
-
-@case
-def a_tiny_split() -> Case:
-    log = "val_loader:tokens:99328\nworld_size:1 grad_accum_steps:8\nseed:1337\n"
-    log += "step:0/500 val_loss:6.9 val_bpb:2.37\nstep:500/500 train_loss:1.2 train_time:139687ms\n"
-    log += "step:500/500 val_loss:1.9666 val_bpb:0.6773\n"
-    files = entry({"train_seed1337.log": log}, val_bpb=0.6773, seeds=[1337])
-    return Case(files, {"split": ("FAILED",)})
-
-
-@case
-def words_that_only_look_like_non_record() -> Case:
-    files = entry(runs(tokens=9_662_464, ratio=3.0997), track="10min nonstop anonymous")
-    return Case(files, {"split": ("FAILED",)})
-
-
-# ---------------------------------------------------------------- settings, logs, scripts
-
-
-@case
-def a_setting_in_one_log_alone() -> Case:
-    def head(seed: int) -> str:
-        extra = "ttt_hash_embed: True\n" if seed == 2 else ""
-        return f"Hyperparameters:\nmodel_dim: 512\n{extra}"
-
-    return Case(entry(runs(head=head)), {"settings": ("SUSPICION",)}, says="ttt_hash_embed")
-
-
-@case
-def a_setting_that_the_script_knows() -> Case:
-    def head(seed: int) -> str:
-        extra = "ttt_embed: True\n" if seed == 2 else ""
-        return f"Hyperparameters:\nmodel_dim: 512\n{extra}"
-
-    return Case(entry(runs(head=head), "ttt_embed = True\n" + SHORT), calm=("settings",))
-
-
-@case
-def trains_on_a_set_named_valonly() -> Case:
-    return Case(entry(runs(data="fineweb10B_sp1024_valonly")), {"pattern": ("SUSPICION",)})
-
-
-@case
-def hints_within_words() -> Case:
-    line = "ngram_tilt:hints total=47851520 gated=13023303 within_gate=9866847 word_gate=2891588\n"
-    return Case(entry(runs(middle=line)), {"pattern": ("SUSPICION",)})
-
-
-@case
-def hints_that_are_off() -> Case:
-    line = "ngram_tilt:hints total=47851520 gated=130 token_gate=628130 within_gate=0 word_gate=0\n"
-    return Case(entry(runs(middle=line)), calm=("pattern",))
-
-
-@case
-def ends_in_a_traceback() -> Case:
-    tail = 'Traceback (most recent call last):\n  File "train_gpt.py", line 3\nRuntimeError: x\n'
-    return Case(entry(runs(tail=tail)), {"pattern": ("SUSPICION",)}, says="ends in an error")
-
-
-@case
-def a_score_that_is_no_number() -> Case:
-    return Case(entry(runs(tail="final_ttt val_bpb:nan\n")), {"pattern": ("SUSPICION",)})
-
-
-ILLEGAL = """def ttt(model, val_tokens, opt):
-    for epoch in range(9):
-        loss = model(val_tokens)
-        loss.backward()
-        opt.step()
-"""
-
-
-@case
-def syntax_newer_than_this_python() -> Case:
-    script = 'd = {"a": [1]}\nprint(f"{", ".join(map(str, d["a"]))}")\n' + ILLEGAL
-    return Case(entry(runs(), script), {"pattern": ("SUSPICION",)}, says="without scoring them")
-
-
-@case
-def runs_a_neighbour() -> Case:
-    script = 'exec(open(__file__.replace("train_gpt.py", "rest.py")).read())\n'
-    files = entry(runs(), script, {"rest.py": "y = 2\n" * 14_000 + ILLEGAL})
-    return Case(files, {"code size": ("PROVEN",), "pattern": ("SUSPICION",)}, says="rest.py")
+    found = {"evaluation time": (CONSISTENT, 400), "accepted scores": (SUSPICION, 1.0)}
+    return Case(NOT_PROVEN, entry(logs, val_bpb=1.0), found, says="together 1050.0 s")
+
+
+def passes_in_sum() -> Case:
+    """Passes of 18.4 s, 97.5 s and, claimed, 484.2 s; 600.1 s together."""
+    tail = {
+        seed: f"legal_ttt_exact val_loss:1.88 val_bpb:{bpb - 0.01:.8f} eval_time:484200ms\n"
+        for seed, bpb in SEEDS.items()
+    }
+    plain = "plain_roundtrip val_loss:1.9300 val_bpb:1.1450 eval_time:18400ms\n"
+    logs = runs(scored=97_500, middle=plain, tail=tail.get)
+    found = {"evaluation time": (CONSISTENT, 484.2)}
+    return Case("OK", entry(logs, val_bpb=1.11), found, says="together 600.1 s")
+
+
+SCORED_BEFORE = "".join(
+    f"final_int8: scored:{2**i} nats:{2**i * 2.1:.6f} bytes:{2**i * 2} val_bpb:1.0{i}000000\n"
+    for i in range(11, 20)
+)
+NEW_SYNTAX = 'd = {"a": [1]}\nprint(f"{", ".join(map(str, d["a"]))}")\n'
+RUNS_REST = 'exec(open(__file__.replace("train_gpt.py", "rest.py")).read())\n'
+PACKED = 'exec(__import__("zlib").decompress(b""))\n' + "#" * 21_150 + "\n"
+DRY = {"val_bpb": None, "bytes_total": None, "seeds": None}
+ABLATION = {"ablation_C.log": Run(1, 1.131, model=15_988_000, code=300).text()}
+VALONLY = "fineweb10B_sp1024_valonly"
+SWAPPED = {"1": 1.123, "2": 1.117, "3": 1.121}
+HESSIANS = "GPTQ:collected 67 Hessians in 4.1s\nGPTQ:compressed+saved in 122.9s\n"
+HINTS_OFF = "ngram_tilt:hints total=9 gated=5 token_gate=5 within_gate=0 word_gate=0\n"
+LATER = "Serialized model int6: 16400000 bytes\nTotal submission size int6: 16400200 bytes\n"
+FEATURES = "features = build_logit_calib_features(val_data.sp, 8192, 0)\n"
+LOSSLESS = changed(without(runs(), "val_loader"), ("val_loss:", "loss:"))
+PART = "val_tokens: 9662464\n"
+BARE = changed(
+    {"train.log": Run().text()},
+    ("val_bpb:", "val_bpb "),
+    ("train_time:", "took "),
+    ("eval_time:", "eval "),
+)
+COLOURED = changed(
+    runs(),
+    ("val_bpb:", "\x1b[32mval_bpb:\x1b[0m\x1b[1m"),
+    (" eval_time", "\x1b[0m eval_time"),
+)
+FEW_DIGITS = changed(without(runs(dict.fromkeys(SEEDS, 1.1)), "_exact"), ("bpb:1.1000", "bpb:1.1"))
+MORE_DIGITS = changed(
+    {f"train_seed{seed}.log": Run(seed, 1.05782712 + seed / 1e4 - 1e-4).text() for seed in (1, 2)},
+    ("712\n", "7121\n"),
+)
+
+
+def widths(seed: int) -> str:
+    return f"Hyperparameters:\nmlp_mult: {'4' if seed == 1 else '4.0'}\n"
+
+
+def starts(seed: int) -> str:
+    return f"Hyperparameters:\nelapsed: 11.8{seed}s\nstart=2026-03-26T1{seed}:00:00\n"
+
+
+CASES = {
+    "clean": Case("OK", entry(runs()), GOOD | {"split": (CONSISTENT, 151_078_494)}),
+    # what was accused falsely
+    "packed again after the first export": Case(
+        "OK",
+        entry(runs(model=16_210_528, code=92_888, tail=REPACKED), LONG, bytes_total=15_919_760),
+        {"size": (CONSISTENT, 15_916_872)},
+    ),
+    "packed again in another form": Case(
+        "OK",
+        entry(runs(model=17_237_203, code=92_132, tail=SQUEEZED), LONG, bytes_total=14_714_641),
+        {"size": (CONSISTENT, 14_712_509)},
+    ),
+    "a sweep beside logs without a claim": Case(
+        NOT_PROVEN,
+        unclaimed(entry(runs(), more={"sweep/a.log": Run(9, 1.3, model=16_040_667).text()})),
+        {"val_bpb": (NOT_CHECKABLE, None), "size": (CONSISTENT, 15_900_198)},
+    ),
+    "scores without a colon": Case(
+        NOT_PROVEN, entry(BARE, seeds=[1]), {"val_bpb": (CONSISTENT, 1.12), "files": (PROVEN, 4)}
+    ),
+    "steps between bars": Case(
+        NOT_PROVEN, entry({"train.log": BARS}, seeds=[1]), {"files": (PROVEN, 4)}
+    ),
+    "a slow diagnostic": slow_diagnostic(),
+    # what is proof
+    "an evaluation of 1,167 s to 1.0574": slow(1.0574),
+    "an evaluation of 1,167 s to 1.0897": slow(1.0897),
+    "an evaluation of 1,167 s to 1.1196": slow(1.1196),
+    "a slow evaluation that is said twice": Case(
+        FAILED,
+        entry(runs(scored=605_460, tail="total_eval_time:605.5s\n")),
+        {"evaluation time": (FAILED, 605.46)},
+    ),
+    "adaptation before scoring": Case(
+        FAILED,
+        entry(runs(scored=115_000, middle=ADAPTED)),
+        PATTERN | {"adaptation time": (FAILED, 525)},
+        says="525.0 + 115.0 = 640.0 s",
+    ),
+    "four GPUs": Case(
+        NOT_PROVEN,
+        entry(runs(world=4, trained=1_410_000)),
+        {"training time": (SUSPICION, 1410), "hardware": (SUSPICION, None)},
+    ),
+    "seeds that claim other numbers": Case(
+        FAILED,
+        entry(runs(OTHER_SEEDS), val_bpb=1.1145, seeds=CLAIMS),
+        {"seeds": (FAILED, 1.1142), "val_bpb": (SUSPICION, 1.11444)},
+        says="seed 1337 claims 1.1142, its log ends at 1.11479",
+    ),
+    "the best of three": Case(
+        NOT_PROVEN,
+        entry(runs({1: 1.10, 2: 1.12, 3: 1.13}), val_bpb=1.10),
+        {"val_bpb": (SUSPICION, 1.1)},
+        says="the best of 3 seeds",
+    ),
+    "bytes that nothing explains": Case(
+        NOT_PROVEN,
+        entry(runs(model=7_100_000, total=15_850_200)),
+        {"size": (SUSPICION, 7_100_198)},
+        says="8,750,000 bytes of the logged total",
+    ),
+    "a part of the text": Case(
+        FAILED, entry(runs(tokens=9_662_464, ratio=3.0997)), {"split": (FAILED, 29_950_740)}
+    ),
+    "more text than there is": Case(
+        FAILED, entry(runs(tokens=62_363_648, ratio=2.9314)), {"split": (FAILED, 182_812_798)}
+    ),
+    "a tiny split": Case(
+        FAILED,
+        entry({"train_seed1337.log": TINY}, val_bpb=0.6773, seeds=[1337]),
+        {
+            "split": (FAILED, 416_084),
+            "val_bpb": (SUSPICION, 0.6773),
+            "accepted scores": (SUSPICION, 0.6773),
+            "hardware": (SUSPICION, None),
+        },
+    ),
+    # claims in other fields
+    "a mean of another name": Case(
+        "OK", entry(runs(), val_bpb=None, val_bpb_3seed_mean=1.12), GOOD
+    ),
+    "a mean in the results": Case(
+        "OK", entry(runs(), val_bpb=None, results={"mean_bpb": 1.12, "std_bpb": 0.001}), GOOD
+    ),
+    "three seeds by a flag": Case(
+        NOT_PROVEN,
+        entry({"seed42.log": Run(42).text()}, seeds=[42], compliance={"three_seeds": True}),
+        {"seeds": (SUSPICION, 1)},
+    ),
+    # what logs show
+    "a training set named valonly": Case(NOT_PROVEN, entry(runs(data=VALONLY)), PATTERN),
+    "hints within words": Case(NOT_PROVEN, entry(runs(middle=HINTS)), PATTERN),
+    "a traceback at the end": Case(
+        NOT_PROVEN, entry(runs(tail=ERROR)), PATTERN, says="ends in an error"
+    ),
+    # scripts
+    "syntax newer than this Python": Case(
+        NOT_PROVEN, entry(runs(), NEW_SYNTAX + LEARNS), PATTERN, says="without scoring them"
+    ),
+    "a script that runs a neighbour": Case(
+        "OK",
+        entry(runs(), RUNS_REST, {"rest.py": "y = 2\n" * 14_000}),
+        {"size": (CONSISTENT, 15_984_063)},
+        says="the code is train_gpt.py, rest.py",
+    ),
+    # honest habits
+    "compression is no calibration": Case(
+        "OK",
+        entry(runs(trained=588_000, middle=HESSIANS)),
+        {"calibration": (CONSISTENT, 4.1)},
+    ),
+    "four is four point zero": Case("OK", entry(runs(head=widths)), GOOD),
+    "times are no settings": Case("OK", entry(runs(head=starts)), GOOD),
+    "features of the tokenizer": Case(
+        "OK", entry(runs(), FEATURES), {"pattern": (CONSISTENT, None)}
+    ),
+    # what is no proof
+    "a claim of more digits": Case(
+        "OK",
+        entry(MORE_DIGITS, val_bpb=1.05787711, seeds=NEAR),
+        {"val_bpb": (CONSISTENT, 1.05785), "seeds": (CONSISTENT, 2)},
+    ),
+    "passes in sum": passes_in_sum(),
+    "a seed without a log": Case(
+        "OK", entry(runs({1: 1.119, 2: 1.12})), {"seeds": (NOT_CHECKABLE, 2)}
+    ),
+    "an ablation beside the logs": Case("OK", entry(runs() | ABLATION)),
+    "a claim of null": Case(
+        NOT_PROVEN, entry(runs(), val_bpb=None), {"val_bpb": (NOT_CHECKABLE, None)}
+    ),
+    "a dry run": Case(
+        NOT_PROVEN,
+        entry({"dry_run.log": Run(1, 2.9, tokens=99_328).text()}, **DRY),
+        {"split": (NOT_CHECKABLE, 241_953), "size": (CONSISTENT, 15_900_198)},
+    ),
+    "a script packed after the run": Case(
+        "OK",
+        entry(
+            runs(model=15_938_966, code=88_000), PACKED, bytes_total=15_960_166, bytes_code=21_200
+        ),
+        {"size": (CONSISTENT, 15_960_158), "pattern": (NOT_CHECKABLE, None)},
+    ),
+    "a marker of the best": Case("OK", entry(runs(), MARKER), {"pattern": (CONSISTENT, None)}),
+    "epochs within each scored chunk": Case(
+        "OK", entry(runs(middle=CHUNKS)), {"pattern": (CONSISTENT, None)}
+    ),
+    # what must be seen
+    "below all": Case(
+        NOT_PROVEN,
+        entry(runs({1: 0.579, 2: 0.580, 3: 0.579}), val_bpb=0.5793),
+        {"accepted scores": (SUSPICION, 0.5793)},
+    ),
+    "trains on validation shards by default": Case(
+        NOT_PROVEN, entry(runs(), TRAINS_ON_VAL), PATTERN, says="train_gpt.py:4: train_files ="
+    ),
+    "a part of the text by its tokens alone": Case(
+        NOT_PROVEN,
+        entry({name: PART + text for name, text in LOSSLESS.items()}),
+        {"split": (SUSPICION, 9_662_464)},
+    ),
+    "SLOT": Case(NOT_PROVEN, entry(runs(), SLOT), PATTERN, says="train_gpt.py:7: for _ in"),
+    "neither tokens nor losses": Case(
+        NOT_PROVEN, entry(LOSSLESS), GOOD | {"split": (NOT_CHECKABLE, None)}
+    ),
+    "colours": Case("OK", entry(COLOURED), GOOD),
+    "few digits": Case(
+        NOT_PROVEN,
+        entry(FEW_DIGITS, val_bpb=1.0253),
+        {"val_bpb": (NOT_CHECKABLE, 1.1), "accepted scores": (SUSPICION, 1.0253)},
+    ),
+    # older ones, of which none of these shows what they do
+    "packed again in a form that nobody knows": Case(
+        NOT_PROVEN,
+        entry(runs(model=16_210_528, code=92_888), LONG, bytes_total=15_919_760),
+        {"size": (SUSPICION, 16_300_528)},
+    ),
+    "a last export that is too large": Case(
+        FAILED, entry(runs(tail=LATER), bytes_total=None), {"size": (FAILED, 16_400_198)}
+    ),
+    "adaptation that its epochs state": Case(
+        FAILED,
+        entry(runs(scored=115_000, middle=EPOCHS)),
+        PATTERN | {"adaptation time": (FAILED, 525)},
+    ),
+    "adaptation within the limit": Case(
+        "OK",
+        entry(runs(scored=115_000, middle="prequant_ttt:done total_time=400.0s\n")),
+        {"adaptation time": (CONSISTENT, 400)},
+    ),
+    "adaptation within the timed pass": Case(
+        "OK", entry(runs(scored=590_000, tail="ttt:done total_time=585.0s\n")), GOOD
+    ),
+    "seeds that claim each other's numbers": Case(
+        NOT_PROVEN,
+        entry(runs({1: 1.117, 2: 1.123, 3: 1.121}), seeds=SWAPPED, val_bpb=1.1203),
+        {"seeds": (SUSPICION, 1.123)},
+    ),
+    "scores of prefixes": Case("OK", entry(runs(tail=SCORED_BEFORE)), GOOD),
+    "hints within words that are off": Case("OK", entry(runs(middle=HINTS_OFF)), GOOD),
+}
