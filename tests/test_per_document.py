@@ -92,13 +92,13 @@ def test_documents_of_like_length_are_one_batch_of_few_shapes(stream):
     assert len(seen) == passes and set(seen) == {(shape, (5,)) for shape in shapes}
 
 
-CHANGES = [{}, dict(LOOP_LAST=1, LOOP_PASSES=2), dict(BIGRAM_BUCKETS=0), dict(DOCUMENT_TOKENS=16)]
-CHANGES += [dict(EVAL_BATCH_SEQS=rows) for rows in (1, 2, 100)]
+CHANGES = [{}, dict(LOOP_LAST=1, LOOP_PASSES=2), dict(DOCUMENT_TOKENS=16), dict(EVAL_BATCH_SEQS=1)]
+CHANGES += [dict(EVAL_BATCH_SEQS=100, BIGRAM_BUCKETS=0)]
 CASES = [("of many lengths", changes) for changes in CHANGES]
 CASES += [(stream, {}) for stream in STREAMS if stream != "of many lengths"]
 
 
-@pytest.mark.parametrize(("stream", "changes"), CASES)
+@pytest.mark.parametrize(("stream", "changes"), CASES, ids=str)
 def test_scores_are_those_of_verify(stream, changes):
     """Position by position, on one rank and on several; and what is learned matters.
 
@@ -108,7 +108,7 @@ def test_scores_are_those_of_verify(stream, changes):
     s = few_tokens(**changes)
     tokens = STREAMS[stream]
     expected = verify_nats(tokens, s, verify.PER_DOCUMENT)
-    for world_size in (1, 2, 8):
+    for world_size in (1, 3):
         found = exact_nats_of(tokens, s, world_size)
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-9)
     learns = max(stop - start for start, stop in pairs_of(tokens)) > s.document_tokens
@@ -122,7 +122,7 @@ def test_no_later_token_and_no_other_document_moves_a_score():
     tokens = documents_of(LENGTHS)
     before = nats_of(tokens, s)
     for start, stop in pairs_of(tokens):
-        for t in {start + 1, (start + stop) // 2, stop - 1} & {*range(start + 1, stop)}:
+        for t in {(start + stop) // 2, stop - 1} & {*range(start + 1, stop)}:
             changed = tokens.copy()
             changed[t] = (changed[t] + 7) % 60 + 4
             after = nats_of(changed, s)
@@ -131,7 +131,7 @@ def test_no_later_token_and_no_other_document_moves_a_score():
 
 
 def test_each_turn_is_scored_before_it_is_learned_from(monkeypatch):
-    """By the ledger: what is learned from comes out of it."""
+    """By the ledger: what is learned from comes out of it. The model's own weights stay."""
     calls = []
 
     def note(kind: type, name: str) -> None:
@@ -145,10 +145,13 @@ def test_each_turn_is_scored_before_it_is_learned_from(monkeypatch):
 
     for kind, name in (Ledger, "record"), (Ledger, "scored_tokens"), (torch.optim.AdamW, "step"):
         note(kind, name)
-    evaluator(documents_of([13]), few_tokens()).score_documents(random_model(few_tokens()), "")
+    model, same = random_model(few_tokens()), random_model(few_tokens())
+    evaluator(documents_of([13]), few_tokens()).score_documents(model, "")
     turns = [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]]
     first, second = ([("record", turn), ("scored_tokens", turn), ("step",)] for turn in turns)
     assert calls == [*first, *second, ("record", [10, 11])]
+    for p, before in zip(model.parameters(), same.parameters(), strict=True):
+        assert p.requires_grad and p.grad is None and torch.equal(p, before)
 
 
 CHEATS = ["learns from what it scores", "learns from another", "scores twice", "begins within"]
@@ -173,15 +176,6 @@ def test_an_evaluator_that_cheats_is_stopped(cheat):
     s = few_tokens(EVAL_BATCH_SEQS=1)
     with pytest.raises(ValueError):
         evaluator(documents_of([20, 30, 9]), s, Cheat).score_documents(random_model(s), "")
-
-
-def test_the_model_is_left_as_it_was():
-    s = few_tokens()
-    model = random_model(s)
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    evaluator(documents_of(LENGTHS), s).score_documents(model, "test")
-    for name, p in model.named_parameters():
-        assert p.requires_grad and p.grad is None and torch.equal(p, before[name])
 
 
 def test_bfloat16_learns_as_well():
@@ -231,22 +225,17 @@ def test_an_artifact_is_replayed_where_that_is_asked_for(home, capsys):
     code, found = run(capsys, artifact, "--claim", claim)
     assert code == 0 and found["claim"]["verdict"] == "NOT CHECKABLE"
     assert found["adaptation"]["verdict"] == "NOT CHECKABLE"
-    code, found = run(capsys, artifact, "--ttt", "--claim", claim, "--tolerance", 1e-5)
+    code, found = run(capsys, artifact, "--ttt", "--claim", claim)
     assert code == 0 and found["claim"]["verdict"] == found["val_bpb_ttt"]["verdict"] == "PROVEN"
     assert abs(found["val_bpb_ttt"]["number"] - found["val_bpb"]["number"]) > 1e-3
     wrong = found["val_bpb"]["number"]
-    code, found = run(capsys, artifact, "--ttt", "--claim", wrong, "--tolerance", 1e-5)
+    code, found = run(capsys, artifact, "--ttt", "--claim", wrong)
     assert code == 1 and found["claim"]["verdict"] == "FAILED"
 
 
-@pytest.mark.parametrize(
-    "changes", [dict(document_tokens=33), dict(document_rank=0), dict(document_lr=-1.0)]
-)
-def test_impossible_settings_are_refused(home, capsys, changes):
-    assert run(capsys, make(home, **STATED | changes))[1]["config"]["verdict"] == "FAILED"
-
-
-def test_a_rank_that_takes_too_much_memory_is_not_tried(home, capsys):
-    artifact = make(home, **STATED | dict(document_rank=65536))
-    found = run(capsys, artifact, "--ttt", "--memory", 1)[1]["val_bpb_ttt"]
-    assert found["verdict"] == "NOT CHECKABLE" and "GB" in found["detail"]
+def test_impossible_settings_are_refused(home, capsys):
+    found = run(capsys, make(home, **STATED | dict(document_tokens=33)))[1]
+    assert found["config"]["verdict"] == "FAILED"
+    for changes in (dict(document_rank=0), dict(document_lr=-1.0)):
+        found = run(capsys, make(home, **STATED | changes))[1]
+        assert found["val_bpb"]["verdict"] == "NOT CHECKABLE" and "config" not in found
