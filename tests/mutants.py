@@ -909,49 +909,64 @@ RECORDS += mutants_of(
     r"""
 test_pack.py::test_two_logs_of_a_seed
     a record of two runs of one seed is refused
-    - if twin := next((other for other in runs[:number] if other.seed == run.seed), None):
-    + if twin := None:
-test_pack.py::test_logs_that_differ[settings]
+    - if before.seed == run.seed:
+    + if False:
+test_pack.py::test_logs_that_differ[MATRIX_LR, CODEC.]
     a record of runs with other settings is refused
     - if differ := [what for what in first | own if first.get(what) != own.get(what)]:
     + if differ := []:
-test_pack.py::test_a_log[over the cap]
+test_pack.py::test_the_cap_and_the_rounding_of_a_score
     a record over the cap with its code is refused
-    - if run.total_bytes > CAP_BYTES:
-    + if run.artifact_bytes > CAP_BYTES:
-test_pack.py::test_the_10_minute_track_has_limits[eval]
+    - if run.results["bytes_total"] > CAP_BYTES:
+    + if run.results["artifact_bytes"] > CAP_BYTES:
+    a score that its loss does not make is refused
+    - if abs(made - bpb) >= 1e-6:
+    + if abs(made - bpb) >= 2e-6:
+test_pack.py::test_the_10_minute_track
     a record with too long an evaluation is refused
     - evaluation > LIMIT_S
     + evaluation > 2 * LIMIT_S
-test_pack.py::test_a_log[code size]
+    calibration counts as training
+    - if train + calibration > LIMIT_S + STEP_S
+    + if train > LIMIT_S + STEP_S
+test_pack.py::test_what_differs_between_segments_is_stated
+    a record that was begun on other hardware is refused
+    - "H100" not in s.gpu for s in run.segments):
+    + "H100" not in s.gpu for s in run.segments[-1:]):
+    a record says on what it was begun
+    - return ", then ".join(value for value, _ in groupby(values))
+    + return list(values)[-1]
+test_pack.py::test_a_log
     a record whose source is not the code is refused
     - if code_bytes != own_bytes:
     + if False:
+    a score that is not the headline is refused
+    - if found["headline"] != [f"headline: {finals[0]}"]:
+    + if False:
 test_pack.py::test_an_artifact_is_bound_to_its_log
     a record with another run's artifact of the same size is refused
-    - run.artifact_sha256 in (None, sha256) and run
-    + run
+    - if sha256 not in stated:
+    + if False:
 test_pack.py::test_an_existing_folder_stays_as_it_is
     a record that is there already stays
     - if os.path.lexists(folder):
     + if False:
 test_pack.py::test_three_seeds_make_a_folder_that_verifies
     a record's score is the mean of its seeds
-    - val_bpb=round(mean(bpbs), 8),
-    + val_bpb=min(bpbs),
+    - val_bpb=round(mean(columns["val_bpb"]), 8),
+    + val_bpb=min(columns["val_bpb"]),
 """,
 )
 RECORDS += mutants_of(
     "records/wrap.py",
     r"""
-test_wrap.py::test_a_record_made_with_it
-    a log's wrapped script is held against the folder's
-    - LINE_CHARS = 1000
-    + LINE_CHARS = 10_000
 test_wrap.py::test_it_is_small_and_comes_back_to_the_letter
+    a wrapped script is small
+    - preset=9 | lzma.PRESET_EXTREME
+    + preset=0
     what was wrapped comes back
-    - programs[1].text
-    + programs[0].text
+    - return program.encode()
+    + return source
 """,
 )
 
