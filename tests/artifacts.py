@@ -138,7 +138,6 @@ def home(demo, tmp_path, monkeypatch) -> Path:
     targets = len(verify.read_tokens(tmp_path / "data/demo", 320)) - 1
     monkeypatch.setattr(verify, "SPLIT_TOKENS", {320: targets // 1024 * 1024})  # it is official
     monkeypatch.setattr(verify, "SPLIT_BYTES", sum(len(text.encode()) for text in TEXTS))
-    monkeypatch.setattr(verify, "PROBE_SUFFIXES", 4)
     return tmp_path
 
 

@@ -409,15 +409,11 @@ def verify_nats(tokens, s, name: str) -> np.ndarray:
     config |= dict(unet_skips=s.skips != "off", ttt_optimizer="sgd", ttt_grad_clip=1.0)
     with float64():
         weights = {name: w.numpy() for name, w in exact_model(s).state_dict().items()}
-        network = verify.Model(config, weights, "cpu")
-        split = verify.Split(tokens, len, "data", len(tokens))
-        options = verify.Options("artifact.pcll")
-        run = verify.Pass(name, s.eval_stride, dtype=torch.float64)
+        subject = verify.Subject(config, weights, tokens, len, verify.parse(["artifact.pcll"]))
+        run = verify.Pass(name, s.eval_stride)
         each, enter = [], run.enter
         run.enter = lambda losses: each.extend(losses) or enter(losses)
-        if name == ADAPTED:
-            run.learn = verify.learner(network, split, config, options)
-        verify.score(network, split, config, options, run)
+        verify.score(subject, run)
     return np.array(each)
 
 

@@ -166,7 +166,7 @@ def test_a_current_directory_that_was_removed(home, capsys, monkeypatch, tmp_pat
     gone = tmp_path_factory.mktemp("gone")
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert verify.main([str(artifact), "--max-tokens", "50"]) == 0
+    assert verify.main([str(artifact)]) == 0
     assert "val_bpb" in capsys.readouterr().out
 
 
@@ -174,7 +174,7 @@ def test_a_script_that_is_a_link_out_of_the_folder_is_not_taken(home, capsys):
     artifact = make(home)
     (home / "train_gpt.py").unlink()
     (home / "train_gpt.py").symlink_to(__file__)
-    verify.main([str(artifact), "--max-tokens", "50", "--json"])
+    verify.main([str(artifact), "--json"])
     rows = json.loads(capsys.readouterr().out)["findings"]
     (size,) = [row for row in rows if row["check"] == "size"]
     assert size["verdict"] == "NOT CHECKABLE" and "no train_gpt.py here" in size["detail"]
@@ -189,7 +189,7 @@ def test_names_that_are_no_utf8(home, capsys):
     for file in (b"train_\xff1.log", b"train_\xfe.py", b"weights\xff.bin", b"READ\xffME"):
         (folder / os.fsdecode(file)).write_text("import sys\nopen(sys.argv[1])\nseed:1\n")
     artifact = make(home).rename(folder / os.fsdecode(b"arti\xfffact.pcll"))
-    for words in ([folder], [folder, "--json"], [artifact, "--max-tokens", 50]):
+    for words in ([folder], [folder, "--json"], [artifact]):
         verify.main([*map(str, words)])
         said = capsys.readouterr()
         assert said.out and "Traceback" not in said.err
