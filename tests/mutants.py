@@ -339,7 +339,7 @@ test_codec.py::test_numbers_of_levels[blocks.3.attn.v-80]
     80 levels of the values
     - "attn.v": Role("matrix", levels=80)
     + "attn.v": Role("matrix", levels=64)
-test_codec.py::test_what_never_occurs_has_a_code_all_the_same
+test_codec.py::test_huffman_lengths_stay_within_the_limit_and_are_the_best_within_it
     a code for what never occurs
     - sorted((max(1, count)
     + sorted((count

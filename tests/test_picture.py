@@ -1,14 +1,13 @@
 """tests/bench/picture.py: what it takes from the README, and what it says of no table."""
 
-import subprocess
 import sys
 
+import pytest
 from conftest import ROOT
 
 sys.path.insert(0, str(ROOT / "tests/bench"))
 import picture  # noqa: E402
 
-PROGRAM = ROOT / "tests/bench/picture.py"
 TABLE = """# Results
 
 | other | table |
@@ -40,24 +39,28 @@ def test_the_readme_has_such_a_table():
     assert len(rows) >= 7
 
 
-def draw(folder, text):
-    (folder / "README.md").write_text(text)
-    words = [sys.executable, PROGRAM, folder / "README.md", "--out", folder / "picture.png"]
-    return subprocess.run(words, capture_output=True, text=True)
+@pytest.fixture
+def draw(tmp_path, monkeypatch):
+    """draw(README): the exit code; picture.png is what it draws."""
+
+    def run(text: str) -> int:
+        readme = tmp_path / "README.md"
+        readme.write_text(text)
+        words = [readme, "--out", tmp_path / "picture.png"]
+        monkeypatch.setattr(sys, "argv", ["picture.py", *map(str, words)])
+        return picture.main()
+
+    return run
 
 
-def test_a_picture_twice_is_the_same(tmp_path):
-    done = draw(tmp_path, TABLE)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("left out: entry 2\n")
+def test_a_picture_twice_is_the_same(draw, tmp_path, capsys):
+    assert draw(TABLE) == 0 and capsys.readouterr().out.endswith("left out: entry 2\n")
     first = (tmp_path / "picture.png").read_bytes()
-    draw(tmp_path, TABLE)
+    assert draw(TABLE) == 0
     assert first[:4] == b"\x89PNG" and (tmp_path / "picture.png").read_bytes() == first
 
 
-def test_without_the_table_there_is_a_sentence_and_no_picture(tmp_path):
-    broken = TABLE.replace("2.31 |", "good |")
-    for text in ("# Results\n", broken):
-        done = draw(tmp_path, text)
-        assert done.returncode == 2 and not (tmp_path / "picture.png").exists()
-        assert done.stderr.startswith(f"{tmp_path}/README.md: ") and "Traceback" not in done.stderr
+def test_without_the_table_there_is_a_sentence_and_no_picture(draw, tmp_path, capsys):
+    for text in ("# Results\n", TABLE.replace("2.31 |", "good |")):
+        assert draw(text) == 2 and not (tmp_path / "picture.png").exists()
+        assert capsys.readouterr().err.startswith(f"{tmp_path}/README.md: ")
