@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 from collections import Counter
+from pathlib import Path
 
 import mutants
 import pytest
@@ -13,10 +14,6 @@ in_a_checkout = pytest.mark.skipif(
     shutil.which("git") is None or not (ROOT / ".git").exists(),
     reason="needs a git checkout, to know which files are tracked",
 )
-ARROWS = "test_layout.py::test_arrows_point_one_way[records/logs.py]"
-HARMLESS = Mutant("records/logs.py", "MAX_LOGS = 64", "MAX_LOGS = 65", "nothing", ARROWS)
-SECOND = "import re\nimport decode_artifact\n"
-HARMFUL = Mutant("records/logs.py", "import re\n", SECOND, "it", ARROWS)
 
 
 # ---- The table
@@ -27,7 +24,7 @@ def test_there_are_enough_of_each_file():
     assert counts.total() >= 60
     assert counts["train_gpt.py"] >= 40 and counts["verify.py"] >= 12
     assert counts["decode_artifact.py"] >= 8  # the rows of "Disallowed, and why"
-    for name in ("check.py", "logs.py", "code.py", "pack.py"):
+    for name in ("check.py", "logs.py", "program.py", "pack.py"):
         assert counts[f"records/{name}"] >= 3, name
 
 
@@ -51,75 +48,66 @@ def test_every_named_test_exists():
         assert f"def {function}(" in (ROOT / "tests" / file).read_text(), mutant.test
 
 
-@pytest.mark.parametrize(
-    "finding",
-    [
-        "size",
-        "integrity",
-        "config",
-        "tokenizer",
-        "bytes",
-        "val_bpb",
-        "adaptation",
-        "claim",
-        "causality",
-        "normalised",
-        "determinism",
-        "isolation",
-    ],
-)
-def test_every_finding_of_verify_has_a_mutant(finding):
-    own = [mutant for mutant in mutants.MUTANTS if mutant.file == "verify.py"]
-    assert [mutant for mutant in own if mutant.breaks.startswith(f"{finding}: ")]
+def test_every_finding_of_verify_has_a_mutant():
+    findings = "size integrity config tokenizer bytes val_bpb adaptation claim".split()
+    broken = {m.breaks.partition(": ")[0] for m in mutants.MUTANTS if m.file == "verify.py"}
+    assert {*findings} <= broken
 
 
 # ---- The tool
 
+HARMLESS = Mutant("program.py", "LIMIT = 64", "LIMIT = 65", "nothing", "test_program.py::test_it")
+HARMFUL = Mutant("program.py", "double = 2", "double = 3", "it", "test_program.py::test_it")
 
-def repository() -> dict[str, bytes]:
-    """Its files, but for what is ignored."""
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    names = [name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
-    return {name: (ROOT / name).read_bytes() for name in names}
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch) -> Path:
+    """A small one, in place of ours."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "program.py").write_text("LIMIT = 64\ndouble = 2\n")
+    test = "from program import double\n\n\ndef test_it():\n    assert double == 2\n"
+    (tmp_path / "tests/test_program.py").write_text(test)
+    (tmp_path / "pytest.ini").write_text("[pytest]\npythonpath = .\n")
+    for words in ("init -q", "add ."):
+        subprocess.run(["git", *words.split()], cwd=tmp_path, check=True)
+    monkeypatch.setattr(mutants, "ROOT", tmp_path)
+    return tmp_path
+
+
+def files(folder: Path) -> dict[Path, bytes]:
+    """Of the repository, but for git's own."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in paths if ".git" not in path.parts}
 
 
 @in_a_checkout
-def test_a_survivor_is_reported_and_nothing_else_is_touched(capsys):
-    before = repository()
+def test_a_survivor_is_reported_and_nothing_else_is_touched(repository, capsys):
+    before = files(repository)
     assert mutants.run([HARMLESS, HARMFUL]) == 1
-    assert repository() == before
+    assert files(repository) == before
     first, reason, second, counts = capsys.readouterr().out.splitlines()
-    assert first.startswith("SURVIVED ") and first.endswith(" s  records/logs.py: nothing")
-    assert reason.strip() == f"tests/{ARROWS}: passes all the same"
-    assert second.startswith("killed   ") and second.endswith(" s  records/logs.py: it")
+    assert first.startswith("SURVIVED ") and first.endswith(" s  program.py: nothing")
+    assert reason.strip() == "tests/test_program.py::test_it: passes all the same"
+    assert second.startswith("killed   ") and second.endswith(" s  program.py: it")
     assert counts.startswith("2 mutants: 1 SURVIVED, 1 killed; ")
 
 
 @in_a_checkout
-def test_a_test_that_fails_by_itself_kills_nothing(capsys):
-    absent = Mutant(
-        "records/logs.py", "MAX_LOGS = 64", "MAX_LOGS = 65", "", "test_layout.py::absent"
-    )
+def test_a_test_that_fails_by_itself_kills_nothing(repository, capsys):
+    absent = Mutant("program.py", "double = 2", "double = 3", "", "test_program.py::absent")
     assert mutants.run([absent]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("Without a change the tests do not pass:\n")
 
 
 def test_a_mutant_is_taken_back(tmp_path):
-    (tmp_path / "records").mkdir()
-    path = tmp_path / "records/logs.py"
-    path.write_text("MAX_LOGS = 64\n")
+    path = tmp_path / "program.py"
+    path.write_text("LIMIT = 64\n")
     with mutants.applied(HARMLESS, tmp_path):
-        assert path.read_text() == "MAX_LOGS = 65\n"
-    assert path.read_text() == "MAX_LOGS = 64\n"
-    path.write_text("MAX_LOGS = 64\n" * 2)
-    with pytest.raises(ValueError, match="has 2 times 'MAX_LOGS = 64'"):
+        assert path.read_text() == "LIMIT = 65\n"
+    assert path.read_text() == "LIMIT = 64\n"
+    path.write_text("LIMIT = 64\n" * 2)
+    with pytest.raises(ValueError, match="has 2 times 'LIMIT = 64'"):
         mutants.applied(HARMLESS, tmp_path).__enter__()
 
 
