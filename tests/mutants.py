@@ -458,7 +458,7 @@ test_evaluation.py::test_context_of_the_system
     a stride of 32
     - eval_stride: int = setting(32
     + eval_stride: int = setting(64
-test_evaluation.py::test_scores_equal_a_naive_loop[75-5-1-0]
+test_evaluation.py::test_scores_equal_a_naive_loop[75-5-1]
     a last window of the full length
     - ends = batch if plain else batch.clamp(max=high)
     + ends = batch
@@ -488,11 +488,11 @@ test_evaluation.py::test_trainer_gets_each_chunk_after_its_score_and_never_the_l
     a last chunk that nobody learns from
     - if trainer and high < count:
     + if trainer:
-test_evaluation.py::test_scores_equal_a_naive_loop[90-16-64-0]
+test_evaluation.py::test_scores_equal_a_naive_loop[90-16-64]
     plain scores of the next token
     - model(inputs, self.tokens[positions + 1]).detach()
     + model(inputs, inputs).detach()
-test_evaluation.py::test_scores_equal_a_naive_loop[9-4-3-0]
+test_evaluation.py::test_scores_equal_a_naive_loop[9-4-3]
     bits per byte, not per token
     - size = int(self.token_bytes[:count][scored].sum())
     + size = int(scored.sum())

@@ -146,16 +146,15 @@ def test_context_of_the_system():
 
 
 NAIVE = [(9, 4, 3), (90, 16, 64), (75, 5, 1), (33, 1, 7), (2, 2, 2), (1, 4, 4), (16, 3, 2)]
-NAIVE += [(17, 16, 2), (160, 7, 9), (150, 16, 5), (139, 4, 6)]  # positions, stride, batch
+NAIVE += [(17, 16, 2), (139, 4, 6)]  # positions, stride, batch
 
 
-@pytest.mark.parametrize("compiled", [0, 1])
 @pytest.mark.parametrize(("count", "stride", "batch"), NAIVE)
-def test_scores_equal_a_naive_loop(compiled, count, stride, batch):
+def test_scores_equal_a_naive_loop(count, stride, batch):
     """One position at a time, nothing in the input behind it; a stride of 16 is the plain score.
     With COMPILE=1 every batch is padded to one shape; here the model itself is not compiled."""
     sizes = dict(EVAL_BATCH_SEQS=batch, MICRO_BATCH_SEQS=batch, TTT_CHUNK_TOKENS=16)
-    s = tiny_settings(EVAL_STRIDE=stride, COMPILE=compiled, **sizes)
+    s, padded = (tiny_settings(EVAL_STRIDE=stride, COMPILE=mode, **sizes) for mode in (0, 1))
     tokens = random_tokens(count + 1, seed=count)
     ids = torch.from_numpy(tokens.astype(np.int64))
     expected = []
@@ -166,8 +165,8 @@ def test_scores_equal_a_naive_loop(compiled, count, stride, batch):
             start = max(0, stop - 16) if stride < 16 else position // 16 * 16
             logits = model(ids[None, start : position + 1])[0, -1]
             expected.append(-torch.log_softmax(logits, dim=0)[ids[position + 1]].item())
-    for world_size in (1, 2, 3):
-        np.testing.assert_allclose(sliding_nats(tokens, s, world_size), expected, atol=1e-9)
+    for run, world_size in ((s, 1), (s, 3), (padded, 1), (padded, 2)):
+        np.testing.assert_allclose(sliding_nats(tokens, run, world_size), expected, atol=1e-9)
 
 
 def shapes_of(model) -> list:
@@ -187,7 +186,7 @@ SCORING = ((5, 16), (4,))
 LEARNING = ((2, 16), (2, 16))
 
 
-@pytest.mark.parametrize("count", [50, 64, 131])
+@pytest.mark.parametrize("count", [64, 131])
 def test_compiled_each_pass_has_few_shapes_and_the_warm_up_all(count):
     s = tiny_settings(**PADDED, TTT_CHUNK_TOKENS=48)
     model = random_model(s)
@@ -274,12 +273,6 @@ def test_ledger_hands_out_nothing_that_is_not_scored(positions):
     assert inputs.tolist() == [[12, 13], [14, 14]] and targets.tolist() == [[13, 14], [15, 15]]
 
 
-def test_what_the_ledger_says_of_a_target_teaches_nothing():
-    logits = torch.zeros(2, 64, requires_grad=True)
-    nats = ledger_of().nll(torch.tensor([4, 5]), logits)
-    assert nats.tolist() == pytest.approx([math.log(64)] * 2) and not nats.requires_grad
-
-
 def test_a_score_is_of_what_is_recorded():
     score = ledger_of().score(0.0)
     assert (score.val_loss, score.tokens, score.bytes) == (1, 4, 1 + 2 + 3 + 4)
@@ -288,6 +281,8 @@ def test_a_score_is_of_what_is_recorded():
     assert str(Score(1.5, 0.75, 100, 250, 1.2345)) == (
         "val_loss:1.50000000 val_bpb:0.75000000 val_tokens:100 bytes:250 eval_time:1234ms"
     )
+    logits = torch.zeros(2, 64, requires_grad=True)
+    assert not ledger_of().nll(torch.tensor([4, 5]), logits).requires_grad  # it teaches nothing
 
 
 def test_the_log_has_the_scores_of_the_first_positions(lines):
@@ -314,16 +309,18 @@ CHEATS = {  # what each does with the positions of a window whose nats it has
 
 
 @pytest.mark.parametrize("cheat", CHEATS)
-def test_an_evaluator_that_cheats_is_stopped(cheat):
-    class Cheat(Evaluator):
-        def window_nats(self, model, ledger, low, high, stride):
-            nats = super().window_nats(model, ledger, low, high, stride)
-            CHEATS[cheat](ledger, torch.arange(low, high), nats)
-            return nats
+def test_an_evaluator_that_cheats_is_stopped(cheat, monkeypatch):
+    plain = Evaluator.window_nats
 
+    def cheating(self, model, ledger, low, high, stride):
+        nats = plain(self, model, ledger, low, high, stride)
+        CHEATS[cheat](ledger, torch.arange(low, high), nats)
+        return nats
+
+    monkeypatch.setattr(Evaluator, "window_nats", cheating)
     s = tiny_settings()
     with pytest.raises(ValueError):
-        evaluator(random_tokens(100), s, Cheat).score(random_model(s), "", 4)
+        evaluator(random_tokens(100), s).score(random_model(s), "", 4)
 
 
 def test_trainer_gets_each_chunk_after_its_score_and_never_the_last():
@@ -333,10 +330,9 @@ def test_trainer_gets_each_chunk_after_its_score_and_never_the_last():
     seen = []
     spy = SimpleNamespace(learn=lambda x, y, *at: seen.append([x.tolist(), y.tolist(), *at]))
     evaluator(tokens, s).score(random_model(s), "test", 7, spy)
-    assert seen == [
-        [tokens[low:high].tolist(), tokens[low + 1 : high + 1].tolist(), done, 2]
-        for low, high, done in ((0, 30, 0), (30, 58, 0.25), (58, 93, 0.5))
-    ]
+    ends = ((0, 30, 0), (30, 58, 0.25), (58, 93, 0.5))
+    expected = [[tokens[low:high], tokens[low + 1 : high + 1], done, 2] for low, high, done in ends]
+    assert seen == [[x.tolist(), y.tolist(), *rest] for x, y, *rest in expected]
 
 
 def test_changing_a_token_changes_no_score_before_it():
@@ -417,7 +413,7 @@ def verify_nats(tokens, s, name: str) -> np.ndarray:
     return np.array(each)
 
 
-STRIDES = [(4, 48), (7, 48), (11, 32), (15, 32), (16, 32), (1, 32), (5, 16)]  # and chunks
+STRIDES = [(4, 48), (7, 48), (15, 32), (16, 32), (1, 32), (5, 16)]  # and chunks
 
 
 @pytest.mark.parametrize(("stride", "chunk"), STRIDES)
@@ -517,10 +513,11 @@ def test_the_artifacts_weights_are_scored():
 def test_after_an_adaptation_that_diverges_the_sliding_window_is_the_headline(changes, lines):
     scores = evaluate(tiny_settings(DOCUMENT_TOKENS=4, DOCUMENT_RANK=4, **changes))
     assert list(scores) == [SLIDING, PLAIN]
-    assert scores[SLIDING].val_loss == evaluate(tiny_settings(TTT_PROTOCOL="off"))[SLIDING].val_loss
     assert lines[0] == f"final_pcll_sliding_exact {scores[SLIDING]}"
     assert lines[1].startswith("eval_total_time:")
     assert not any(line.startswith("final_pcll_ttt_exact") for line in lines)
+    fixed = evaluate(tiny_settings(TTT_PROTOCOL="off"))[SLIDING]
+    assert scores[SLIDING].val_loss == fixed.val_loss
 
 
 def test_the_illegal_protocol_passes_over_everything_with_a_cosine(lines, monkeypatch):
