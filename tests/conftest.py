@@ -15,24 +15,17 @@ sys.path.insert(0, str(ROOT))
 
 import train_gpt  # noqa: E402
 
-TINY = dict(
-    PRESET="demo",
-    VOCAB_SIZE="64",
-    NUM_LAYERS="3",
-    MODEL_DIM="32",
-    NUM_HEADS="4",
-    NUM_KV_HEADS="2",
-    MLP_HIDDEN="48",
-    ROPE_DIMS="4",
-    XSA_LAST_N="2",
-    BIGRAM_BUCKETS="32",
-    BIGRAM_DIM="8",
-    TRAIN_SEQ_LEN="16",
-    TRAIN_BATCH_TOKENS="64",
-    TTT_CHUNK_TOKENS="32",
-    EVAL_STRIDE="4",
-    EVAL_BATCH_SEQS="3",
-)
+
+def pairs(text: str) -> dict[str, str]:
+    """The words NAME=value of a text."""
+    return dict(word.split("=") for word in text.split())
+
+
+TINY = pairs("""
+    PRESET=demo VOCAB_SIZE=64 NUM_LAYERS=3 MODEL_DIM=32 NUM_HEADS=4 NUM_KV_HEADS=2 MLP_HIDDEN=48
+    ROPE_DIMS=4 XSA_LAST_N=2 BIGRAM_BUCKETS=32 BIGRAM_DIM=8 TRAIN_SEQ_LEN=16 TRAIN_BATCH_TOKENS=64
+    TTT_CHUNK_TOKENS=32 EVAL_STRIDE=4 EVAL_BATCH_SEQS=3
+""")
 
 
 def tiny_settings(**changes) -> train_gpt.Settings:

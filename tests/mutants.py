@@ -171,7 +171,7 @@ test_forward.py::test_same_logits[{}]
     the last norm before the logits
     - linear(rms_norm(x), self.tok_emb)
     + linear(x, self.tok_emb)
-test_frontier.py::test_a_narrow_gate_is_one_at_first_and_reads_the_first_channels
+test_forward.py::test_same_logits[{'gate_dims': 7}]
     a narrow gate that is 1 at first
     - y * 2 * torch.sigmoid(gate)[..., None]
     + y * torch.sigmoid(gate)[..., None]

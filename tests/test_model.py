@@ -218,6 +218,9 @@ SWITCHES = [
     {"MLP_NEGATIVE_SLOPE": 0},
     {"BOS_RESET": 0},
     {"NUM_LAYERS": 4},
+    {"PARALLEL_LAST_N": 2},
+    {"LOOP_FIRST": 1, "LOOP_LAST": 2, "LOOP_PASSES": 2},
+    {"SKIPS": "gated", "GATE_DIMS": 4, "SMEAR_DIMS": 4},
 ]
 
 

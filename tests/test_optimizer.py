@@ -16,35 +16,19 @@ from train_gpt import (
     set_lr_scale,
 )
 
-# The end of a parameter's name -> what trains it in entry 532, or in the entry that it comes from.
+# What trains a parameter in entry 532, or in the entry that it comes from, by its name's end.
 TRAINED_AS = {
-    "tok_emb": "embedding",
-    "bigram.table": "embedding",
-    "bigram.proj": "matrix",
-    "attn.q": "matrix",
-    "attn.k": "matrix",
-    "attn.v": "matrix",
-    "attn.out": "matrix",
-    "mlp.up": "matrix",
-    "mlp.down": "matrix",
-    "bigram.scale": "scalar",
-    "smear_gate": "scalar",
-    "smear_scale": "scalar",
-    "skip_weights": "scalar",
-    "skip_gates": "scalar",
-    "resid_mix": "scalar",
-    "attn_scale": "scalar",
-    "mlp_scale": "scalar",
-    "attn.q_gain": "scalar",
-    "attn.gate_weight": "scalar",
-    "attn.gate_bias": "scalar",
-    "attn.value_mix": "scalar",
+    "embedding": "tok_emb bigram.table",
+    "matrix": "bigram.proj attn.q attn.k attn.v attn.out mlp.up mlp.down",
+    "scalar": """bigram.scale smear_gate smear_scale skip_weights skip_gates resid_mix attn_scale
+        mlp_scale attn.q_gain attn.gate_weight attn.gate_bias attn.value_mix""",
 }
 EVERY_KIND = dict(SKIPS="gated", SMEAR_DIMS=4)  # a tiny network with all of these parameters
 
 
 def trained_as(name: str) -> str:
-    (kind,) = [kind for end, kind in TRAINED_AS.items() if f".{name}".endswith(f".{end}")]
+    ends = [(kind, f".{end}") for kind, names in TRAINED_AS.items() for end in names.split()]
+    (kind,) = [kind for kind, end in ends if f".{name}".endswith(end)]
     return kind
 
 

@@ -10,19 +10,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import tiny_settings
+from conftest import pairs, tiny_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import train_gpt
 import verify
 from train_gpt import FIELDS, PRESETS, Settings, UserError, load_settings, parse_value, time_limit
-
-
-def pairs(text: str) -> dict[str, str]:
-    """The words NAME=value of a text."""
-    return dict(word.split("=") for word in text.split())
-
 
 # Of entry 532 as its author reports it, and of our preset.
 SYSTEM = pairs("""
