@@ -332,7 +332,7 @@ UNUSED = """adam_beta2 bigram_init_std calibration_seconds calibration_tokens co
 def is_allowed(value: object, values: tuple) -> bool:
     if isinstance(values[0], str):
         return value in values
-    kinds = (float, int) if type(values[0]) is float else (type(values[0]),)
+    kinds = (type(values[0]), int) if isinstance(values[0], float) else (type(values[0]),)
     return type(value) in kinds and values[0] <= value <= values[1]
 
 
@@ -716,7 +716,6 @@ def check_scores(subject: Subject) -> Iterator[Finding]:
     runs = planned_passes(subject)
     lines = subject.lines
     names = [run.name for run in runs]
-    yield from check_protocol(subject, names)
     for i, run in enumerate(runs):
         shares = [KINDS[name].share for name in names[i:]]
         run.ends = time.monotonic() + subject.options.clock.left * shares[0] / sum(shares)
@@ -724,6 +723,7 @@ def check_scores(subject: Subject) -> Iterator[Finding]:
         yield measured(subject, run)
         yield from check_prefixes(subject, run, [x for x in lines if x.name == run.name])
 
+    yield from check_protocol(subject, names)
     for name in sorted({line.name for line in lines} - {*names}):
         yield Finding(NOT_CHECKABLE, "prefix", f"{name}: no pass that this artifact states")
     yield from check_claim(subject, runs)
@@ -1057,10 +1057,9 @@ def find_data(sha256: str, options: argparse.Namespace) -> tuple[Path | None, Pa
 
 
 def positive(text: str) -> float:
-    number = float(text)
-    if not 0 < number < math.inf:
+    if not 0 < float(text) < math.inf:
         raise ValueError
-    return number
+    return float(text)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -1103,8 +1102,9 @@ def check(options: argparse.Namespace) -> Report:
         report.findings.extend(check_artifacts(target, options))
     else:
         with open_regular(target) as file:
-            if file.read(4) != b"PCLL":
-                raise UnusableInput(f"{target} is neither a folder nor a PCLL artifact")
+            if file.read(4) != b"PCLL" or options.against:
+                what = "record folder" if options.against else "folder and no PCLL artifact"
+                raise UnusableInput(f"{target} is no {what}")
         scores = ("claim",) if options.claims else ("val_bpb", "val_bpb_ttt", "claim")
         report = Report(so_far(check_artifact(target, options)), (("size",), scores))
     report.findings.extend(check_lines(options.lines))
