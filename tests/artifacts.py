@@ -13,45 +13,17 @@ from conftest import write_shard
 
 import verify
 
-CONFIG = dict(
-    vocab_size=320,
-    num_layers=5,
-    model_dim=32,
-    num_heads=4,
-    num_kv_heads=2,
-    mlp_hidden=24,
-    rope_dims=4,
-    rope_base=100.0,
-    logit_softcap=30.0,
-    xsa_last_n=2,
-    bigram_buckets=64,
-    bigram_dim=8,
-    mlp_negative_slope=0.5,
-    ln_scale=True,
-    smear_gate=True,
-    value_residual=True,
-    gated_attention=True,
-    unet_skips=True,
-    bos_reset=True,
-    parallel_last_n=0,
-    loop_first=0,
-    loop_last=0,
-    loop_passes=1,
-    gate_dims=0,
-    smear_dims=0,
-    skip_gates=False,
-    train_seq_len=32,
-    eval_stride=8,
-    ttt_protocol="off",
-    ttt_chunk_tokens=128,
-    ttt_epochs=2,
-    ttt_optimizer="adamw",
-    ttt_lr=0.01,
-    ttt_batch_seqs=2,
-    ttt_grad_clip=1.0,
-    tokenizer_sha256="",
-    preset="test",
-)
+CONFIG = json.loads("""{
+    "vocab_size": 320, "num_layers": 5, "model_dim": 32, "num_heads": 4, "num_kv_heads": 2,
+    "mlp_hidden": 24, "rope_dims": 4, "rope_base": 100.0, "logit_softcap": 30.0, "xsa_last_n": 2,
+    "bigram_buckets": 64, "bigram_dim": 8, "mlp_negative_slope": 0.5, "ln_scale": true,
+    "smear_gate": true, "value_residual": true, "gated_attention": true, "unet_skips": true,
+    "bos_reset": true, "parallel_last_n": 0, "loop_first": 0, "loop_last": 0, "loop_passes": 1,
+    "gate_dims": 0, "smear_dims": 0, "skip_gates": false, "train_seq_len": 32, "eval_stride": 8,
+    "ttt_protocol": "off", "ttt_chunk_tokens": 128, "ttt_epochs": 2, "ttt_optimizer": "adamw",
+    "ttt_lr": 0.01, "ttt_batch_seqs": 2, "ttt_grad_clip": 1.0, "tokenizer_sha256": "",
+    "preset": "test"
+}""")
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",
     "A list is a mutable sequence; naïve readers call it an array. "
@@ -69,20 +41,12 @@ TEXTS = [
 def pack(path: Path, config: dict, weights: dict[str, np.ndarray]) -> Path:
     """Writes a PCLL container of float32 tensors (codec 0)."""
     header = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    names = sorted(weights)
-    table = [struct.pack("<H", len(names))]
-    for name in names:
-        shape = weights[name].shape
-        table.append(
-            struct.pack(
-                f"<B{len(name)}sBB{len(shape)}I", len(name), name.encode(), 0, len(shape), *shape
-            )
-        )
-    planes = [
-        np.frombuffer(weights[n].astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes()
-        for n in names
-    ]
-    content = struct.pack("<I", len(header)) + header + b"".join(table + planes)
+    table, planes = struct.pack("<H", len(weights)), b""
+    for name, w in sorted(weights.items()):
+        table += bytes([len(name)]) + name.encode() + bytes([0, w.ndim])
+        table += struct.pack(f"<{w.ndim}I", *w.shape)
+        planes += np.frombuffer(w.astype("<f4").tobytes(), "u1").reshape(-1, 4).T.tobytes()
+    content = struct.pack("<I", len(header)) + header + table + planes
     frame = zstandard.ZstdCompressor(write_checksum=True, write_content_size=True).compress(content)
     path.write_bytes(struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(frame)) + frame)
     return path
