@@ -110,11 +110,12 @@ class Run:
 
 
 def in_turn(values: Iterable[str]) -> str:
+    """A value of each segment, once it changes."""
     return ", then ".join(value for value, _ in groupby(values))
 
 
 def all_in_turn(tables: list[dict[str, str]]) -> dict[str, str]:
-    """The values of each name."""
+    """The same for each name."""
     return {name: in_turn(table.get(name, "?") for table in tables) for name in tables[-1]}
 
 
@@ -203,8 +204,8 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def split_log(path: Path, text: str) -> tuple[str, list[str]]:
-    """The source that a log begins with, and the lines of the run, without the same source before
-    a later segment, colour codes and prefixes of a launcher."""
+    """The source that a log begins with, and the lines of the run, without colour codes, prefixes
+    of a launcher, and the source where a later segment repeats it."""
     source, rule, _ = text.partition(f"\n{RULE}\n")
     if not rule or "\0" in text or "\ufffd" in text:
         raise UnusableInput(
@@ -477,11 +478,11 @@ def read_artifact(path: Path, runs: list[Run]) -> bytes:
     """The artifact; UnusableInput unless its sha256 is that of one run."""
     data = read_file(path, CAP_BYTES)
     sha256 = hashlib.sha256(data).hexdigest()
-    stated = [run.results["artifact_sha256"] for run in runs]
-    if sha256 not in stated:
+    named = [run.results["artifact_sha256"] for run in runs]
+    if sha256 not in named:
         raise UnusableInput(
             f"{path} has the sha256 {sha256} and is no artifact of the logs, which state "
-            f"{', '.join(stated)}."
+            f"{', '.join(named)}."
         )
     return data
 

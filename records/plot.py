@@ -16,7 +16,7 @@ import io
 import re
 import sys
 import textwrap
-from itertools import cycle
+from itertools import cycle, pairwise
 from pathlib import Path
 from statistics import mean
 
@@ -146,21 +146,17 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
     for i, (_, bpb) in enumerate(stages):
         ax.plot([i - 0.4, i + 0.4], [bpb, bpb], color="black", linewidth=8, solid_capstyle="butt")
         ax.text(i, bpb + 0.03 * span, f"{bpb:.4f}", ha="center", va="bottom", weight="bold")
-        if i:
-            draw_change(ax, i - 0.5, stages[i - 1][1], bpb, 0.03 * span)
+    for i, ((_, before), (_, after)) in enumerate(pairwise(stages)):  # a bar, hatched if worse
+        hatch = "//" if after > before else None
+        look = dict(color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
+        ax.bar(i + 0.5, after - before, 0.2, before, **look)
+        end = min(after, before) - 0.03 * span
+        ax.text(i + 0.5, end, f"{after - before:+.4f}", ha="center", va="top")
 
     names = [textwrap.fill(name, 17, break_on_hyphens=False) for name, _ in stages]
     ax.set_xticks(range(len(stages)), names)
     ax.set_ylim(low - 0.15 * span, high + 0.15 * span)
     return picture(ax, "", "validation, bits per byte")
-
-
-def draw_change(ax: "plt.Axes", x: float, before: float, after: float, gap: float) -> None:
-    """A bar from one level to the next, hatched if that is worse, with the difference below."""
-    hatch = "//" if after > before else None
-    look = dict(color="0.85", edgecolor="black", linewidth=2, hatch=hatch)
-    ax.bar(x, after - before, 0.2, before, **look)
-    ax.text(x, min(after, before) - gap, f"{after - before:+.4f}", ha="center", va="top")
 
 
 def attribute(data: bytes, code: int) -> dict[str, float]:

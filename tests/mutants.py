@@ -945,7 +945,7 @@ test_pack.py::test_a_log
     + if False:
 test_pack.py::test_an_artifact_is_bound_to_its_log
     a record with another run's artifact of the same size is refused
-    - if sha256 not in stated:
+    - if sha256 not in named:
     + if False:
 test_pack.py::test_an_existing_folder_stays_as_it_is
     a record that is there already stays
