@@ -4,7 +4,6 @@ import hashlib
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,9 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
-from artifacts import make, pack, random_weights, run, settings_of, write_shard
-from test_verify import adapted_nats
+from artifacts import make, pack, random_weights, run, settings_of
+from test_verify import adapted_nats, pieces_of
 
 import verify
 
@@ -23,13 +21,10 @@ MARKS = (64, 128, 256, 512)
 NATS = {}  # of each configuration, as they take long
 
 
-def findings(capsys, *arguments) -> list[dict]:
-    verify.main([*map(str, arguments), "--json"])
-    return json.loads(capsys.readouterr().out)["findings"]
-
-
 def prefixes(capsys, *arguments) -> list[dict]:
-    return [row for row in findings(capsys, *arguments) if row["check"] == "prefix"]
+    verify.main([*map(str, arguments), "--json"])
+    rows = json.loads(capsys.readouterr().out)["findings"]
+    return [row for row in rows if row["check"] == "prefix"]
 
 
 # ---------------------------------------------------------------- prefixes
@@ -54,10 +49,7 @@ class Entry:
         self.nats = dict(NATS[key])
 
     def bytes_of(self, count: int) -> int:
-        pieces = sentencepiece.SentencePieceProcessor(
-            model_file=str(self.home / "data/demo/bpe.model")
-        )
-        return verify.count_bytes(self.tokens[: count + 1], pieces)
+        return verify.count_bytes(self.tokens[: count + 1], pieces_of(self.home))
 
     def line(self, name: str, count: int, nats: np.ndarray) -> str:
         total = nats[:count].sum()
@@ -170,23 +162,15 @@ def stop_after(monkeypatch, calls: int, stop) -> None:
     monkeypatch.setitem(verify.BATCH_TOKENS, "cpu", 64)
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt, verify.Ended("the minutes are over")])
-def test_what_was_reached_counts(entry, capsys, monkeypatch, stop):
+def test_what_was_reached_counts(entry, capsys, monkeypatch):
     path = entry.log({verify.SLIDING: entry.nats[verify.SLIDING]})
-    stop_after(monkeypatch, 5, stop)
-    rows = findings(capsys, entry.artifact, "--log", path)
-    (row,) = [row for row in rows if row["check"] == "prefix"]
-    assert row["verdict"] == "PROVEN" and row["number"] == 256
-    (row,) = [row for row in rows if row["check"] == "val_bpb"]
-    assert row["verdict"] == "NOT CHECKABLE" and "PARTIAL" in row["detail"]
-    assert ("Ctrl-C" in row["detail"]) == (stop is KeyboardInterrupt)
-
-
-def test_minutes_that_are_over(entry, capsys):
-    path = entry.log(entry.nats)
-    rows = findings(capsys, entry.artifact, "--log", path, "--minutes", 1e-9, "--claim", 1.2)
-    assert not any(row["verdict"] == "FAILED" for row in rows)
-    assert {row["verdict"] for row in rows if row["check"] == "val_bpb"} == {"NOT CHECKABLE"}
+    stop_after(monkeypatch, 5, KeyboardInterrupt)
+    found = run(capsys, entry.artifact, "--log", path)[1]
+    assert found["prefix"]["verdict"] == "PROVEN" and found["prefix"]["number"] == 256
+    assert found["val_bpb"]["verdict"] == "NOT CHECKABLE"
+    assert (
+        "320 of 767 positions, each once; PARTIAL: stopped by Ctrl-C" in found["val_bpb"]["detail"]
+    )
 
 
 def test_epochs_without_end_end(home, capsys):
@@ -197,16 +181,14 @@ def test_epochs_without_end_end(home, capsys):
 
 # ---------------------------------------------------------------- the log by itself
 
-BITS = math.log(2)
-
 
 def prefix_line(count: int, nats: float, size: int) -> str:
-    bpb = nats / BITS / size
+    bpb = nats / math.log(2) / size
     return f"{verify.SLIDING}: scored:{count} nats:{nats:.6f} bytes:{size} val_bpb:{bpb:.8f}\n"
 
 
 def result_line(count: int, nats: float, size: int, label: str = "") -> str:
-    bpb = nats / BITS / size
+    bpb = nats / math.log(2) / size
     return (
         f"{label}final_pcll_sliding_exact val_loss:{nats / count:.8f} val_bpb:{bpb:.8f} "
         f"val_tokens:{count} bytes:{size} eval_time:1000ms\n"
@@ -220,7 +202,6 @@ BENT = {  # logs that no run has written
     "the rest has no bytes": HONEST + result_line(6000, 11_900, 9_999),
     "all positions, another sum": HONEST + result_line(4096, 7_990, 10_000),
     "nats that go back": prefix_line(2048, 4000, 5000) + prefix_line(4096, 3999, 10000),
-    "bytes that go back": prefix_line(2048, 4000, 5000) + prefix_line(4096, 8000, 4999),
 }
 
 
@@ -277,14 +258,11 @@ def scores(entry) -> list[float]:
     return [entry.nats[name].sum() / bits for name in (verify.SLIDING, verify.ADAPTED)]
 
 
-WHOLE = "on the challenge's whole split"
-
-
 def test_the_first_line_says_which_score_it_is_of(entry, scores, capsys):
     fixed, adapted = scores
     line = first_line(capsys, entry.artifact)
     assert line.startswith(f"OK — nothing failed; val_bpb {fixed:.6f}"[:-3])
-    assert f" with fixed weights was recomputed here {WHOLE}" in line
+    assert " with fixed weights was recomputed here on the challenge's whole split" in line
     assert "after score-first adaptation was not recomputed" in line
     line = first_line(capsys, entry.artifact, "--ttt")
     assert f"val_bpb {adapted:.6f}"[:-3] in line and "not recomputed" not in line
@@ -396,21 +374,14 @@ def test_a_claim_ten_percent_too_low_is_refuted_by_150_windows(monkeypatch):
     assert sum(abs(found.nats - true) > found.half for found in estimates) <= 10
 
 
-def test_all_windows_together_are_the_whole(monkeypatch):
-    text = Text(monkeypatch, targets=5_000)
-    *_, found = verify.draw_windows(text.subject, 0)
-    assert found.nats == pytest.approx(text.nats.sum()) and found.half == 0
-
-
 @pytest.mark.parametrize("windows", [15, 16])
 def test_fewer_than_16_windows_state_no_interval(home, capsys, monkeypatch, windows):
     stop_after(monkeypatch, 2 + windows, KeyboardInterrupt)  # after the first and the last one
     monkeypatch.setitem(verify.BATCH_TOKENS, "cpu", 32)
     found = run(capsys, make(home), "--sample")[1]["sample"]
     assert found["verdict"] == "NOT CHECKABLE"
-    assert (found["unit"], f"{windows} windows" in found["detail"]) == (
-        ("windows", True) if windows == 15 else ("bits/byte", True)
-    )
+    assert found["unit"] == ("windows" if windows == 15 else "bits/byte")
+    assert f"{windows} windows" in found["detail"]
 
 
 def test_sampling_an_artifact(home, capsys):
@@ -436,25 +407,13 @@ def test_the_data_of_the_folder_that_is_checked_is_not_taken(home, capsys, monke
     monkeypatch.setattr(verify, "HERE", tmp_path / "tools")
     artifact = make(home)
     for target in (".", artifact, "artifact.pcll"):
-        found = {row["check"]: row for row in findings(capsys, target)}
+        found = run(capsys, target)[1]
         assert found["val_bpb"]["verdict"] == "NOT CHECKABLE" and "bytes" not in found
     assert verify.main([".", "--data", "data/demo"]) in (0, 1, 2)
     inside = home / "mine"
     inside.mkdir()
     assert verify.main([str(home), "--data", str(inside)]) == 2
     assert "lies in the folder that is checked" in capsys.readouterr().err
-
-
-def test_one_repeated_token_proves_nothing(home, capsys, monkeypatch):
-    shards = home / "shards"
-    shards.mkdir()
-    write_shard(shards / "fineweb_val_000000.bin", [1] + [70] * 999)
-    words = [make(home), "--data", shards, "--tokenizer", "data/demo/bpe.model"]
-    monkeypatch.setattr(verify, "SPLIT_TOKENS", {320: 62_021_632})
-    bpb = run(capsys, *words)[1]["val_bpb"]["number"]
-    found = run(capsys, *words, "--claim", bpb)[1]
-    assert found["claim"]["verdict"] == "CONSISTENT"
-    assert "not the challenge's" in found["claim"]["detail"]
 
 
 @pytest.mark.parametrize(
@@ -494,30 +453,19 @@ def test_scores_that_are_no_number_fail(home, capsys):
 # ---------------------------------------------------------------- bounds
 
 
-def bounded(home: Path, config: dict) -> tuple[dict, float]:
-    """Findings of a process of its own, and its memory in GB."""
-    shapes = verify.expected_shapes(config).items()
-    weights = {name: np.full(shape, 0.01, "f4") for name, shape in shapes}
-    artifact = pack(home / "artifact.pcll", config, weights)
-    assert artifact.stat().st_size < 2000
-    words = [verify.__file__, artifact, "--json", "--data", home / "data/demo", "--ttt"]
-    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE)
-    rows = json.loads(process.stdout.read())["findings"]
-    process.stdout.close()
-    _, _, usage = os.wait4(process.pid, 0)
-    return {row["check"]: row for row in rows}, usage.ru_maxrss / 1e6
-
-
 TINY = dict.fromkeys(["num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"], 1)
 TINY |= dict(rope_dims=0, xsa_last_n=0, bigram_buckets=0, smear_gate=False, gated_attention=False)
 TINY |= dict(unet_skips=False, value_residual=False, vocab_size=65536)
 
 
 def test_the_end_of_memory_is_a_finding(home):
-    """A document's matrices would take 17 GB."""
+    """A small file's documents would learn matrices of 17 GB."""
     big = dict(ttt_protocol="per_document", document_rank=65536, document_tokens=8)
-    found, memory = bounded(home, settings_of(home, **TINY, **big))
-    assert memory < 8 and found["integrity"]["verdict"] == "PROVEN"
+    artifact = make(home, **TINY, **big)
+    words = [verify.__file__, artifact, "--json", "--data", home / "data/demo", "--ttt"]
+    done = subprocess.run([sys.executable, *words], capture_output=True)
+    found = {row["check"]: row for row in json.loads(done.stdout)["findings"]}
+    assert found["integrity"]["verdict"] == "PROVEN"
     assert found["val_bpb"]["verdict"] == "NOT CHECKABLE"
     assert "8.6 GB of memory are too few" in found["val_bpb"]["detail"]
 
@@ -537,9 +485,8 @@ def test_what_is_over_the_cap_is_not_decoded(home, capsys, monkeypatch):
     artifact = make(home)
     monkeypatch.setattr(verify, "CAP_BYTES", artifact.stat().st_size - 1)
     monkeypatch.setattr(verify, "inflate", None)
-    code, found = run(capsys, artifact)
-    assert code == 1 and found["size"]["verdict"] == "FAILED"
-    assert "not decoded" in found["integrity"]["detail"]
+    found = run(capsys, artifact)[1]
+    assert found["size"]["verdict"] == "FAILED" and "not decoded" in found["integrity"]["detail"]
 
 
 def test_ctrl_c_leaves_what_was_found(home, capsys, monkeypatch):
