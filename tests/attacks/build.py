@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import zstandard
 
+# Octal, by the logarithm of the number of states.
 PARITY_CHECKS = {
     2: "5 2",
     3: "13 4",
@@ -31,7 +32,7 @@ PARITY_CHECKS = {
     6: "103 24",
     7: "235 126",
     8: "515 362",
-}  # octal
+}
 
 
 # ---------------------------------------------------------------- tensors and their side data
@@ -149,18 +150,11 @@ class Container:
 
     def parts(self) -> list[bytes]:
         """The content in pieces, cut wherever one field ends and the next begins."""
-        pieces = [
-            struct.pack("<I", len(self.config)),
-            self.config,
-            struct.pack("<H", len(self.tensors)),
-        ]
+        pieces = [struct.pack("<I", len(self.config)), self.config]
+        pieces.append(struct.pack("<H", len(self.tensors)))
         for name, tensor in zip(self.names, self.tensors, strict=True):
-            pieces += [
-                bytes([len(name)]),
-                name,
-                bytes([tensor.codec, len(tensor.shape)]),
-                struct.pack(f"<{len(tensor.shape)}I", *tensor.shape),
-            ]
+            pieces += [bytes([len(name)]), name, bytes([tensor.codec, len(tensor.shape)])]
+            pieces.append(struct.pack(f"<{len(tensor.shape)}I", *tensor.shape))
         pieces += [tensor.side() for tensor in self.tensors]
         pieces += [self.huffman.section()] if self.huffman is not None else []
         pieces += [self.model.section()] if self.model is not None else []
@@ -175,9 +169,8 @@ class Container:
 
 def sign(content: bytes, level: int = 1) -> bytes:
     """A file with a correct header and frame around any content."""
-    return wrap(
-        zstandard.ZstdCompressor(level=level, write_checksum=True).compress(content), len(content)
-    )
+    compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
+    return wrap(compressor.compress(content), len(content))
 
 
 def wrap(frame: bytes, content_size: int) -> bytes:
@@ -198,13 +191,8 @@ def build(
     trellises = [tensor for tensor in ordered if tensor.codec == 3]
     model = encode_trellis(trellises, model or Model()) if trellises else None
     text = json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
-    return Container(
-        text,
-        [name.encode() for name in names],
-        ordered,
-        encode_huffman(coded) if coded else None,
-        model,
-    )
+    huffman = encode_huffman(coded) if coded else None
+    return Container(text, [name.encode() for name in names], ordered, huffman, model)
 
 
 def lane_count(elements: int) -> int:
@@ -286,9 +274,8 @@ def encode_trellis(tensors: list[Trellis], model: Model) -> Model:
             if model.states[lane] >= frequency << 18:
                 model.words.append(model.states[lane] & 0xFFFF)
                 model.states[lane] >>= 16
-            model.states[lane] = (
-                model.states[lane] // frequency * 2**14 + start + model.states[lane] % frequency
-            )
+            rounds, rest = divmod(model.states[lane], frequency)
+            model.states[lane] = rounds * 2**14 + start + rest
     model.words.reverse()
     return model
 
@@ -299,10 +286,9 @@ def frequencies(counts: Counter, symbols: int) -> list[int]:
     total = counts.total()
     if not total:
         return [0] * symbols
-    shares = [
-        max(1, counts[symbol] * 2**14 // total) if counts[symbol] else 0
-        for symbol in range(symbols)
-    ]
+    shares = [0] * symbols
+    for symbol, count in counts.items():
+        shares[symbol] = max(1, count * 2**14 // total)
     shares[counts.most_common(1)[0][0]] += 2**14 - sum(shares)
     return shares
 
@@ -317,11 +303,8 @@ def values(tensor: Floats | Codebook | Trellis, log2_states: int) -> np.ndarray:
     if tensor.codec == 1:
         return np.array(tensor.weights, np.float16).astype(np.float32).reshape(tensor.shape)
     if tensor.codec == 4:
-        return (
-            np.array(tensor.centroids, np.float16)
-            .astype(np.float32)[tensor.levels]
-            .reshape(tensor.shape)
-        )
+        centroids = np.array(tensor.centroids, np.float16).astype(np.float32)
+        return centroids[tensor.levels].reshape(tensor.shape)
     h0, h1 = (int(check, 8) for check in PARITY_CHECKS[log2_states].split())
     columns = math.prod(tensor.shape[1:])
     weights, state = [], 0
