@@ -74,7 +74,7 @@ from records.report import (
 
 HERE = Path(__file__).resolve().parent
 DEFAULT_DATA = ("data/datasets/fineweb10B_sp1024", "data/demo")  # the challenge's, the demo's
-MEMORY_BYTES = 8 * 2**30  # of address space that the program may take on a CPU
+MEMORY_BYTES = 8 * 2**30  # that the program may take on a CPU
 SPLIT_SLACK = 2e-4  # of the bytes of the challenge's split
 BOS = 1  # the id that starts every document
 Weights = dict[str, np.ndarray]  # by name; float32
@@ -332,7 +332,7 @@ UNUSED = """adam_beta2 bigram_init_std calibration_seconds calibration_tokens co
 def is_allowed(value: object, values: tuple) -> bool:
     if isinstance(values[0], str):
         return value in values
-    kinds = (type(values[0]), int) if isinstance(values[0], float) else (type(values[0]),)
+    kinds = (float, int) if isinstance(values[0], float) else (type(values[0]),)
     return type(value) in kinds and values[0] <= value <= values[1]
 
 
@@ -1069,8 +1069,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("target", help="an artifact.pcll or a record folder")
     add("--code", metavar="FILE", help="the counted script (default: train_gpt.py beside it)")
-    places = f"{' or '.join(DEFAULT_DATA)}, beside verify.py"
-    add("--data", metavar="DIR", help=f"folder of fineweb_val_*.bin (default: {places})")
+    add("--data", metavar="DIR", help=f"of shards (default: {' or '.join(DEFAULT_DATA)} here)")
     add("--tokenizer", metavar="FILE", help="SentencePiece model (default: the one near the data)")
     add("--claim", type=positive, metavar="BPB", help="val_bpb, after adaptation with --ttt")
     add("--this-split", action="store_true", help="the claim is of the split here, be it any")
@@ -1142,7 +1141,8 @@ def so_far(findings: Iterator[Finding]) -> list[Finding]:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     if argv is None and options.device == "cpu":
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        with suppress(ValueError):  # a lower limit stays
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, MEMORY_BYTES))
     return report_on(lambda: check(options), "verify.py", options.target, options.json)
 
 
