@@ -377,7 +377,7 @@ test_calibration.py::test_steps_are_at_most_twice_and_at_least_a_64th_of_the_roo
     steps of at most twice the weights
     - FINENESS = (-4, 24)
     + FINENESS = (-8, 24)
-test_calibration.py::test_dear_rows_and_columns_get_fine_steps
+test_calibration.py::test_steps_are_the_inverse_root_of_the_damped_cost[1.0]
     finer steps in rows whose errors cost more
     - rows = moments.output_fisher / row_unit
     + rows = np.ones_like(moments.output_fisher)
@@ -588,35 +588,47 @@ VERIFYING = mutants_of(
     r"""
 test_verify.py::test_the_cap
     size: code counts
-    - if min(raw, least_packed(packed)) + held > CAP_BYTES:
-    + if held > CAP_BYTES:
-test_proof.py::test_a_claim_is_not_judged_by_a_pass_that_was_not_finished
-    claim: a pass that was not finished decides nothing
-    - for run in whole or runs:
-    + for run in runs:
-    claim: a pass that was not finished may be the claimed one
-    -     if unfinished:
-    +     if False:
-test_verify.py::test_the_size_is_a_proof_or_two_bounds
-    size: of what may be read nothing is proven
-    - verdict = PROVEN if code.proven else NOT_CHECKABLE
-    + verdict = PROVEN
+    - FAILED if total > CAP_BYTES else verdict
+    + FAILED if held > CAP_BYTES else verdict
+test_verify.py::test_a_size_with_other_files_beside_it_is_not_proven
+    size: of what may be code or data nothing is proven
+    - CONSISTENT if code.others else PROVEN
+    + PROVEN
 test_verify.py::test_a_changed_byte_fails_the_integrity
     integrity: a damaged artifact fails
-    - Finding(FAILED, "integrity"
-    + Finding(NOT_CHECKABLE, "integrity"
-test_verify.py::test_a_configuration_that_does_not_fit_fails
+    - yield Finding(FAILED, "integrity"
+    + yield Finding(NOT_CHECKABLE, "integrity"
+test_proof.py::test_weights_are_counted_before_they_are_decoded
+    integrity: as many weights are decoded as are allowed
+    - if count > MAX_WEIGHTS:
+    + if count >= MAX_WEIGHTS:
+test_verify.py::test_a_configuration_that_no_network_has_fails[vocab_size=321]
     config: a shape that does not fit fails
-    - if shapes.get(name) != shape:
-    + if False:
-test_verify.py::test_missing_and_unasked_tensors_and_settings_fail
-    config: a tensor that nothing asks for fails
-    - if name not in wanted]
-    + if False]
+    - if shapes.get(name) != wanted[name]]
+    + if name not in shapes]
+test_verify.py::test_a_network_that_is_not_known_has_no_score[payload]
+    config: a tensor that nothing asks for is no part of the network
+    - for name in shapes if name not in wanted]
+    + for name in shapes if False]
+test_verify.py::test_a_network_that_is_not_known_has_no_score[experts=4]
+    config: a setting that is not known may change the network
+    - for name in c if name not in (*CONFIG, *UNUSED)]
+    + for name in c if False]
+test_verify.py::test_the_ends_of_what_is_computed
+    config: the work of a window has a limit
+    - if work * length > MAX_WORK:
+    + if work > MAX_WORK:
 test_verify.py::test_the_tokenizer_must_be_the_artifacts
-    tokenizer: another one fails
-    - model in [pair[1] for pair in fitting])
-    + model is not None)
+    tokenizer: another one scores nothing
+    - if model.is_file() and hashlib
+    + if model.is_file() or hashlib
+test_verify.py::test_shards_are_read_as_train_gpt_reads_them
+    tokens: shards come by their numbers
+    - range(min(shards), max(shards) + 1)
+    + shards
+    tokens: two shards of one number are refused
+    - shards.setdefault(int(number), path) != path
+    + shards.update({int(number): path})
 test_data.py::test_verify_counts_the_same_bytes_from_decoded_text
     bytes: no space that begins a document, as the challenge counts
     -  - 1 - pieces[text[0]].startswith("▁")
@@ -628,6 +640,10 @@ test_verify.py::test_bytes_of_broken_utf8_and_of_many_documents
     bytes: counted document by document
     - for start, end in documents(ids))
     + for start, end in [(0, len(ids))])
+test_proof.py::test_the_official_split_is_known_by_tokens_and_bytes
+    bytes: the challenge's split is known within 2e-4 of them
+    - SPLIT_SLACK = 2e-4
+    + SPLIT_SLACK = 2e-3
 test_verify.py::test_all_proven_on_an_honest_artifact
     val_bpb: of the next token
     - window.first + 1 : window.end + 1
@@ -635,57 +651,79 @@ test_verify.py::test_all_proven_on_an_honest_artifact
     val_bpb: with the context of the window
     - yield Window(max(0, end - length), end, first)
     + yield Window(first, end, first)
-test_verify.py::test_network_against_a_plain_one[{}]
+test_forward.py::test_same_logits
     val_bpb: of the network with exclusive attention
-    - return y - (y * own).sum(-1, keepdim=True) * own
-    + return y
+    - y = y - (y * own).sum(-1, keepdim=True) * own
+    + y = y + 0 * own
+test_verify.py::test_a_prediction_is_a_distribution_that_rests_on_earlier_tokens_alone
+    val_bpb: of no later token
+    - values, is_causal=True)
+    + values, is_causal=False)
+    val_bpb: of no document before
+    - first = (tokens == BOS) & self.config["bos_reset"]
+    + first = (tokens == BOS) & False
+test_proof.py::test_scores_that_are_no_number_fail
+    val_bpb: a score that is no number fails
+    - if not math.isfinite(self.nats):
+    + if False:
 test_verify.py::test_train_then_score_is_labelled
     adaptation: what is not legal fails
-    - FAILED if options.ttt else SUSPICION, "adaptation"
-    + SUSPICION, "adaptation"
+    - FAILED if subject.options.ttt else SUSPICION
+    + SUSPICION
 test_verify.py::test_adaptation_replay[sgd]
     adaptation: replayed at each layer's own rate
     - "mlp.down": 3.0
     + "mlp.down": 1.0
     adaptation: replayed with its gradient clip
-    - "ttt_grad_clip"])
-    + "ttt_grad_clip"] * 1e9)
+    - self.config["ttt_grad_clip"])
+    + self.config["ttt_grad_clip"] * 1e9)
 test_per_document.py::test_scores_are_those_of_verify[of many lengths-{}]
     adaptation per document: replayed with the embedding as it was
     - sums["head"] = sums.pop("tok_emb")
     + sums["head"] = sums["tok_emb"]
     adaptation per document: replayed without a look across a BOS
-    - max(start, low + size - config
-    + max(0, low + size - config
-test_verify.py::test_claims_made_with_a_fault_fail
+    - max(start, low + c["document_tokens"]
+    + max(0, low + c["document_tokens"]
+test_verify.py::test_a_claim_may_be_off_by_as_much_as_bfloat16_is
     claim: one that is too high fails, too
-    - same = abs(off) <= subject.options.tolerance
-    + same = off >= -subject.options.tolerance
-test_verify.py::test_a_partial_run_says_so
-    claim: not decided by a part of the split
-    - if done + 1 < split.whole:
-    + if False:
-test_verify.py::test_probes_notice[causality-FAILED--False]
-    causality: a look at the future fails
-    - probe("causality", seen,
-    + probe("causality", 0.0,
-test_verify.py::test_probes_notice
-[normalised-FAILED-return F.linear(x + y, self.tok_emb[:300])-True]
-    normalised: a probability for every token
-    - if count == vocab else math.inf
-    +
-test_verify.py::test_probes_notice[determinism-FAILED-x = x + 0.001 * x.mean(0, keepdim=True)-True]
-    determinism: whatever stands beside it in the batch
-    - max(again, beside)
-    + again
-test_verify.py::test_a_leak_across_documents_fails
-    isolation: a leak across documents fails
-    - leak = change(
-    + leak = 0 * change(
-test_verify.py::test_their_code_runs_only_when_trusted
-    a competitor's code that does not run unasked
-    - if options.model and not options.trust_code:
-    + if False:
+    - judge_claim(subject, abs(off) <= allowed, runs)
+    + judge_claim(subject, off >= -allowed, runs)
+    claim: off by no more than rounding explains
+    - TOLERANCE = 0.0005
+    + TOLERANCE = 0.005
+    claim: off by as much as rounding explains
+    - return TOLERANCE + DRIFT / math.sqrt(count)
+    + return TOLERANCE
+test_proof.py::test_a_submitted_score_is_of_the_challenges_split
+    claim: one of another split contradicts nothing
+    -     if not ours:
+    +     if False:
+test_proof.py::test_a_claim_is_not_judged_by_a_pass_that_was_not_finished
+    claim: a pass that was not finished may be the claimed one
+    -     for run in runs:
+    -         if run.done < subject.targets:
+    +     for run in runs:
+    +         if False:
+test_proof.py::test_a_log_may_be_off_by_as_much_as_bfloat16_is
+    prefix: a log is off by no more than rounding explains
+    - if not abs(bpb - here) <= allowed:
+    + if not abs(bpb - here) <= 2 * allowed:
+test_proof.py::test_a_log_that_contradicts_itself[the result is less than its part]
+    prefix lines: fewer nats for more positions fail
+    - or line.nats < before.nats - rounding
+    + or False
+test_proof.py::test_a_claim_ten_percent_too_low_is_refuted_by_150_windows
+    sample: an interval that holds honest claims
+    - ERRORS_99 = 2.95
+    + ERRORS_99 = 1.5
+test_proof.py::test_fewer_than_16_windows_state_no_interval
+    sample: no interval of few windows
+    - MIN_WINDOWS = 16
+    + MIN_WINDOWS = 8
+test_proof.py::test_ctrl_c_leaves_what_was_found
+    Ctrl-C leaves what was found
+    - found.append(unscored("val_bpb", "stopped by Ctrl-C"))
+    + found.clear()
 """,
 )
 VERIFYING += mutants_of(
@@ -697,8 +735,8 @@ test_surroundings.py::test_ctrl_c_in_a_check
     +         problem = 'KeyboardInterrupt'
 test_proof.py::test_the_first_line_says_which_score_it_is_of
     the first line says which score it is of
-    - return finding.says or f"{finding.check}
-    + return f"{finding.check}
+    - parts += dict.fromkeys(finding.says
+    + parts += dict.fromkeys(finding.check
 """,
 )
 
