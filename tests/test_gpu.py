@@ -160,13 +160,8 @@ def test_smoke_a_step_does_not_wait(device, train_on):
 
 def run(folder, **changes) -> subprocess.CompletedProcess:
     environment = os.environ | SMALL | {"RUN_ID": "test"} | changes
-    return subprocess.run(
-        [sys.executable, ROOT / "train_gpt.py"],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "train_gpt.py"]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def losses(done: subprocess.CompletedProcess) -> list[float]:
@@ -210,9 +205,8 @@ def test_calibration_is_that_of_the_cpu(device, on_device, tmp_path):
     for name, a in exact.items():
         b = other[name]
         np.testing.assert_allclose(b.output_fisher, a.output_fisher, rtol=1e-2, err_msg=name)
-        np.testing.assert_allclose(
-            b.input_hessian, a.input_hessian, rtol=1e-2, atol=1e-4, err_msg=name
-        )
+        close = dict(rtol=1e-2, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(b.input_hessian, a.input_hessian, **close)
 
 
 @pytest.mark.gpu
@@ -222,19 +216,9 @@ def test_a_whole_run_compiles_trains_and_verifies(tmp_path):
     assert "recompile_limit" not in done.stderr  # beyond it the network is no longer compiled
     assert losses(done)[-1] < losses(done)[0] - 0.5
     claim = re.search(r"after export, sliding window +([\d.]+) bpb", done.stdout)[1]
-    command = [
-        sys.executable,
-        ROOT / "verify.py",
-        "artifact.pcll",
-        "--code",
-        ROOT / "train_gpt.py",
-        "--data",
-        "data/demo",
-        "--tokenizer",
-        "data/demo/bpe_1024.model",
-        "--claim",
-        claim,
-    ]
+    places = "--data data/demo --tokenizer data/demo/bpe_1024.model".split()
+    words = ["artifact.pcll", "--code", ROOT / "train_gpt.py", *places, "--claim", claim]
+    command = [sys.executable, ROOT / "verify.py", *words]
     verified = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert verified.returncode == 0, verified.stdout
 
@@ -259,14 +243,9 @@ def test_a_resumed_run_goes_on(tmp_path):
 
 @pytest.mark.gpu
 def test_full_memory_is_one_sentence(tmp_path):
-    done = run(
-        tmp_path,
-        TRAIN_SEQ_LEN="16384",
-        TRAIN_BATCH_TOKENS=str(16384 * 4096),
-        MICRO_BATCH_SEQS="4096",
-        TTT_CHUNK_TOKENS="16384",
-        COMPILE="0",
-    )
+    tokens = str(16384 * 4096)
+    lengths = dict(TRAIN_SEQ_LEN="16384", TRAIN_BATCH_TOKENS=tokens, TTT_CHUNK_TOKENS="16384")
+    done = run(tmp_path, MICRO_BATCH_SEQS="4096", COMPILE="0", **lengths)
     assert done.returncode == 2 and done.stderr.endswith("EVAL_BATCH_SEQS or TTT_BATCH_SEQS.\n")
 
 

@@ -164,17 +164,14 @@ def test_a_setting_of_the_baseline_alone_stops_the_run(name, instead):
     sentence = str(caught.value)
     assert sentence.startswith(f"{name} is the baseline's and unknown here: ")
     assert sentence.endswith(".") and re.search(rf"\b{re.escape(instead)}\b", sentence[len(name) :])
+    assert set(re.findall(r"[A-Z_0-9]{5,}", sentence[len(name) :])) <= {*FIELDS, "ROLES"}
 
 
-def test_what_replaces_a_setting_of_the_baseline_exists():
-    assert not train_gpt.BASELINE_ONLY.keys() & FIELDS.keys()
-    for hint in train_gpt.BASELINE_ONLY.values():
-        assert set(re.findall(r"[A-Z_0-9]{5,}", hint)) <= {*FIELDS, "ROLES"}
-
-
-def test_other_names_pass():
+def test_other_names_and_plain_run_ids_pass():
     for name in FOREIGN.split():
         assert load_settings({name: "1"}) == load_settings({}), name
+    for run_id in ("a", "A.b-1_C", "20260101_120000", "-", "x" * 100):
+        assert tiny_settings(RUN_ID=run_id).run_id == run_id
 
 
 # ---- Ranges
@@ -221,15 +218,14 @@ def test_a_range_holds_its_ends_and_nothing_beyond(name):
         ("CALIBRATION_TOKENS=8", "TRAIN_SEQ_LEN must divide CALIBRATION_TOKENS=8."),
         ("LOOP_FIRST=1", "LOOP_LAST must be a block, and LOOP_FIRST none after it."),
         ("SMEAR_DIMS=33", "GATE_DIMS and SMEAR_DIMS must be at most MODEL_DIM."),
-        (
-            "TTT_PROTOCOL=per_document DOCUMENT_TOKENS=17",
-            "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN.",
-        ),
+        ("DOCUMENT_TOKENS=17", "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN."),
     ],
 )
 def test_sentences(changes, sentence):
+    """DOCUMENT_TOKENS matters with TTT_PROTOCOL=per_document alone."""
+    protocol = "per_document" if "DOCUMENT" in changes else "score_first"
     with pytest.raises(UserError) as caught:
-        tiny_settings(**pairs(changes))
+        tiny_settings(TTT_PROTOCOL=protocol, **pairs(changes))
     assert str(caught.value) == sentence
 
 
@@ -246,11 +242,6 @@ def test_a_wrong_value_is_named(change):
     with pytest.raises(UserError, match=rf"^{name}\b.*\.$") as caught:
         tiny_settings(**{name: value})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
-
-
-def test_plain_run_ids_pass():
-    for run_id in ("a", "A.b-1_C", "20260101_120000", "-", "x" * 100):
-        assert tiny_settings(RUN_ID=run_id).run_id == run_id
 
 
 CHOICES = """TTT_PROTOCOL=off,score_first,per_document,train_then_score SKIPS=off,plain,gated

@@ -189,9 +189,8 @@ def test_the_gradient_is_clipped_to_a_global_norm(home, limit):
         with torch.no_grad():
             t.state.model.tok_emb.mul_(30)  # so that the norm is above 0.3
         losses += t.go(1)
-    whole, part = (
-        torch.cat([p.grad.flatten() for p in t.state.model.parameters()]) for t in (plain, clipped)
-    )
+    gradients = [[p.grad.flatten() for p in t.state.model.parameters()] for t in (plain, clipped)]
+    whole, part = map(torch.cat, gradients)
     norm = whole.norm().item()
     assert norm > 0.5
     expected = {None: 0.3, 0.01: 0.01, 1e9: norm, 0: norm}[limit]
@@ -233,9 +232,7 @@ def test_the_average_is_an_exponential_one_from_the_first_step_on(home, decay):
 def test_bytes_that_a_rank_sends_in_a_step(home, monkeypatch, as_rank):
     """A float32 gradient of each parameter, the loss, and the orthogonalized matrices by shape."""
     sent = []
-    monkeypatch.setattr(
-        train_gpt.dist, "all_reduce", lambda tensor: sent.append(tensor.numel() * tensor.itemsize)
-    )
+    monkeypatch.setattr(train_gpt.dist, "all_reduce", lambda x: sent.append(x.numel() * x.itemsize))
     as_rank(1, 2)
     t = make()
     t.go(1)
@@ -390,10 +387,8 @@ def test_which_steps_have_a_line(home, clock, logged):
     t = make(ITERATIONS=33, TRAIN_LOG_EVERY=10)
     t.run(durations=itertools.repeat(0.25), clock=clock)
     lines = logged()
-    steps = [
-        int(step) for step in re.findall(r"^step:(\d+)/33 train_loss:", "\n".join(lines), re.M)
-    ]
-    assert steps == [1, 2, 3, 4, 5, 10, 20, 30, 33]
+    steps = re.findall(r"^step:(\d+)/33 train_loss:", "\n".join(lines), re.M)
+    assert [*map(int, steps)] == [1, 2, 3, 4, 5, 10, 20, 30, 33]
     assert "step:20/33 train_loss:1.0000 train_time:5000ms step_avg:250.00ms" in lines
     assert "train_tokens:2112 of 4000 in the shards" in lines
 
@@ -809,10 +804,10 @@ def test_an_existing_run_id_is_refused(home, logged):
     train_gpt.log("mine")
     with pytest.raises(UserError) as caught:
         Log().open("x", resumed=False)
-    assert str(caught.value) == (
+    sentence = (
         "RUN_ID=x: logs/x.txt exists. RESUME=latest continues that run, if it has a checkpoint; "
-        "another RUN_ID starts a new one."
     )
+    assert str(caught.value) == sentence + "another RUN_ID starts a new one."
     again = Log()
     again.open("x", resumed=True)
     again("data_path:\udcff é ▁")
@@ -829,9 +824,8 @@ def test_only_an_opened_log_says_anything(home, capsys):
 def test_progress_is_told_at_most_every_five_seconds(clock, logged, capsys):
     for clock[0] in (1000, 1001, 1004.9, 1005, 1009.9, 1010):
         train_gpt.log.progress("training", 0.25, 990.0)
-    assert capsys.readouterr().out == (
-        "training: 25 %, 30 s left\ntraining: 25 %, 45 s left\ntraining: 25 %, 60 s left\n"
-    )
+    lines = [f"training: 25 %, {seconds} s left" for seconds in (30, 45, 60)]
+    assert capsys.readouterr().out.splitlines() == lines
     assert logged() == []  # it stands on the console alone
 
 
