@@ -81,9 +81,9 @@ Weights = dict[str, np.ndarray]  # by name; float32
 Shapes = dict[str, tuple[int, ...]]  # by name
 
 # Between bfloat16 and float32 a token's nats differ at random: by a standard deviation of 0.019 to
-# 0.021 over 131,072 positions of the record's artifact, in plain, sliding and adapted passes alike,
-# without correlation between tokens. In bits per byte that is 0.013 over the square root of the
-# number of positions; eight times as much is allowed.
+# 0.022 over 131,072 positions of the record's artifact (per document 4,096), in fixed and adapted
+# passes alike, without correlation between tokens. In bits per byte that is 0.013 over the square
+# root of the number of positions; eight times as much is allowed.
 TOLERANCE = 0.0005  # bits per byte
 DRIFT = 0.1  # bits per byte times the square root of positions
 
