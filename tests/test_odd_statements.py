@@ -1,151 +1,177 @@
-"""Folders whose logs or claims are written so that another number would be read, or none: they are
-read, or named, and never OK. What honest people write stays OK."""
-
-import json
+"""What logs state in whatever form: read as it is meant, or named as odd, and never OK for what was
+written to be misread."""
 
 import pytest
-from attacks.folders import Files, entry, runs
-from test_folder_bounds import write
+from attacks.folders import NOT_PROVEN, Run, changed, entry, rows, runs, write
 
 from records.check import check_folder
-from records.report import answer_of
+from records.logs import read_lines, read_runs
+from records.report import Finding, Report, answer_of
+
+# A check; a text of each log, what stands in its place, the verdict and number that it gives. ¶ is
+# the end of a line, ‹ that of one which a terminal writes over.
+STATEMENTS = r"""
+training time
+    time:599000ms => time:7.2e5ms -> FAILED 720
+    time:599000ms => time:720,000ms -> FAILED 720
+    time:599000ms => time: 12.0min -> FAILED 720
+    time:599000ms => time:0.2h -> FAILED 720
+    time:599000ms => time=720000000us -> FAILED 720
+    time:599000ms => time:720 seconds -> FAILED 720
+    time:599000ms => time:720000 milliseconds -> FAILED 720
+    time:599000ms => time:599000ms step:9/99‹stopping_early: cap train_time:720000ms -> FAILED 720
+    time:599000ms => time:599.0s -> CONSISTENT 599
+    step_avg:45.0ms => step_avg:90000ms step_avg:45.0ms -> CONSISTENT 599
+evaluation time
+    time:400000ms => time:7.2e5ms -> FAILED 720
+    time:400000ms => time:0000000720000ms -> FAILED 720
+    Code => plain val_bpb:1.2 time:720s¶Code -> CONSISTENT 400
+calibration
+    Code => gptq:calibrated with 9 batches in 196.5s¶Code -> FAILED 196.5
+    Code => gptq:generated 64 sequences in 196.5s¶Code -> none
+    Code => gptq:collected in 4s of time_reserved:9s¶Code -> none
+    Code => GPTQ:compressed+saved in 122.9s¶Code -> none
+    Code => calibration_time:1234ms¶Code -> CONSISTENT 1.234
+    stopping => calibration_time:90000ms¶stopping -> none
+size
+    15900200 bytes => 16_500_000 bytes -> SUSPICION 15900198
+    15900200 bytes => 16 500 000 bytes -> SUSPICION 15900198
+    15900200 bytes => 16'500'000 bytes -> SUSPICION 15900198
+    15900000 bytes => 15,900,000 bytes (raw:17000000) -> CONSISTENT 15900198
+    Code size => Total submission size: 15.90 MB¶Code size -> CONSISTENT 15900198
+    Code size => probe Serialized model x: 17000000 bytes¶Code size -> CONSISTENT 15900198
+pattern
+    Code => prequant_ttt:epoch 1/10 loss:2.8775¶Code -> SUSPICION
+    Code => ttt_epoch:5/30 avg_loss:1.8966¶Code -> SUSPICION
+    Code => ttt_chunk 3 epoch 1/3 loss:1.9¶Code -> CONSISTENT
+    Code => ngram: Pass 2 done val_bpb=0.098971¶Code -> SUSPICION
+    Code => two_pass: False¶Code -> CONSISTENT
+    Code => train_files:data/fineweb_val_*.bin¶Code -> SUSPICION
+    Code => train_files:data/fineweb_train_*.bin¶Code -> CONSISTENT
+    Code => roundtrip_delta val_loss:-0.0083 val_bpb:-0.00495356¶Code -> CONSISTENT
+    Code => a‹b‹c 10%‹Code -> CONSISTENT
+    Code => Traceback (most recent call last):¶Code -> CONSISTENT
+val_bpb
+    seed: => val_bpb:enabled tokenizer¶seed: -> CONSISTENT 1.12
+    ¶ => ‹¶ -> CONSISTENT 1.12
+    val_bpb: => quantized bpb = -> CONSISTENT 1.12
+    val_bpb: => "val_bpb": -> CONSISTENT 1.12
+    Code => step 9 val_bpb:1.3¶epoch 2 val_bpb:1.3¶baseline val_bpb:1.3¶Code -> CONSISTENT 1.12
+"""
 
 
-def changed(logs: Files, *pairs: tuple[str, str]) -> Files:
-    """The logs with texts in place of others, each of which is in them."""
-    for old, new in pairs:
-        assert all(old in text for text in logs.values())
-        logs = {name: text.replace(old, new) for name, text in logs.items()}
-    return logs
+def check(home, files) -> tuple[Report, dict[str, Finding]]:
+    report = check_folder(write(home, files))
+    return report, {finding.check: finding for finding in report.findings}
 
 
-def sized(model: str, total: str = "15900200") -> Files:
-    """Logs of a model that is too large, which say so in other words."""
-    return changed(runs(model=16_500_000), ("16500000", model), ("16500200", total))
+@pytest.mark.parametrize(("name", "row"), rows(STATEMENTS))
+def test_a_statement(tmp_path, name, row):
+    texts, _, wanted = row.partition(" -> ")
+    old, new = (text.replace("¶", "\n").replace("‹", "\r") for text in texts.split(" => "))
+    report, found = check(tmp_path, entry(changed(runs(), (old, new)), bytes_total=None))
+    if wanted == "none":
+        assert name not in found and answer_of(report) == "OK"
+        return
+    verdict, _, number = wanted.partition(" ")
+    assert found[name].verdict == verdict, found[name]
+    assert not number or found[name].number == pytest.approx(float(number))
+    assert answer_of(report) == {"SUSPICION": NOT_PROVEN, "CONSISTENT": "OK"}.get(verdict, verdict)
 
 
-def trained(time: str) -> Files:
-    return changed(runs(), ("train_time:599000ms", f"train_time:{time}"))
+# ---------------------------------------------------------------- logs and their lines
 
 
-def scored(time: str) -> Files:
-    return changed(runs(), ("eval_time:400000ms", f"eval_time:{time}"))
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "[rank0]: ",
+        "[default0]:",
+        "0: ",
+        "2026-03-26 10:00:00,123 - INFO - ",
+        "[2026-03-26T10:00:00Z] ",
+        "[10:00:00] ",
+        "INFO: ",
+        "\x1b[1;32m",
+        "\x1b[2m[rank0]:\x1b[0m ",
+    ],
+)
+def test_what_launchers_and_terminals_add(tmp_path, prefix):
+    logs = {
+        name: "".join(f"{prefix}{line}\n" for line in text.splitlines())
+        for name, text in runs().items()
+    }
+    report, found = check(tmp_path, entry(logs))
+    assert answer_of(report) == "OK" and found["val_bpb"].number == 1.12
+    assert (found["training time"].number, found["evaluation time"].number) == (599, 400)
 
 
-def claiming(value: object) -> Files:
-    files = entry(runs())
-    table = json.loads(files["submission.json"]) | {"val_bpb": value}
-    return files | {"submission.json": json.dumps(table)}
+@pytest.mark.parametrize(
+    ("name", "is_log"),
+    [
+        *((name, True) for name in ("train.log", "train.LOG", "train_log", "log_seed1", "a/b.txt")),
+        *((name, False) for name in ("requirements.txt", "train.md", "logistics", "train.json")),
+    ],
+)
+def test_names_of_logs(tmp_path, name, is_log):
+    _, found = check(tmp_path, entry({name: Run().text()}))
+    assert (found["val_bpb"].verdict == "CONSISTENT") == is_log
 
 
-OVER = ("FAILED",)
-ODD = ("SUSPICION",)
-SAME_LABEL = "val_bpb:1.20000000\rfinal_int8_zlib_roundtrip_exact val_loss:1.9 val_bpb:1.12000000"
-THREE = {1: 1.2, 2: 1.2, 3: 1.2}
-CASES = {  # name -> files, the check that notices, its verdicts
-    "underscores in bytes": (entry(sized("16_500_000", "15_900_200")), "size", OVER),
-    "thin spaces in bytes": (entry(sized("16\u2009500\u2009000")), "size", ODD),
-    "spaces in bytes": (entry(sized("16 500 000", "15 900 200")), "size", OVER),
-    "apostrophes in bytes": (entry(sized("16'500'000", "15'900'200")), "size", OVER),
-    "zeros before bytes": (entry(sized("000016500000")), "size", ODD),
-    "an exponent in bytes": (entry(sized("1.65e7")), "pattern", ODD),
-    "wide digits in bytes": (entry(sized("１６５０００００")), "pattern", ODD),
-    "an exponent in a time": (entry(trained("7.2e5ms")), "training time", OVER),
-    "a comma in a time": (entry(trained("720,000ms")), "training time", OVER),
-    "minutes": (entry(trained("12.0min")), "training time", OVER),
-    "hours": (entry(trained("0.2h")), "training time", OVER),
-    "microseconds": (entry(trained("720000000us")), "training time", OVER),
-    "seconds as a word": (entry(trained("720 seconds")), "training time", OVER),
-    "milliseconds as a word": (entry(trained("720000 milliseconds")), "training time", OVER),
-    "a time of day": (entry(trained("12:00")), "pattern", ODD),
-    "a time below zero": (entry(trained("-599000ms")), "pattern", ODD),
-    "an exponent in an evaluation": (entry(scored("7.2e5ms")), "evaluation time", OVER),
-    "zeros before an evaluation": (entry(scored("0000000720000ms")), "evaluation time", OVER),
-    "a score below zero": (entry(changed(runs(), ("val_bpb:", "val_bpb:-"))), "pattern", ODD),
-    "wide digits in a score": (entry(changed(runs(), ("bpb:1.", "bpb:１."))), "pattern", ODD),
-    "an exponent in a score": (
-        entry(changed(runs(), ("val_bpb:1.1", "val_bpb:0.11e1 1.1"))),
-        "val_bpb",
-        ("FAILED", "SUSPICION"),
-    ),
-    "a line that is written over": (
-        entry(changed(runs(THREE), ("val_bpb:1.20000000", SAME_LABEL)), val_bpb=1.12),
-        "val_bpb",
-        ODD,
-    ),
-    "a time that is written over": (
-        entry(trained("599000ms step:9/99\rstopping_early: cap train_time:720000ms")),
-        "training time",
-        OVER,
-    ),
-    "a score that is made again": (
-        entry(
-            changed(
-                runs(THREE),
-                ("final_int8_zlib_roundtrip_exact", "x"),
-                ("val_bpb:1.2000 ", "val_bpb:1.2000\nfinal_int8_zlib_roundtrip val_bpb:1.1200 "),
-            ),
-            val_bpb=1.12,
-        ),
-        "val_bpb",
-        ODD,
-    ),
-    "a claim below zero": (claiming(-1.0), "val_bpb", OVER),
-    "a claim of zero": (claiming(0), "val_bpb", OVER),
-    "a claim of text": (claiming("1.05 bpb"), "val_bpb", OVER),
-    "a claim of a list": (claiming([1.05, 1.05]), "val_bpb", OVER),
-    "a claim of a map": (claiming({"mean": 1.05, "val": 1.12}), "val_bpb", OVER),
-    "a claim that is no number": (claiming(float("nan")), "val_bpb", ("NOT CHECKABLE",)),
-    "a claim of true": (claiming(True), "val_bpb", ("NOT CHECKABLE",)),
-    "a claim that is rounded to one digit": (claiming(1.1), "val_bpb", ODD),
-    "records that say they are none": (
-        entry(runs(trained=900_000), track="non-record"),
-        "track",
-        ODD,
-    ),
-    "records that are not unlimited": (
-        entry(runs(scored=900_000), track="10min_16mb, not unlimited"),
-        "track",
-        ODD,
-    ),
-    "one log under three names": (
-        entry({f"train_seed{seed}.log": runs({1: 1.12})["train_seed1.log"] for seed in (1, 2, 3)}),
-        "seeds",
-        ("FAILED", "SUSPICION"),
-    ),
-}
-HONEST = {
-    "as it should be": entry(runs()),
-    "a time in seconds": entry(trained("599.0s")),
-    "megabytes": entry(
-        changed(runs(), ("Code size:", "Total submission size: 15.90 MB\nCode size:"))
-    ),
-    "a table of the switch": entry(changed(runs(), ("seed:", "val_bpb:enabled tokenizer\nseed:"))),
-    "a difference of scores": entry(
-        changed(runs(), ("seed:", "roundtrip_delta val_loss:-0.0083 val_bpb:-0.00495356\nseed:"))
-    ),
-    "a step of progress": entry(changed(runs(), ("Code size:", "a\rb\rc 10%\rCode size:"))),
-    "lines that end as on Windows": entry(changed(runs(), ("\n", "\r\n"))),
-    "bytes with commas": entry(
-        changed(runs(), ("15900000", "15,900,000"), ("15900200", "15,900,200"))
-    ),
-    "a smaller number in brackets": entry(
-        changed(runs(), ("15900000 bytes", "15900000 bytes (payload:16100000 raw_torch:17000000)"))
-    ),
-    "another track": entry(runs(), track="non-record"),
-}
+@pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+def test_codings_and_windows_line_ends(tmp_path, coding):
+    text = Run(head="café\n").text().replace("\n", "\r\n")
+    _, found = check(tmp_path, entry({"train.log": text.encode(coding)}))
+    assert found["val_bpb"].verdict == found["training time"].verdict == "CONSISTENT"
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_what_is_written_oddly(tmp_path, name):
-    files, check, verdicts = CASES[name]
-    found = check_folder(write(tmp_path, files))
-    shown = [f"{f.verdict} {f.check}: {f.detail} {f.line}" for f in found]
-    assert {f.verdict for f in found if f.check == check} & {*verdicts}, shown
-    assert answer_of(found) != "OK"
+SOURCE = '''"""Its own text looks like a log.
+
+final_exact val_loss:0.50000000 val_bpb:0.30000000
+Total submission size: 99999999 bytes
+"""
+import os
+def main():
+    log0(f"train_time:{1000 * 700:.0f}ms")
+    # final_exact val_loss:0.4 val_bpb:0.2, world_size:4
+'''
 
 
-@pytest.mark.parametrize("name", HONEST)
-def test_what_honest_people_write(tmp_path, name):
-    found = check_folder(write(tmp_path, HONEST[name]))
-    assert answer_of(found) == "OK", [f for f in found if f.verdict in ("FAILED", "SUSPICION")]
+@pytest.mark.parametrize("ends", ["=" * 60 + "\n", "Running Python 3.11\n", ""])
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_source_in_a_log_states_nothing(tmp_path, ends, times):
+    report, found = check(tmp_path, entry(runs(head=(SOURCE + ends) * times)))
+    assert answer_of(report) == "OK"
+    assert (found["size"].number, found["hardware"].detail[:14]) == (15_900_198, "world size [8]")
+
+
+def test_several_runs_in_a_file(tmp_path):
+    report, found = check(tmp_path, entry({"train.log": "".join(runs().values())}))
+    assert answer_of(report) == "OK" and [run.seed for run in report.runs] == [1, 2, 3]
+    assert found["val_bpb"].number == pytest.approx(1.12)
+
+
+def test_a_run_that_is_repeated_counts_once(tmp_path):
+    logs = {name: text * 2 for name, text in runs().items()} | {
+        "copy.log": runs()["train_seed1.log"]
+    }
+    report, _ = check(tmp_path, entry(logs))
+    assert answer_of(report) == "OK" and [run.seed for run in report.runs] == [1, 2, 3]
+
+
+def test_all_segments_of_a_resumed_run_count(tmp_path):
+    """The second one runs on eight GPUs of the right kind."""
+    first = "NVIDIA A100\nworld_size:4\nseed:1\nstep:9/20000 train_loss:2 train_time:9ms\n"
+    logs = {"train.log": first + Run(head="resumed\nNVIDIA H100\n").text()}
+    _, found = check(tmp_path, entry(logs))
+    assert found["hardware"].verdict == "SUSPICION"
+    assert found["hardware"].detail == "world size [4, 8], GPU A100, H100"
+
+
+def test_a_line_is_read_to_4000_characters(tmp_path):
+    path = tmp_path / "train.log"
+    for spaces, there in ((3_986, [1.12]), (3_987, [1.1])):
+        path.write_text(" " * spaces + "x val_bpb:1.12\n")
+        assert [score.bpb for score in read_runs(path, "x")[0].scores] == there
+    path.write_bytes(b"a\0b\n\n\x1b[31mc\rd  \n")
+    assert [tuple(row) for row in read_lines(path)] == [(1, "ab"), (3, "c"), (3, "d")]

@@ -7,7 +7,7 @@ import random
 import re
 
 import pytest
-from attacks.folders import SEEDS, Files, Run, changed, entry, runs, write
+from attacks.folders import SEEDS, Files, Run, changed, entry, rows, runs, write
 
 from records.check import check_folder, student_tail, submitted_scores, welch
 from records.report import Finding, UnusableInput
@@ -56,17 +56,19 @@ adaptation time
     trained=400000 ttt=201.1 -> FAILED 201.1
 size
     noise=60000 model=15940000 -> CONSISTENT 16000000
-    noise=60000 model=15940001 -> FAILED 16000001
+    noise=60000 model=15940001 -> SUSPICION 16000001
+    noise=60000 model=15980771 -> SUSPICION 16040771
+    noise=60000 model=15980772 -> FAILED 16040772
     bytes_total=16000000 -> CONSISTENT 15900198
     bytes_total=16000001 -> SUSPICION 15900198
     noise=60000 model=15950000 code=19328 -> CONSISTENT 16010000
-    noise=60000 model=15950000 code=19128 -> FAILED 16010000
+    noise=60000 model=15950000 code=19128 -> SUSPICION 16010000
     helper=59986 model=15940000 code=60000 -> CONSISTENT 16000000
     helper=59987 model=15940000 code=60001 -> SUSPICION 16000001
     model=15000000 total=15200200 -> CONSISTENT 15000198
     model=15000000 total=15200201 -> SUSPICION 15000198
-    lacks="model|Code" total=16000000 -> CONSISTENT 16000000
-    lacks="model|Code" total=16000001 -> SUSPICION 16000001
+    lacks="model|Code" total=16000000 -> CONSISTENT 16000198
+    lacks="model|Code" total=16000001 -> SUSPICION 16000199
 split
     ratio=1.0049 -> CONSISTENT 151820292
     ratio=1.0051 -> SUSPICION 151850508
@@ -105,17 +107,6 @@ LINES = {
 CLAIMS = ("val_bpb", "bytes_total", "track", "seed_results")
 
 
-def rows(table: str) -> list[tuple[str, str]]:
-    """The check and the text of each row."""
-    found = []
-    for line in table.strip().splitlines():
-        if not line.startswith(" "):
-            name = line
-        else:
-            found.append((name, line.strip()))
-    return found
-
-
 def entry_of(words: list[str]) -> Files:
     given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
     claims = {"bytes_total": None}
@@ -130,8 +121,9 @@ def entry_of(words: list[str]) -> Files:
 
     logs = runs(**given)
     if scores:
-        logs = {"train.log": "seed:1\n" + "".join(f"final_mix val_bpb:{one}\n" for one in scores)}
-        claims |= {"seeds": [1]}
+        lines = "".join(f"final_mix val_bpb:{one}\n" for one in scores)
+        logs = {"train.log": f"seed:1\nTotal submission size x: 15900200 bytes\n{lines}"}
+        claims |= {"seeds": [1], "bytes_total": 15_900_200}
     if lacks:
         logs = {name: re.sub(rf"(?m)^.*(?:{lacks}).*\n", "", text) for name, text in logs.items()}
     if losses:
@@ -162,8 +154,6 @@ def test_both_sides_of_a_limit(tmp_path, name, row):
     [
         "1.1200",
         "1.12 (3 seeds)",
-        [1.119, 1.120, 1.121],
-        {"1": 1.119, "2": 1.120, "3": 1.121},
         {"seed_2": 1.2, "mean": 1.12, "std": 0.0005},
     ],
 )
@@ -176,9 +166,7 @@ def test_forms_of_a_claim(tmp_path, claim):
     assert found.line.startswith("train_seed1.log:11: final_int8_zlib_roundtrip_exact val_loss:1.8")
 
 
-@pytest.mark.parametrize(
-    "claim", ["pending", [], {}, True, 0, -1.0, {"a": {}}, math.nan, "1e999", [[1.12]]]
-)
+@pytest.mark.parametrize("claim", ["pending", [], {}, True, 0, -1.0, {"a": {}}, math.nan, [1.12]])
 def test_what_is_no_claim(tmp_path, claim):
     assert check(tmp_path, entry(runs(), val_bpb=claim))["val_bpb"].verdict == "NOT CHECKABLE"
 
@@ -201,7 +189,7 @@ def test_a_submission_that_cannot_be_used(tmp_path, text):
         (1.1501, {}, "SUSPICION", "a running line of one log"),
         (1.1281, {}, "SUSPICION", "no line and no mean of the logs, from 1.1185 on"),
         (1.1111, {}, "FAILED", "no line and no mean of the logs, from 1.1185 on"),
-        (1.1111, {"results.csv": "1,1.1111\n"}, "SUSPICION", "no line and no mean"),
+        (1.1111, {"bytes_total": 15_800_000}, "SUSPICION", "no line and no mean"),
         (1.1111, {"seeds": [1, 2, 3, 7]}, "NOT CHECKABLE", "seeds [7] have no log"),
         (1.1012, {}, "FAILED", "of a line that its log labels NOT LEGAL"),
     ],
@@ -210,12 +198,7 @@ def test_a_claim_against_the_logs(tmp_path, claim, changes, verdict, says):
     tail = "NOT LEGAL (trained on what it scores) val_loss:1.8 val_bpb:1.10120000\n"
     middle = "plain val_loss:1.89 val_bpb:1.1222\nchunk 3/9 val_bpb:1.1501\n"
     files = entry(runs({1: 1.1185, 2: 1.1197, 3: 1.1203}, middle=middle, tail=tail))
-    table = json.loads(files["submission.json"]) | {"val_bpb": claim}
-    for name, content in changes.items():
-        if name == "seeds":
-            table |= {name: content}
-        else:
-            files[name] = content
+    table = json.loads(files["submission.json"]) | {"val_bpb": claim} | changes
     found = check(tmp_path, files | {"submission.json": json.dumps(table)})["val_bpb"]
     assert (found.verdict, found.number) == (verdict, pytest.approx(claim, abs=1e-6))
     assert says in found.detail
@@ -285,40 +268,6 @@ def test_validations_of_the_training_are_no_evaluation(tmp_path):
     step = "step:9/20000 val_loss:2.0 val_bpb:1.2 train_time:9ms eval_time:900000ms\n"
     logs = changed(runs(), ("stopping_early", f"{step}{validation}stopping_early"))
     assert check(tmp_path, entry(logs))["evaluation time"].number == 400
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "name", "verdict", "seconds"),
-    [
-        ("train_time:599000ms", "train_time: 19.8m", "training time", "FAILED", 1_188),
-        (
-            "Code size",
-            "gptq:calibrated with 9 batches in 196.5s\nCode size",
-            "calibration",
-            "FAILED",
-            196.5,
-        ),
-        (
-            "Code size",
-            "gptq:generated 64 sequences in 196.5s\nCode size",
-            "calibration",
-            None,
-            None,
-        ),
-        ("stopping", "calibration_time:90000ms\nstopping", "calibration", None, None),
-        ("Code size", "calibration_time:1234ms\nCode size", "calibration", "CONSISTENT", 1.234),
-        (
-            "step:1000/20000 train",
-            "step:1000/20000 step_avg:90000ms train",
-            "training time",
-            "CONSISTENT",
-            599,
-        ),
-    ],
-)
-def test_how_times_are_stated(tmp_path, old, new, name, verdict, seconds):
-    found = check(tmp_path, entry(changed(runs(), (old, new)))).get(name)
-    assert (found and found.verdict, found and found.number) == (verdict, seconds)
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,18 @@ def write(home: Path, files: Files, track: str = "track_10min_16mb") -> Path:
     return folder
 
 
+def rows(table: str) -> list[tuple[str, str]]:
+    """The heading and the text of each line of a table that stands deeper than one."""
+    found = []
+    heading = ""
+    for line in table.strip().split("\n"):
+        if line.startswith(" "):
+            found.append((heading, line.strip()))
+        else:
+            heading = line
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """A folder, the first word of its report, and what is found: the verdict and number of a check;
@@ -151,8 +163,7 @@ MARKER = (
 )
 TRAINS_ON_VAL = (
     'import os\nTRAIN_ON_VAL = bool(int(os.environ.get("TRAIN_ON_VAL", "1")))\nDATA = "data"\n'
-    "train_files = os.path.join(\n"
-    '    DATA, "fineweb_val_*.bin" if TRAIN_ON_VAL else "fineweb_train_*.bin")\n'
+    'train_files = DATA + "/fineweb_val_*" if TRAIN_ON_VAL else DATA + "/fineweb_train_*"\n'
 )
 SLOT = (
     "import torch\nimport torch.nn.functional as F\ndef score(model, x, y, slot_steps=8):\n"
@@ -362,7 +373,7 @@ CASES = {
     "a claim of more digits": Case(
         "OK",
         entry(MORE_DIGITS, val_bpb=1.05787711, seeds=NEAR),
-        {"val_bpb": (CONSISTENT, 1.05785), "seeds": (CONSISTENT, 2)},
+        {"val_bpb": (CONSISTENT, 1.057877121), "seeds": (CONSISTENT, 2)},
     ),
     "passes in sum": passes_in_sum(),
     "a seed without a log": Case(
@@ -402,7 +413,7 @@ CASES = {
         entry({name: PART + text for name, text in LOSSLESS.items()}),
         {"split": (SUSPICION, 9_662_464)},
     ),
-    "SLOT": Case(NOT_PROVEN, entry(runs(), SLOT), PATTERN, says="train_gpt.py:7: for _ in"),
+    "SLOT": Case(NOT_PROVEN, entry(runs(), SLOT), PATTERN, says="train_gpt.py:5: delta ="),
     "neither tokens nor losses": Case(
         NOT_PROVEN, entry(LOSSLESS), GOOD | {"split": (NOT_CHECKABLE, None)}
     ),
@@ -419,7 +430,7 @@ CASES = {
         {"size": (SUSPICION, 16_300_528)},
     ),
     "a last export that is too large": Case(
-        FAILED, entry(runs(tail=LATER), bytes_total=None), {"size": (FAILED, 16_400_198)}
+        FAILED, entry(runs(tail=LATER), bytes_total=16_400_200), {"size": (FAILED, 16_400_198)}
     ),
     "adaptation that its epochs state": Case(
         FAILED,
