@@ -2,24 +2,22 @@
 
     python records/check.py FOLDER [--against BPB[,BPB...]] [--json]
 
-Reads submission.json, logs and scripts; runs nothing of the folder, and needs neither torch nor a
-tokenizer. `python verify.py FOLDER` checks the folder's artifact as well. OK needs the claim, the
-size, both times and the split to agree with the logs, and no suspicion; NOT PROVEN names what is
-missing; FAILED is a contradiction between claim and files, or a rule that the claimed run breaks.
-Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input (one sentence on stderr).
+Reads submission.json, logs and scripts, and runs nothing of the folder; `python verify.py FOLDER`
+checks its artifact as well. OK needs the claim, the size, both times and the split to agree with
+the logs, and no suspicion; FAILED is a contradiction between claim and files, or a rule that the
+claimed run breaks. Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input.
 
 At most 60 s of processor time and 64 MB are spent on a folder; scripts of over 1 MB and logs of
-over 16 MB are not read. What is not read is named. Only regular files of the folder are opened.
+over 16 MB are not read, and are named. Only regular files of the folder are opened.
 """
 
 import argparse
 import json
-import lzma
 import math
 import re
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from statistics import fmean, variance
@@ -32,8 +30,8 @@ if __name__ == "__main__":  # imports start at the root
 
 import numpy as np
 
-from records.code import CodeSize, measure_code, read_programs, search, stays_packed
-from records.files import TEXT_BYTES, Folder, list_folder
+from records.code import CodeSize, measure_code, search, stays_packed
+from records.files import Folder, list_folder
 from records.logs import MAX_LOGS, NOTHING, SUSPICIOUS, Log, Score, read_logs
 from records.report import (
     CONSISTENT,
@@ -64,22 +62,26 @@ PACKED_SHARE = 0.8  # of lzma's bytes: what other compressors reach
 UNEXPLAINED_BYTES = 200_000  # of a total, beyond model and code, that need no explanation
 SAME_SPLIT = 0.005  # by which a text may differ from SPLIT_BYTES and be it
 OTHER_SPLIT = 0.07  # by which it surely is not; an older export has 155.8 MB
+LEAST_LOSS = 1.5  # nats per token; a val_loss below it means bits per byte
 LEAST_DIGITS = 4  # decimals of a log's score, below which it shows nothing
 NEEDED = (("val_bpb", "claim"), ("size",), ("training time",), ("evaluation time",), ("split",))
 
-# ---------------------------------------------------------------- submission.json
-
 BPB_FIELDS = ("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_bpb", "bpb")
-NO_CLAIM = re.compile(  # fields with bits per byte that are of something else
-    r"(?i)std|dev|delta|base|prev|pre_|improve|target|sota|margin|gain|diff|thresh|best|min|max"
-    r"|method|note|pr\d|report|unquant|ema|seeds$|per_seed|seed_?\d|spread|range|record|legal"
+MEAN_FIELD = re.compile(
+    r"(?i)^(?=.*bpb)(?=.*(mean|avg|average))(?!.*(std|dev|delta|base|pre|gain))"
 )
 RESULT_FIELDS = ("results", "result", "metrics", "summary", "final", "scores", "evaluation")
 SEED_FIELDS = ("seed", "seeds", "seed_results", "per_seed", "val_bpb_seeds", "val_bpb_per_seed")
 SEED_KEY = re.compile(r"(?:val_bpb_)?(?:seed)?[_ ]*([0-9]{1,12})")
 SAID_SEEDS = re.compile(r'(?i)\b(\d|two|three|four|five)[-_ ]?seeds?\b(?!ed|": (?:false|null))')
 WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
-TOTAL_FIELDS = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes")
+TRAINED_ON_VAL = re.compile(  # as a README says it, unless it says that it does not
+    r"(?i)(?:TRAIN_ON_VAL|VAL_ONLY)\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\btrain(?:s|ed|ing)? "
+    r"(?:\w+ ){0,3}on (?:the )?(?:full )?val(?:idation)? (?:shards?|set|split|tokens|data)\b"
+)
+DENIED = re.compile(r"(?i)\b(?:no|not|never|without|nor|neither|illegal|forbid\w*)\b|n't")
+TRACK_FIELDS = ("track", "name", "submission_type", "record_type", "status", "blurb")
+TOTAL_FIELDS = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "size_bytes")
 
 
 def read_submission(folder: Folder) -> tuple[dict, str]:
@@ -97,37 +99,32 @@ def read_submission(folder: Folder) -> tuple[dict, str]:
     return {}, f"{path.name} cannot be used: it holds a {type(table).__name__}, no fields"
 
 
-def to_number(value: object) -> float | None:
-    """A finite number below 1e15, also of text such as "15,990,006 bytes"; of a list or map of
-    numbers the mean; else None."""
+def to_number(value: object) -> float:
+    """What a number or a text such as "15,990,006 bytes" states, and the mean of a list or map of
+    them; 0 where none is."""
     if isinstance(value, dict):
-        value = value.get("mean", [item for key, item in value.items() if "std" not in key])
-    try:
-        if isinstance(value, list) and not any(isinstance(item, list | dict) for item in value):
-            return fmean(map(to_number, value[:MAX_LOGS]))
-        if isinstance(value, str):
-            value = value[:100].replace(",", "").split()[0]
-        number = float(value)
-    except (TypeError, ValueError, IndexError, OverflowError):
-        return None
-    return number if abs(number) < 1e15 and not isinstance(value, bool) else None
+        value = value.get("mean", list(value.values()))
+    if isinstance(value, list):
+        numbers = [to_number(one) for one in value[:MAX_LOGS] if not isinstance(one, list | dict)]
+        return fmean(numbers) if numbers and all(numbers) else 0.0
+    found = re.match(r"\s*(\d[\d,]{0,20}(?:\.\d{1,20})?)(?!\w)", str(value)[:100])
+    return float(found[1].replace(",", "")) if found else 0.0
 
 
 def first_number(table: dict, names: Iterable[str]) -> float | None:
     """The first number above zero among these fields."""
-    numbers = (to_number(table.get(name)) for name in names)
-    return next((number for number in numbers if number and number > 0), None)
+    return next(filter(None, (to_number(table.get(name)) for name in names)), None)
 
 
 def claimed_bpb(table: dict) -> float | None:
-    """The bits per byte that submission.json stands for: of the usual fields, else of others that
-    are called so, means first, else of a table of results."""
-    names = [name for name in table if re.search("(?i)bpb", name) and not NO_CLAIM.search(name)]
-    names.sort(key=lambda name: not re.search("(?i)mean|average|avg", name))
+    """The bits per byte that submission.json stands for: of the usual fields, else of another that
+    is called a mean, of a table of results, or of a val_loss that is none."""
+    means = [name for name in table if MEAN_FIELD.search(name)]
     inner = [table.get(name) for name in RESULT_FIELDS]
-    found = [first_number(table, (*BPB_FIELDS, *names))]
+    found = [first_number(table, (*BPB_FIELDS, *means))]
     found += [claimed_bpb(part) for part in inner if isinstance(part, dict)]
-    return next((number for number in found if number), None)
+    loss = to_number(table.get("val_loss"))
+    return next(filter(None, found), loss if 0 < loss < LEAST_LOSS else None)
 
 
 def claimed_seeds(table: dict) -> dict[int, float | None]:
@@ -142,8 +139,8 @@ def claimed_seeds(table: dict) -> dict[int, float | None]:
     claims = {}
     for key, result in listed:
         if found := SEED_KEY.fullmatch(str(key)[:40]):
-            inner = isinstance(result, dict)
-            value = first_number(result, BPB_FIELDS) if inner else to_number(result)
+            table = result if isinstance(result, dict) else {"val_bpb": result}
+            value = first_number(table, BPB_FIELDS)
             claims[int(found[1])] = value or claims.get(int(found[1]))
     return claims
 
@@ -154,12 +151,8 @@ def submitted_scores(folder: Path) -> list[float]:
     table, _ = read_submission(list_folder(folder))
     headline = claimed_bpb(table)
     seeds = [bpb for bpb in claimed_seeds(table).values() if bpb]
-    if headline and (not seeds or abs(headline - fmean(seeds)) > 1e-3):
-        return [headline]
-    return seeds
-
-
-# ---------------------------------------------------------------- the folder
+    alone = headline and (not seeds or abs(headline - fmean(seeds)) > 1e-3)
+    return [headline] if alone else seeds
 
 
 def check_folder(path: Path, against: str | None = None) -> Report:
@@ -168,6 +161,7 @@ def check_folder(path: Path, against: str | None = None) -> Report:
     rivals = parse_scores(against) if against else []
     folder = list_folder(path)
     refuse_other_folders(folder)
+
     entry = Entry(folder)
     findings = [
         *entry.check_claim(),
@@ -182,37 +176,34 @@ def check_folder(path: Path, against: str | None = None) -> Report:
         entry.check_files(),
         *check_significance(entry.scores, rivals),
     ]
+    if entry.claim is None:  # nothing that files could contradict
+        open_point = {FAILED: NOT_CHECKABLE}
+        findings = [replace(f, verdict=open_point.get(f.verdict, f.verdict)) for f in findings]
     return Report(findings, NEEDED, tuple(entry.row(log) for log in entry.used[:16]))
 
 
 def refuse_other_folders(folder: Folder) -> None:
     """UnusableInput for an empty folder, a repository and a folder of record folders."""
-    submissions = [path for path in folder.files if path.name.startswith("submission")]
-    inner = [path.parent for path in submissions if path.parent != folder.root]
-    holds = [path for path in inner if "track_" in f"{path.parent.name} {folder.root.name}"[:200]]
-    problem = "" if folder.files else "no file lies in it"
-    if len(submissions) == len(inner) and holds:
-        problem = f"it holds {len(inner)}, as {folder.name(inner[0])}"
-    elif len(submissions) == len(inner) and (folder.root / ".git").exists():
-        problem = "it is a repository"
-    if problem:
-        raise UnusableInput(f"{folder.root.name} is no record folder: {problem}")
+    if not folder.root.is_dir():
+        raise UnusableInput(f"{folder.root} is no folder")
+    names = [folder.name(path) for path in folder.files if path.name.startswith("submission")]
+    inside = names and all("/" in name for name in names)
+    others = inside and "track_" in f"{folder.root.name}/{names[0]}"
+    if others or not folder.files or ((folder.root / ".git").exists() and (inside or not names)):
+        holds = f"it holds {len(names)} others" if inside else "it is empty or a repository"
+        raise UnusableInput(f"{folder.root.name} is no record folder: {holds}")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Way:
     """A way in which a val_bpb comes from logs."""
 
     words: str  # "the mean of the last final lines of 3 logs"
     scores: list[Score]  # that make it
 
-    @property
-    def bpb(self) -> float:
-        return fmean(score.bpb for score in self.scores)
-
-    @property
-    def digits(self) -> int:
-        return min(score.digits for score in self.scores)
+    def __post_init__(self):
+        self.bpb = fmean(score.bpb for score in self.scores)
+        self.digits = min(score.digits for score in self.scores)
 
 
 class Entry:
@@ -225,9 +216,10 @@ class Entry:
         self.seeds = claimed_seeds(self.table)
         self.total = first_number(self.table, TOTAL_FIELDS)
         scripts = [path for path in folder.files if path.suffix == ".py" and path.stat().st_size]
-        script = max(scripts, key=likeness_to_train_gpt, default=None)
-        self.code = measure_code(script, folder) if script else CodeSize([], [])
-        self.over_limit = verdict_over_limit(folder.root.parent.name, str(self.table.get("track")))
+        scripts.sort(key=lambda path: (path.name == "train_gpt.py", path.stat().st_size))
+        self.code = measure_code(scripts[-1], folder) if scripts else CodeSize({}, [])
+        said = [folder.root.name, *(str(self.table.get(name))[:200] for name in TRACK_FIELDS)]
+        self.over_limit = verdict_over_limit(folder.root.parent.name, " ".join(said))
         self.logs = read_logs(folder)
         self.way = self.explain()
         headlines = [log.headline for log in self.logs if log.headline]
@@ -238,34 +230,27 @@ class Entry:
 
     def row(self, log: Log) -> RunRow:
         score = self.score_of(log)
-        return RunRow(
-            seed=log.seed,
-            val_bpb=score.bpb if score else None,
-            bytes=last_export(log).total or None,
-            training=log.training.longest("train").value or None,
-            evaluation=log.seconds_of(score) or None,
-        )
+        size = last_export(log).total or None
+        times = (log.longest("train").value or None, log.seconds_of(score) or None)
+        return RunRow(log.seed, score.bpb if score else None, size, *times)
 
     def score_of(self, log: Log) -> Score | None:
         """The score of a log that val_bpb rests on, or else its headline."""
         return next((score for score in self.scores if score.log == log.name), log.headline)
 
-    # ------------------------------------------------------------ the claim
-
     def explain(self) -> Way | None:
-        """The first way that gives the claim to the digit, else the first that is one unit away, as
-        people round and people cut."""
-        ways = list(self.ways()) if self.claim else []
-        for units in (0.5, 1.0):
-            for way in ways:
-                if agree(self.claim, way.bpb, way.digits, units):
-                    return way
-        return None
+        """Of the ways that give the claim: to the digit before cut, means before lines, results
+        before running scores, and then the closest."""
+        claim = self.claim or 0.0
+        ways = [way for way in self.ways() if agree(claim, way.bpb, way.digits)]
+        close = [way for way in ways if rounds_to(claim, way.bpb, way.digits)] or ways
+        means = [way for way in close if len(way.scores) > 1] or close
+        return min(means, key=lambda way: (way.scores[0].kind, abs(way.bpb - claim)), default=None)
 
     def ways(self) -> Iterator[Way]:
         """The ways in which a val_bpb comes from logs, the usual ones first."""
         logs = self.logs
-        alike = groupby(logs, lambda log: shape(log.name))
+        alike = groupby(sorted(logs, key=Log.shape), key=Log.shape)
         claimed = [log for log in logs if log.seed in self.seeds]
         for group in (logs, claimed, *(list(group) for _, group in alike)):
             chosen = {"final": [log.headline for log in group if log.headline]}
@@ -279,8 +264,7 @@ class Entry:
         found = [self.score_that_states(bpb) for bpb in self.seeds.values()]
         if len(found) > 1 and None not in found:
             yield Way("the mean of its seed results, each of them in a log", found)
-        headlines = [log.headline for log in logs if log.headline]
-        for score in sorted([*headlines, *reversed(self.legal())], key=lambda score: score.kind):
+        for score in reversed(self.legal()):
             yield Way(f"a {score.kind} line of one log of {len(logs)}", [score])
 
     def legal(self) -> list[Score]:
@@ -291,34 +275,32 @@ class Entry:
         stated = (score for log in self.logs for score in log.scores)
         return next((one for one in stated if bpb and agree(bpb, one.bpb, one.digits)), None)
 
-    def check_claim(self) -> list[Finding]:
+    def check_claim(self) -> Iterator[Finding]:
         """submission.json's val_bpb against the logs, and against every accepted score."""
         claim = self.claim
-        if claim is None or not self.legal():
-            detail = "submission.json states no val_bpb" if claim is None else "no log states one"
-            return [Finding(NOT_CHECKABLE, "val_bpb", detail + quoted(self.scores), claim)]
-        found = [self.explained(self.way) if self.way else self.unexplained()]
-        if claim < BEST_ACCEPTED:
+        if claim and claim < BEST_ACCEPTED:
             detail = f"below every accepted score, of which {BEST_ACCEPTED} is the lowest"
-            found.append(Finding(SUSPICION, "accepted scores", detail, claim, "bits/byte"))
-        return found
+            yield Finding(SUSPICION, "accepted scores", detail, claim, "bits/byte")
+        if self.legal() and claim:
+            yield self.explained(self.way) if self.way else self.unexplained()
+        else:
+            detail = (
+                "no log states a legal val_bpb" if claim else "submission.json states no val_bpb"
+            )
+            yield Finding(NOT_CHECKABLE, "val_bpb", detail + quoted(self.scores), claim)
 
     def explained(self, way: Way) -> Finding:
         """The finding on a val_bpb that logs state: a suspicion if it was chosen from several."""
         first = way.scores[0]
-        same = [score for score in way.scores if score.kind == "final"]
-        again = [
-            other
-            for log in self.logs
-            for other in log.scores
-            for score in same
-            if (other.log, other.label, other.kind) == (score.log, score.label, "final")
-            if other.bpb > score.bpb + 2e-4
+        passes = [one for log in self.logs for one, _ in log.passes]
+        pairs = [(one, score) for score in way.scores for one in passes if one.label == score.label]
+        again = [one for one, score in pairs if one.log == score.log and one.bpb > score.bpb + 2e-4]
+        own = next(log for log in self.logs if log.name == first.log)
+        alike = [log for log in self.logs if log.shape() == own.shape() and log.seed != own.seed]
+        others = [
+            log.last_scores()[first.label] for log in alike if first.label in log.last_scores()
         ]
-        alike = [log for log in self.logs if shape(log.name) == shape(first.log)]
-        seeds = {log.seed: log.last_scores().get(first.label) for log in alike}
-        others = [score for score in seeds.values() if score and score.log != first.log]
-        chosen = len(way.scores) == 1 and others and all(first.bpb < one.bpb for one in others)
+        chosen = len(way.scores) == 1 and others and first.bpb < min(one.bpb for one in others)
 
         verdict = CONSISTENT if way.digits >= LEAST_DIGITS else NOT_CHECKABLE
         detail = f"submission.json's {self.claim:g} is {way.words}, to {way.digits} decimals"
@@ -332,7 +314,7 @@ class Entry:
 
     def unexplained(self) -> Finding:
         """The finding on a val_bpb that is no line and no mean of the logs: proof where it is lower
-        than all of them, each named seed has its log, and no other file states it."""
+        than all of them, and each named seed has its log."""
         claim = self.claim
         for score in (score for log in self.logs for score in log.scores):
             if score.kind == "illegal" and agree(claim, score.bpb, score.digits):
@@ -345,24 +327,23 @@ class Entry:
         if unlogged:
             detail += f"; seeds {unlogged[:5]} have no log"
         precise = any(score.digits >= LEAST_DIGITS for score in self.scores)
-        rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -decimals_of(claim, least=1)
+        rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -decimals_of(claim, 1)
         verdict = SUSPICION if precise and not unlogged else NOT_CHECKABLE
-        if verdict == SUSPICION and claim < lowest and not rounded and not self.states(claim):
+        if verdict == SUSPICION and claim < lowest and not rounded and self.is_logged():
             verdict = FAILED
         return Finding(verdict, "val_bpb", detail + quoted(self.scores), claim, "bits/byte")
 
-    def states(self, claim: float) -> bool:
-        """Whether a file that is no script, README, submission or log may state a claim, or
-        something was not read."""
-        if self.folder.budget.unread or "val_bpb" not in self.table:
-            return True
-        other = re.compile(r"(?i)^(readme|submission)|\.(py|log|png|pcll|model|bin|ptz|pt)$")
-        files = [path for path in self.folder.files if not other.search(path.name)]
-        large = any(path.stat().st_size > TEXT_BYTES for path in files)
-        return large or any(f"{claim:.4f}" in self.folder.text(path) for path in files)
+    def is_logged(self) -> bool:
+        """Whether the logs are surely the claimed runs': they state a size that submission.json
+        states, and there is one of each seed that it names."""
+        names = ("model_bytes", "total_bytes")
+        stated = {fact.value for log in self.logs for name in names for fact in log.facts[name]}
+        numbers = map(int, re.findall(r"(?<![\d.])\d{7,9}(?![\d.])", json.dumps(self.table)))
+        return not stated.isdisjoint(numbers) and {*self.seeds} <= {log.seed for log in self.logs}
 
-    def check_seeds(self) -> list[Finding]:
-        """The seeds of the logs against those that are claimed, and each one's score."""
+    def check_seeds(self) -> Iterator[Finding]:
+        """The seeds of the logs against those that are claimed; and the claims of seeds that are in
+        none of their logs: proof if lower than all that these state, and in no other log."""
         seeds = sorted({log.seed for log in self.used if log.seed is not None})
         logged = {log.seed for log in self.logs} - {None}
         unlogged = sorted(set(self.seeds) - logged)
@@ -381,177 +362,152 @@ class Entry:
         elif most > max(len(logged), 1):
             verdict = SUSPICION
             detail += f"; submission.json speaks of {most} seeds, logs of {len(logged)} are here"
-        found = Finding(verdict, "seeds", detail, len(seeds), "seeds")
-        return [found, *self.wrong_seeds()]
+        yield Finding(verdict, "seeds", detail, len(seeds), "seeds")
 
-    def wrong_seeds(self) -> list[Finding]:
-        """A seed whose claim is in none of its logs: proof if it is lower than all that they state,
-        and in no other file."""
+        wrong = []
         for seed, claim in self.seeds.items():
-            logs = [log for log in self.logs if log.seed == seed]
-            own = [score for log in logs for score in (*log.scores, *log.running)]
+            own = [one for log in self.logs if log.seed == seed for one in log.scores]
             finals = [one for one in own if one.kind == "final" and one.digits >= LEAST_DIGITS]
-            if not claim or not finals or any(agree(claim, one.bpb, one.digits) for one in own):
-                continue
-            elsewhere = self.score_that_states(claim) or self.states(claim)
-            lower = claim < min(score.bpb for score in own)  # what is higher flatters nobody
-            verdict = FAILED if lower and not elsewhere else SUSPICION
-            detail = f"seed {seed} claims {claim:g}, its log ends at {finals[-1].bpb:g}"
-            return [Finding(verdict, "seeds", detail, claim, "bits/byte", finals[-1].quote)]
-        return []
-
-    # ------------------------------------------------------------ size
+            if claim and finals and not any(agree(claim, one.bpb, one.digits) for one in own):
+                detail = f"seed {seed} claims {claim:g}, its log ends at {finals[-1].bpb:g}"
+                lower = claim < min(one.bpb for one in own) and not self.score_that_states(claim)
+                wrong.append((lower, detail, finals[-1].quote))
+        proof = len(wrong) > 1 or self.is_logged()
+        for lower, detail, line in wrong[:4]:  # what is higher flatters nobody
+            yield Finding(FAILED if lower and proof else SUSPICION, "seeds", detail, line=line)
 
     def check_size(self) -> Finding:
         """The code as it lies here plus the largest last export of the claimed runs, the cap, and
         submission.json's total."""
         code = self.code
         exports = [export for export in map(last_export, self.used) if export.total]
+        totals = {fact.value for log in self.used for fact in log.facts["total_bytes"]}
         if not code.used or not exports:
+            over = (self.total or 0) > CAP_BYTES  # by the claimant's own word
             detail = "no claimed log states bytes" if code.used else "no script is here"
-            return Finding(NOT_CHECKABLE, "size", detail)
+            detail += f"; submission.json says {int(self.total):,}" if self.total else ""
+            return Finding(FAILED if over else NOT_CHECKABLE, "size", detail)
         export = max(exports, key=lambda export: export.model or export.total)
         model = export.model or export.total - export.code
-        stated = f"submission.json says {int(self.total or 0):,}"
-        if not export.model and not export.code:
-            verdict = CONSISTENT if export.total <= CAP_BYTES else SUSPICION
-            detail = f"the logged total, of which none is said to be code; code here {code.bytes:,}"
-            return Finding(verdict, "size", f"{detail}; {stated}", export.total, "bytes")
-
-        packed = len(lzma.compress(self.folder.bytes(code.used[0]) or b""))
-        said = export.code or int(self.total or 0) - model
-        counted = said if PACKED_SHARE * packed <= said < code.bytes else code.bytes
+        claimed = int(self.total or 0)
+        packed = [said for said in (export.code, claimed - model) if said < code.bytes]
+        packed = [said for said in packed if said >= PACKED_SHARE * code.packed_bytes]
+        counted = packed[0] if packed else code.bytes
+        if not export.model and not export.code:  # a total without its parts
+            counted = 0
         detail = (
             f"code here {code.bytes:,} + model {model:,}; the log has {export.total:,}, "
-            f"{export.code:,} of it code; {stated}"
+            f"{export.code:,} of it code; submission.json says {claimed:,}"
         )
         if len(code.used) > 1:
             detail += f"; the code is {', '.join(path.name for path in code.used[:6])}"
         if code.others:
             detail += f"; what else could be code or data: {code.other_names()}"
 
-        rest = export.total - model - max(export.code, code.bytes)
         script = min(counted, code.used[0].stat().st_size)
-        repacked = self.total and self.total < model  # an export in a form that is not known
+        repacked = 0 < claimed < min(model, CAP_BYTES) and claimed not in totals
+        rest = export.total - model - max(export.code, code.bytes)
         verdict = SUSPICION
-        if model + script > CAP_BYTES and not repacked:
-            verdict = FAILED
-            detail += f"; {model + script - CAP_BYTES:,} above the cap of {CAP_BYTES:,}"
+        if model + script > CAP_BYTES:
+            verdict = SUSPICION if repacked else FAILED
+            detail += f"; {model + script - CAP_BYTES:,} above the cap"
         elif model + counted > CAP_BYTES:
-            detail += f"; above the cap of {CAP_BYTES:,} with the files that the script runs"
+            detail += f"; {model + counted - CAP_BYTES:,} above the cap with what the script runs"
         elif rest > UNEXPLAINED_BYTES:
             detail += f"; {rest:,} bytes of the logged total are neither model nor code"
-        elif (self.total or 0) > CAP_BYTES:
-            detail += f"; the stated total is above the cap of {CAP_BYTES:,}"
+        elif claimed > CAP_BYTES:
+            detail += "; the stated total is above the cap"
         else:
             verdict = CONSISTENT
-        return Finding(verdict, "size", detail, model + code.bytes, "bytes")
-
-    # ------------------------------------------------------------ times
+        return Finding(verdict, "size", detail, model + counted, "bytes")
 
     def judge(self, log: Log, seconds: float, slack: float = 0.0) -> str:
         """The limit is that of 8 GPUs; of another number, whose seconds count together, or of a
         number that is not logged it is a suspicion."""
-        world = log.training.last("world_size")
+        world = log.last("world_size")
         if seconds * (world or WORLD_SIZE) <= (LIMIT_S + slack) * WORLD_SIZE:
             return CONSISTENT
         return SUSPICION if self.over_limit == FAILED and world != WORLD_SIZE else self.over_limit
 
     def limit(self, log: Log) -> str:
-        world = log.training.last("world_size") or WORLD_SIZE
-        if self.over_limit == CONSISTENT:
-            return f"the limit of {LIMIT_S:g} s is the record track's"
-        return f"limit {LIMIT_S:g} s" + ("" if world == WORLD_SIZE else f" on 8 GPUs, here {world}")
+        track = "the record track's limit" if self.over_limit == CONSISTENT else "limit"
+        world = log.last("world_size")
+        return f"{track} {LIMIT_S:g} s on {WORLD_SIZE} GPUs, here {world or 'not logged'}"
 
-    def check_training(self) -> list[Finding]:
+    def check_training(self) -> Iterator[Finding]:
         """The slowest training, which may finish its last step, and calibration after it."""
-        logs = [log.training for log in self.used]
-        log = max(logs, key=lambda log: log.longest("train").value, default=Log(""))
+        log = max(self.used, key=lambda log: log.longest("train").value, default=Log(""))
         trained, line, _ = log.longest("train")
-        if not trained:
-            return [Finding(NOT_CHECKABLE, "training time", "no claimed log states a train_time")]
         slack = max(STEP_S, log.last("step", 0.0))
-        detail = f"the slowest run's; {self.limit(log)}"
-        verdict = self.judge(log, trained, slack)
-        found = [Finding(verdict, "training time", detail, trained, "s", line)]
+        verdict = self.judge(log, trained, slack) if trained else NOT_CHECKABLE
+        detail = f"the slowest run's; {self.limit(log)}" if trained else "no claimed log states one"
+        yield Finding(verdict, "training time", detail, trained or None, "s", line)
 
-        terms = {fact.quote.partition(": ")[2]: fact for fact in log.facts["calibration"]}
-        spent = round(sum(fact.value for fact in terms.values()), 6)
+        facts = {fact.quote.partition(": ")[2]: fact for fact in log.facts["calibration"]}
+        spent = round(sum(fact.value for fact in facts.values()), 6)
+        untimed = [fact for fact in log.facts["untimed calibration"] if trained + STEP_S > LIMIT_S]
         if spent and not log.facts["own text"]:
-            total = trained + spent
-            verdict = self.judge(log, total, slack)
-            if verdict == FAILED and total <= LIMIT_S + slack + CALIBRATION_S:
+            verdict = self.judge(log, trained + spent, slack)
+            if verdict == FAILED and trained + spent <= LIMIT_S + slack + CALIBRATION_S:
                 verdict = SUSPICION
-            line = max(terms.values()).quote
-            sums = f"{trained:.1f} + {spent:.1f} = {total:.1f} s"
+            sums = f"{trained:.1f} + {spent:.1f} = {trained + spent:.1f} s"
             detail = f"after the training: {sums}; {self.limit(log)}"
-            found.append(Finding(verdict, "calibration", detail, spent, "s", line))
-        return found
+            yield Finding(verdict, "calibration", detail, spent, "s", max(facts.values()).quote)
+        elif untimed and not log.facts["own text"]:
+            detail = "after the training, of no stated length"
+            yield Finding(SUSPICION, "calibration", detail, line=untimed[-1].quote)
 
     def check_evaluation(self) -> Finding:
         """The slowest claimed pass; passes together are stated, as no rule limits them."""
-        timed = [(log.seconds_of(self.score_of(log)), log) for log in self.used]
-        seconds, log = max(timed, key=lambda pair: pair[0], default=(0.0, Log("")))
+        own = {log: log.seconds_of(self.score_of(log)) for log in self.used}
+        any_pass = {log: log.longest("eval").value for log in self.used}
+        log = max(self.used, key=lambda log: (own[log], any_pass[log]), default=Log(""))
+        total = log.longest("eval_total")
+        seconds = own.get(log, 0.0)
         line = next((score.quote for score, time in log.passes if time == seconds), "")
-        detail = "the slowest claimed pass"
-        if not seconds:  # of no pass in particular
-            facts = [
-                (log.longest(name), log) for name in ("eval_total", "eval") for log in self.used
-            ]
-            (seconds, line, _), log = max(
-                facts, key=lambda pair: pair[0].value, default=(NOTHING, log)
-            )
-            detail = "the longest that a log states, not said to be the claimed score's"
+        detail = f"the slowest claimed pass; {self.limit(log)}"
+        if not seconds:
+            seconds, line, _ = max(total, log.longest("eval"))
+            detail = f"the longest that a log states, of no claimed pass; {self.limit(log)}"
         if not seconds:
             detail = "no claimed log states the time of its evaluation"
             return Finding(NOT_CHECKABLE, "evaluation time", detail)
 
-        total = log.longest("eval_total").value
-        together = sum(time for _, time in log.passes)
-        verdict = self.judge(log, seconds)
-        if self.judge(log, max(seconds, total)) != CONSISTENT and (
-            verdict == CONSISTENT or not together
-        ):
+        verdict = self.judge(log, max(seconds, total.value))
+        claimed = self.way and own[log] and self.judge(log, seconds) == verdict
+        if verdict != CONSISTENT and not claimed:
             verdict = NOT_CHECKABLE  # what of it the claimed score needs is not said
-        if together > seconds:
-            detail += f"; all passes of the run together {together:.1f} s"
-        if total:
-            detail += f"; its total {total:.1f} s"
-        return Finding(
-            verdict, "evaluation time", f"{detail}; {self.limit(log)}", seconds, "s", line
-        )
+        together = {round(score.bpb, 3): time for score, time in log.passes}
+        if len(together) > 1:
+            detail += f"; all passes together {sum(together.values()):.1f} s"
+        if total.value:
+            detail += f"; its total {total.value:.1f} s"
+        return Finding(verdict, "evaluation time", detail, seconds, "s", line)
 
-    def check_adaptation(self) -> list[Finding]:
+    def check_adaptation(self) -> Iterator[Finding]:
         """Adaptation before the export is training or evaluation: FAILED where either way a limit
         breaks."""
-        found = []
-        for log in self.used:
-            seconds, line = adaptation_before_export(log)
-            scored = log.seconds_of(self.score_of(log))
-            trained = log.training.longest("train").value
-            evaluation = self.judge(log, seconds + scored)
-            training = self.judge(
-                log, trained + seconds, max(STEP_S, log.training.last("step", 0.0))
-            )
-            verdict = CONSISTENT if CONSISTENT in (evaluation, training) else evaluation
-            detail = (
-                f"as training {trained:.1f} + {seconds:.1f} = {trained + seconds:.1f} s, as "
-                f"evaluation {seconds:.1f} + {scored:.1f} = {seconds + scored:.1f} s; "
-                f"{self.limit(log)} for each"
-            )
-            if seconds:
-                found.append(Finding(verdict, "adaptation time", detail, seconds, "s", line))
-        return sorted(found, key=lambda one: (one.verdict == FAILED, one.number))[-1:]
-
-    # ------------------------------------------------------------ other findings
+        log = max(self.used, key=lambda log: adaptation_before_export(log)[0], default=Log(""))
+        seconds, line = adaptation_before_export(log)
+        scored = log.seconds_of(self.score_of(log))
+        trained = log.longest("train").value
+        evaluation = self.judge(log, seconds + scored)
+        training = self.judge(log, trained + seconds, max(STEP_S, log.last("step", 0.0)))
+        verdict = CONSISTENT if CONSISTENT in (evaluation, training) else evaluation
+        detail = (
+            f"as training {trained:.1f} + {seconds:.1f} = {trained + seconds:.1f} s, as evaluation "
+            f"{seconds:.1f} + {scored:.1f} = {seconds + scored:.1f} s; {self.limit(log)}"
+        )
+        if seconds:
+            yield Finding(verdict, "adaptation time", detail, seconds, "s", line)
 
     def check_split(self) -> Finding:
         """val_tokens x (val_loss / ln 2) / val_bpb is the size of the scored text: 151.08 MB under
         any tokenizer."""
         log = self.used[0] if self.used else Log("")
-        tokens = log.last("val_tokens") or log.training.last("val_tokens") or 0
-        near = [size for size, count in SPLIT_TOKENS.items() if abs(tokens / count - 1) < 0.002]
-        whole = SPLIT_TOKENS.get(log.training.last("vocab_size", near[0] if near else 0), 0)
+        tokens = log.last("val_tokens", 0)
+        near = [size for size, count in SPLIT_TOKENS.items() if abs(tokens / count - 1) < 1e-4]
+        whole = SPLIT_TOKENS.get(log.last("vocab_size", near[0] if near else 0), 0)
         claimed = [score for score in self.scores if score.loss and score.bpb]
         count = tokens or whole
         if not claimed or not count:
@@ -570,60 +526,58 @@ class Entry:
             f"{count:,} tokens{'' if tokens else ' (not logged)'} of {ratios[0]:.4f} bytes, by "
             f"val_loss / val_bpb; the whole split has {SPLIT_BYTES:,}{fault and '; '}{fault}"
         )
-        verdict = FAILED if fault and self.over_limit == FAILED and self.claim else SUSPICION
+        verdict = FAILED if fault and self.over_limit == FAILED else SUSPICION
         if abs(held / SPLIT_BYTES - 1) <= SAME_SPLIT:
             verdict = CONSISTENT
-        elif self.claim is None:
-            verdict = NOT_CHECKABLE
         return Finding(verdict, "split", detail, held, "bytes", claimed[0].quote)
 
     def check_hardware(self) -> Finding:
         """Of all segments of the claimed runs."""
-        worlds = sorted(set().union(*(log.values("world_size") for log in self.used)))
-        gpus = sorted(set().union(*(log.values("gpu") for log in self.used)))
+        worlds = sorted({fact.value for log in self.used for fact in log.facts["world_size"]})
+        gpus = sorted({fact.value for log in self.used for fact in log.facts["gpu"]})
         detail = f"world size {worlds or 'not logged'}, GPU {', '.join(gpus) or 'not logged'}"
         usual = worlds == [WORLD_SIZE] and gpus in ([], ["H100"])
         verdict = CONSISTENT if usual or self.over_limit == CONSISTENT else SUSPICION
         return Finding(verdict if worlds else NOT_CHECKABLE, "hardware", detail)
 
-    def check_patterns(self) -> list[Finding]:
-        """What has invalidated entries before, in logs and scripts; each names its line, for a
-        person to judge."""
-        hits = {}  # what -> its line
-        for log in dict.fromkeys(log for one in self.used for log in (one, one.training)):
-            hits |= {what: log.facts[what][0].quote for what in SUSPICIOUS if log.facts[what]}
-            if log.facts["traceback"]:
-                hits["a log that ends in an error"] = log.facts["traceback"][-1].quote
-        unread = [] if self.code.used else ["no script is here"]
-        for path in self.code.used[:12]:
-            programs = read_programs(path, self.folder)
-            if not programs or stays_packed(programs):
-                unread.append(f"{path.name}, or what it unpacks")
-            for hit in (hit for program in programs for hit in search(program)):
-                line = f"{path.name}:{hit.statement.number}: {hit.statement.text[:160]}"
-                hits.setdefault(hit.what, line)
+    def check_patterns(self) -> Iterator[Finding]:
+        """What has invalidated entries before, in logs, texts and scripts; each names its line, for
+        a person to judge."""
+        facts = [(what, log.facts[what]) for log in self.used for what in SUSPICIOUS]
+        hits = {what: found[0].quote for what, found in facts if found}  # what -> its line
+        for path in [path for path in self.folder.files if path.parent == self.folder.root]:
+            named = re.match("(?i)readme|submission", path.name)
+            text = self.folder.text(path) if named else ""
+            for found in TRAINED_ON_VAL.finditer(text):
+                if not DENIED.search(text[max(0, found.start() - 60) : found.start()]):
+                    hits["says that it trains on validation data"] = f"{path.name}: {found[0]}"
+        unread = [path.name for path, texts in self.code.programs.items() if stays_packed(texts)]
+        for path, programs in self.code.programs.items():
+            for program in programs if not self.folder.is_late() else ():
+                for hit in search(program):
+                    hits.setdefault(hit.what, f"{path.name}:{hit.number}: {hit.text[:160]}")
 
-        found = [Finding(SUSPICION, "pattern", what, line=line) for what, line in hits.items()]
-        if unread:
-            found.append(Finding(NOT_CHECKABLE, "pattern", f"not searched: {', '.join(unread)}"))
-        nothing = "nothing that has invalidated entries before"
-        return found or [Finding(CONSISTENT, "pattern", nothing)]
+        for what, line in hits.items():
+            yield Finding(SUSPICION, "pattern", what, line=line)
+        if unread or not self.code.used:
+            detail = (
+                f"not searched: what is packed in {', '.join(unread) or 'a script: none is here'}"
+            )
+            yield Finding(NOT_CHECKABLE, "pattern", detail)
+        elif not hits:
+            yield Finding(CONSISTENT, "pattern", "nothing that has invalidated entries before")
 
     def check_files(self) -> Finding:
         """What the folder lacks, and what of it was not opened or not read to its end."""
         readme = any(path.name.lower().startswith("readme") for path in self.folder.files)
-        there = {"a README": readme, "a train log": self.logs, "a script": self.code.used}
-        problems = [f"there is not {name}" for name, found in there.items() if not found]
-        problems += [self.problem] if self.problem else []
-        left_out = [*self.folder.skipped, *self.folder.budget.unread]
-        problems += [f"not read: {', '.join(left_out[:6])}"] if left_out else []
-        detail = "; ".join(problems) or "README, submission.json, logs and script"
-        verdict = NOT_CHECKABLE if problems else PROVEN
-        return Finding(verdict, "files", detail, len(self.folder.files), "files")
-
-
-def likeness_to_train_gpt(path: Path) -> tuple:
-    return path.name == "train_gpt.py", path.name.startswith("train"), path.stat().st_size
+        there = {"README": readme, "train log": self.logs, "script": self.code.used}
+        problems = [f"there is no {name}" for name, found in there.items() if not found]
+        left_out = ", ".join(list(self.folder.unread)[:6])
+        problems += [self.problem, left_out and f"not read: {left_out}"]
+        detail = "; ".join(filter(None, problems))
+        nothing = "README, submission.json, logs and script"
+        verdict = NOT_CHECKABLE if detail else PROVEN
+        return Finding(verdict, "files", detail or nothing, len(self.folder.files), "files")
 
 
 def verdict_over_limit(place: str, track: str) -> str:
@@ -637,19 +591,19 @@ def verdict_over_limit(place: str, track: str) -> str:
     return FAILED
 
 
-def agree(claim: float, measured: float, digits: int, units: float = 1.0) -> bool:
-    """Equal in the decimals that both are stated to, give or take some units of the last one."""
-    return abs(claim - measured) <= 1.01 * units * 10.0 ** -min(decimals_of(claim), digits)
+def agree(claim: float, measured: float, digits: int) -> bool:
+    """Equal in the decimals that both are stated to, as people round; from four on, as they cut."""
+    cut = 1.01 * 10.0 ** -min(decimals_of(claim, 4), digits)
+    return rounds_to(claim, measured, digits) or abs(claim - measured) <= cut
 
 
-def decimals_of(claim: float, least: int = 2) -> int:
+def rounds_to(claim: float, measured: float, digits: int) -> bool:
+    return abs(claim - measured) <= max(5e-6, 0.505 * 10.0 ** -min(decimals_of(claim, 2), digits))
+
+
+def decimals_of(claim: float, least: int) -> int:
     """To how many a number is stated, which has lost its zeros at the end."""
     return max(least, len(f"{claim:.12f}".rstrip("0").partition(".")[2]))
-
-
-def shape(name: str) -> str:
-    """A log's name without its numbers."""
-    return re.sub(r"\d+", "", name)
 
 
 def quoted(scores: list[Score]) -> str:
@@ -668,28 +622,21 @@ class Export:
 
 
 def last_export(log: Log) -> Export:
-    """Of the model's size and the total the one that is stated later goes before."""
-    stated = log if log.facts["model_bytes"] or log.facts["total_bytes"] else log.training
     names = ("model_bytes", "code_bytes", "total_bytes")
-    model, code, total = ([NOTHING, *stated.facts[name]][-1] for name in names)
-    if model.number > total.number and total.value < model.value:
+    model, code, total = ([NOTHING, *log.facts[name]][-1] for name in names)
+    if model.value == total.value:  # of code and model together
+        model = NOTHING
+    elif model.number > total.number and model.value > total.value:  # of a later export
         total = NOTHING
     return Export(model.value, code.value, total.value or model.value + code.value)
 
 
 def adaptation_before_export(log: Log) -> tuple[float, str]:
-    """Seconds of its total, or else of its epochs together; and the line."""
+    """Its seconds in all, and the line."""
     exports = [*log.facts["model_bytes"], *log.facts["total_bytes"]]
     exported = max((fact.number for fact in exports), default=0)
     facts = [fact for fact in log.facts["adaptation"] if fact.number < exported]
-    totals = [fact for fact in facts if re.search("total_time|done", fact.quote)]
-    epochs = [fact for fact in facts if re.search(r"epoch\W{0,3}\d+/\d+", fact.quote)]
-    if totals:
-        return max(totals)[:2]
-    values = [fact.value for fact in epochs]
-    grows = len(values) > 2 and values == sorted(set(values)) and values[-1] > 1.8 * values[0]
-    seconds = values[-1] if grows else sum(values)  # some count from the first epoch on
-    return round(seconds, 6), epochs[-1].quote if epochs else ""
+    return max((f for f in facts if re.search("total_time|done", f.quote)), default=NOTHING)[:2]
 
 
 def split_fault(tokens: int, whole: int, ratios: list[float]) -> str:
@@ -709,19 +656,12 @@ def split_fault(tokens: int, whole: int, ratios: list[float]) -> str:
     return ""
 
 
-# ---------------------------------------------------------------- significance
-
-
 def parse_scores(text: str) -> list[float]:
     """Bits per byte, with commas; UnusableInput for anything else."""
-    try:
-        scores = [float(part) for part in text.split(",")]
-    except ValueError:
-        scores = [math.nan]
-    if not all(0 < score < 100 for score in scores) or " " in text:
-        problem = "--against takes bits per byte, one or several with commas and no spaces, not "
-        raise UnusableInput(problem + repr(clean(text, 40)))
-    return scores
+    if re.fullmatch(r"\d{1,2}(\.\d{1,12})?(,\d{1,2}(\.\d{1,12})?)*", text):
+        return [float(part) for part in text.split(",")]
+    problem = "--against takes bits per byte, one or several with commas and no spaces, not "
+    raise UnusableInput(problem + repr(clean(text, 40)))
 
 
 def check_significance(scores: list[Score], rivals: list[float]) -> list[Finding]:
@@ -750,14 +690,13 @@ def check_significance(scores: list[Score], rivals: list[float]) -> list[Finding
 def welch(a: list[float], b: list[float], margin: float) -> float | None:
     """One-sided p of mean(a) - mean(b) <= margin, by Welch's t-test; a list of one value counts as
     exact. None where the values show no deviation."""
-    lists = [values for values in (a, b) if len(values) > 1]
-    parts = [variance(values) / len(values) for values in lists]
-    total = sum(parts)  # variance of the difference of the means
+    parts = [(variance(x) / len(x), len(x) - 1) for x in (a, b) if len(x) > 1]
+    total = sum(part for part, _ in parts)  # variance of the difference of the means
     if len(b) < 2 or total == 0:
         return None
-    squares = (part**2 / (len(values) - 1) for part, values in zip(parts, lists, strict=True))
+    freedom = total**2 / sum(part**2 / count for part, count in parts)
     t = (fmean(a) - fmean(b) - margin) / math.sqrt(total)
-    tail = student_tail(abs(t), total**2 / sum(squares))
+    tail = student_tail(abs(t), freedom)
     return tail if t > 0 else 1 - tail
 
 
@@ -779,12 +718,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="BPB[,BPB...]", help="scores to beat")
     parser.add_argument("--json", action="store_true", help="findings for machines")
     options = parser.parse_args(argv)
-    folder = Path(options.folder)
 
     def find() -> Report:
-        if not folder.is_dir():
-            raise UnusableInput(f"{folder} is no folder")
-        return check_folder(folder, options.against)
+        return check_folder(Path(options.folder), options.against)
 
     return report_on(find, "check.py", options.folder, options.json)
 

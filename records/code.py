@@ -1,17 +1,11 @@
 """The code of an entry: its files and their bytes, and the patterns that it is searched for.
 
-    from records.code import measure_code, read_programs, search
-    measure_code(Path("train_gpt.py")).bytes
-    hits = [hit for program in read_programs(path, folder) for hit in search(program)]
-
 Nothing is run or parsed: a script is text. What it imports or names and what lies in its folder
 counts as code. A packed script counts as it lies there; to be searched, its largest literals are
 unpacked, to at most TEXT_BYTES.
 """
 
 import base64
-import binascii
-import bz2
 import lzma
 import re
 import struct
@@ -19,20 +13,14 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-import zstandard
+from records.files import TEXT_BYTES, Folder, list_folder, open_regular
 
-from records.files import TEXT_BYTES, Folder, list_folder, read_regular
-
-# ---------------------------------------------------------------- code size
-
-NO_CODE = re.compile(  # logs, texts, pictures, tokenizers, exports, checkpoints
-    r"(?i)(\.(md|txt|log|out|json|jsonl|csv|tsv|ya?ml|toml|cfg|ini|rst|png|jpe?g|svg|gif|pdf|html"
-    r"|model|vocab|pcll|ptz|diff|patch|ipynb)|(^|/)(license|readme|notice|logs?|\.git\w+))$"
-)
-NEVER_CODE = re.compile(  # not even if the script names it
-    r"(?i)(^readme|^submission|^requirements|\.(md|txt|log|out|model|vocab|pcll|ptz)$)"
+NO_CODE = re.compile(  # texts, logs, pictures, tokenizers, exports, checkpoints: not even if named
+    r"(?i)\.(md|txt|log|out|tsv|rst|png|jpe?g|svg|gif|pdf|html|model|vocab|pcll|ptz|pt|diff|patch)$"
+    r"|(^|/)(license|readme|notice|logs?|\.git\w+|submission[^/]*\.json)$"
 )
 SHARD = struct.pack("<ii", 20240520, 1)  # magic and version
 
@@ -41,13 +29,23 @@ SHARD = struct.pack("<ii", 20240520, 1)  # magic and version
 class CodeSize:
     """The files that a script uses, itself first, and what else could be code or data."""
 
-    used: list[Path]
+    programs: dict[Path, list[str]]  # of the files that are used, with what is packed in them
     others: list[Path]
+
+    @property
+    def used(self) -> list[Path]:
+        return list(self.programs)
 
     @property
     def bytes(self) -> int:
         """Of what is used, as it lies there."""
         return sum(path.stat().st_size for path in self.used)
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of what is used, by lzma; at most what lies there."""
+        texts = ("".join(programs[:1]).encode() for programs in self.programs.values())
+        return min(self.bytes, len(lzma.compress(b"".join(texts))))
 
     def other_names(self) -> str:
         names = [f"{path.name} {path.stat().st_size:,}" for path in self.others[:3]]
@@ -55,35 +53,37 @@ class CodeSize:
 
 
 def measure_code(script: Path, folder: Folder | None = None) -> CodeSize:
-    """The script, the files that it imports or names, those that these do, and the others."""
+    """The script, the files that it imports or has named in literals, those that these use, and
+    the others."""
     script = script.resolve()
     folder = folder or list_folder(script.parent)
-    rest = [path for path in folder.files if path.resolve() != script]
-    used = [script]
-    for file in used:  # grows on the way
-        for text in read_programs(file, folder):
-            used += [path for path in rest if path not in used and uses(text, path, script.parent)]
-    others = [path for path in rest if path not in used and may_be_code(path, folder)]
-    return CodeSize(used, others)
-
-
-def uses(text: str, path: Path, home: Path) -> bool:
-    """Whether a program imports a file, or has its name in a literal."""
-    if path.suffix in (".py", ".so", ".pyc"):
-        parts = path.relative_to(home).parts if path.is_relative_to(home) else (path.name,)
-        names = {re.escape(parts[0].split(".")[0]), re.escape(path.name.split(".")[0])}
-        words = "|".join(names - {"__init__"})
-        if re.search(rf"(?m)^\s*(?:import|from)\s[\w.\s,]*(?<!\w)(?:{words})\b", text):
-            return True
-    named = re.search(rf"""["'/]{re.escape(path.name)}["']""", text)
-    return bool(named) and not NEVER_CODE.search(path.name)
+    rest = [path for path in folder.files if path.resolve() != script and may_be_code(path, folder)]
+    programs = {}
+    found = [script]
+    for file in found:  # grows on the way
+        programs[file] = read_programs(file, folder)
+        text = "\n".join(programs[file])
+        literals = set(re.findall(r"""["'/]([^"'/\n]{1,200})["']""", text))
+        imports = re.findall(r"(?m)^[ \t]*(?:import|from)[ \t]([^\n#;]{1,400})", text)
+        modules = set(re.findall(r"\w+", " ".join(imports)))
+        for path in rest:
+            parts = (
+                path.relative_to(script.parent).parts if path.is_relative_to(script.parent) else ()
+            )
+            names = {part.split(".")[0] for part in (*parts[:1], path.name)}
+            imported = path.suffix in (".py", ".so", ".pyc") and names & modules
+            if path not in found and (path.name in literals or imported):
+                found.append(path)
+    return CodeSize(programs, [path for path in rest if path not in programs])
 
 
 def may_be_code(path: Path, folder: Folder) -> bool:
-    return not NO_CODE.search(folder.name(path)) and read_regular(path, len(SHARD)) != SHARD
+    """Whether a file may be code or data that counts, and is no token shard."""
+    if NO_CODE.search(folder.name(path)):
+        return False
+    with open_regular(path) as file:
+        return file.read(len(SHARD)) != SHARD
 
-
-# ---------------------------------------------------------------- packed programs
 
 LITERALS = re.compile(  # one, or several that stand side by side
     r'''(?s)"""(?:[^"\\]|\\.){500,}?"""|(?:[rb]{0,2}"(?:[^"\\\n]|\\.){20,}"\s*)+'''
@@ -92,43 +92,13 @@ LITERALS = re.compile(  # one, or several that stand side by side
 MAX_PACKED = 4  # programs within programs
 UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
 RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "dict_size": UNPACK_MEMORY // 2}]
-DECODERS = (
-    base64.b85decode,
-    lambda text: base64.b64decode(text, validate=True),
-    base64.a85decode,
-    binascii.unhexlify,
-    lambda text: text.encode().decode("unicode_escape").encode("latin-1"),
-)
-FAULTS = (
-    ValueError,
-    lzma.LZMAError,
-    zlib.error,
-    EOFError,
-    OSError,
-    MemoryError,
-    zstandard.ZstdError,
-)
-
-
-def unpackers() -> Iterator:
-    """Decompressors, anew for each data; their first argument may be followed by a length."""
-    window = UNPACK_MEMORY // 2
-    yield lzma.LZMADecompressor(memlimit=UNPACK_MEMORY).decompress
-    yield zlib.decompressobj(zlib.MAX_WBITS | 32).decompress
-    yield bz2.BZ2Decompressor().decompress
-    yield (
-        lambda data, most: (
-            zstandard.ZstdDecompressor(max_window_size=window).stream_reader(data).read(most)
-        )
-    )
-    yield lzma.LZMADecompressor(lzma.FORMAT_RAW, None, RAW_LZMA).decompress
-    yield zlib.decompressobj(-zlib.MAX_WBITS).decompress
+FAULTS = (ValueError, lzma.LZMAError, zlib.error, EOFError, MemoryError)
 
 
 def read_programs(file: Path, folder: Folder) -> list[str]:
     """A file's text and the programs that are packed in it; [] for what is no text."""
     content = folder.bytes(file)
-    if content is None or b"\0" in content and file.suffix != ".py":
+    if not content or b"\0" in content:
         return []
     texts = [content.decode("utf-8-sig", "replace")]
     for text in texts:  # grows on the way
@@ -144,54 +114,70 @@ def packed_program(text: str) -> str:
         quote = joined[-1]
         joined = re.sub(rf"{quote}\s*[rb]{{0,2}}{quote}", "", joined)
         literal = re.sub(rf"^[rb]{{0,2}}{quote}+|{quote}+$", "", joined)
-        for decode in DECODERS:
-            for unpack in unpackers():
-                with suppress(*FAULTS):
-                    program = unpack(decode(literal), TEXT_BYTES).decode()
-                    if re.search(r"(?m)^(?:import|from|def|class)\s", program):
-                        return program
+        for decode in (base64.b85decode, base64.b64decode):
+            with suppress(*FAULTS):
+                if program := unpacked(decode(literal)):
+                    return program
+    return ""
+
+
+def unpacked(data: bytes) -> str:
+    """The program that a decompressor makes of data; empty where none does."""
+    for decompressor in (
+        lzma.LZMADecompressor(memlimit=UNPACK_MEMORY),
+        lzma.LZMADecompressor(lzma.FORMAT_RAW, None, RAW_LZMA),
+        zlib.decompressobj(zlib.MAX_WBITS | 32),
+    ):
+        with suppress(*FAULTS):
+            program = decompressor.decompress(data, TEXT_BYTES).decode()
+            if re.search(r"(?m)^(?:import|from|def|class)\s", program):
+                return program
     return ""
 
 
 def stays_packed(programs: list[str]) -> bool:
     """Whether the innermost program runs something that was not unpacked."""
-    return bool(re.search(r"(?m)^[^#\n]*\b(?:exec|eval)\(.*(?:decompress|decode)\(", programs[-1]))
+    return bool(
+        re.search(r"\b(?:exec|eval)\([^\n#]{0,200}?(?:decompress|decode)\(", "".join(programs[-1:]))
+    )
 
 
 # ---------------------------------------------------------------- patterns
+# Searched in a program without its comments and without what it says to people.
 
-TOKEN = re.compile(  # comments and literals, in which no bracket counts
+TOKEN = re.compile(
     r"""(?s)#[^\n]*|[rbufRBUF]{0,2}(?:\"\"\".*?\"\"\"|'''.*?'''"""
     r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
 )
-PATTERNS = {  # what has invalidated entries before, in one statement
+BODY = r"(?:\1[ \t]+.*\n|\n)+"  # lines that stand deeper than the first one
+PATTERNS = {
     "picks by the validation score": (
-        r"^(?:el)?if\b.*\b\w*(?:bpb|nll|val_loss)\b[^<>]{0,60}<=? ?\(?(?:best|selected|min)_?\w*"
+        r"^([ \t]*)(?:el)?if\b.*\b\w*(?:bpb|nll|val_loss)\b[^<>\n]{0,60}<=? ?\(?"
+        r"(?:best|selected|min)_?\w*.*\n(?!(?:\1[ \t]+(?:print|log).*\n)+(?!\1[ \t]))"
     ),
     "scores in the last of several epochs": r"epoch\w* == .{0,40}epochs - 1",
-    "scores tokens in a second pass": r"\b(?:two_pass|second_pass|pass_?2|\w{0,30}rescore)\w*\(",
     "hash keyed on the target": (
-        r"^(?:full_(?:key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(?:tgt|target)\w*"
+        r"^[ \t]*(?:full_(?:key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(?:tgt|target)\w*"
     ),
     "validation tokens in calibration": (
-        r"^(?!def ).*(?:hessian|calib|gptq)\w*\([^)]*\bval_(?:tokens|data|loader)\b"
+        r"^(?![ \t]*def ).*(?:hessian|calib|gptq)\w*\([^()]{0,400}\bval_(?:tokens|data|loader)\b"
         r"(?!\.(?!(?:val_)?tokens))"
     ),
-    "downloads": (
-        r"\b(?:urlopen|urlretrieve|\w+_download|load_dataset|requests\.get)\(|\b(?:curl|wget) "
-    ),
 }
-LOOP = re.compile(r"(?:for|while)\b")
-LEARNS = re.compile(r"(?s)\.backward\(.*\.step\(")
+FUNCTION = re.compile(rf"(?m)^([ \t]*)(?:async )?def (\w+)\(.*\n{BODY}")
+LOOP = re.compile(rf"(?m)^([ \t]*)(?:for|while)\b(?!.*warmup).*\n{BODY}")
 VAL_TOKENS = re.compile(r"\bval_(?:tokens|data|seqs)\b")
-SCORES = re.compile(r"byte|bpb|scored")
-
-
-@dataclass(frozen=True)
-class Statement:
-    number: int  # of its first line, from 1 on
-    indent: int
-    text: str  # in one line, without comments
+SCORES = re.compile(r"byte|bpb|scored|next_batch")
+FITTED = (  # one after the other in a function: a new tensor, fitted in a loop, and then scored
+    re.compile(r"requires_grad(?:_\(|\s*=\s*(?!False)\w)"),
+    re.compile(r"[\n;][ \t]*(?:for|while)\b[^\n]*:"),
+    re.compile(r"cross_entropy\((?!ctx|context)"),
+    re.compile(r"\.backward\("),
+    re.compile(r"\.step\("),
+    re.compile(r"cross_entropy\(|log_softmax\(|nll_loss\("),
+)
+LINE_CHARS = 1_000  # of a longer line the rest is not searched
+MAX_PLACES = 100  # of a program that are looked at
 
 
 @dataclass(frozen=True)
@@ -199,24 +185,12 @@ class Hit:
     """A place that looks like something that has invalidated entries."""
 
     what: str
-    statement: Statement
+    number: int  # of its line, from 1 on
+    text: str
 
 
 def search(program: str) -> Iterator[Hit]:
     """The first place of each pattern in a program, for a person to judge."""
-    code = statements(program)
-    places = {what: places_of(pattern, code) for what, pattern in PATTERNS.items()} | {
-        "trains on the validation shards": shards_trained_on(code),
-        "trains on validation tokens without scoring them first": unscored_learning(code),
-        "fits a shift to the targets that it then scores (SLOT)": fitted_targets(code),
-    }
-    for what, found in places.items():
-        if first := next(found, None):
-            yield Hit(what, first)
-
-
-def statements(program: str) -> list[Statement]:
-    """The statements of a program, in order, without comments and what is said to people."""
 
     def shortened(found: re.Match) -> str:
         text = found[0]
@@ -224,92 +198,70 @@ def statements(program: str) -> list[Statement]:
             return ""
         return "''" + "\n" * text.count("\n") if " " in text or len(text) > 200 else text
 
-    found = []
-    brackets = 0  # that are open
-    for number, line in enumerate(TOKEN.sub(shortened, program).split("\n"), 1):
-        text = line.strip()
-        if brackets > 0:
-            first = found.pop()
-            found.append(Statement(first.number, first.indent, f"{first.text} {text}"[:4_000]))
-        elif text:
-            found.append(Statement(number, len(line) - len(line.lstrip()), text))
-        brackets += sum(map(text.count, "([{")) - sum(map(text.count, ")]}"))
+    lines = []  # of the program; a statement of several lines stands in its first one
+    brackets = first = 0
+    for line in TOKEN.sub(shortened, program).split("\n"):
+        if brackets and len(lines[first]) < LINE_CHARS:
+            lines[first] += f" {line.strip()}"
+        elif not brackets:
+            first = len(lines)
+        lines.append("" if brackets else line.rstrip())
+        brackets += sum(map(line.count, "([{")) - sum(map(line.count, ")]}"))
         brackets = max(0, brackets)
-    return found
+    lines = [line[:LINE_CHARS] for line in lines]
+    code = "\n".join([*lines, ""])
+    found = {what: re.search(pattern, code, re.M) for what, pattern in PATTERNS.items()}
+    places = {what: match.start() for what, match in found.items() if match} | {
+        "trains on the validation shards": shards_trained_on(code),
+        "trains on validation tokens without scoring them first": unscored_learning(code),
+        "fits a shift to the targets that it then scores (SLOT)": fitted_targets(code),
+    }
+    for what, place in places.items():
+        if place is not None:
+            number = code.count("\n", 0, place)
+            yield Hit(what, number + 1, lines[number].strip())
 
 
-def body_of(code: list[Statement], i: int) -> list[Statement]:
-    """The statements within statement i."""
-    end = i + 1
-    while end < len(code) and code[end].indent > code[i].indent:
-        end += 1
-    return code[i + 1 : end]
-
-
-def text_of(code: list[Statement]) -> str:
-    return "\n".join(one.text for one in code)
-
-
-def places_of(pattern: str, code: list[Statement]) -> Iterator[Statement]:
-    """Statements of a pattern, but conditions that do no more than print."""
-    for i, one in enumerate(code):
-        if re.search(pattern, one.text):
-            body = body_of(code, i)
-            if not body or not all(re.match("print|log", inner.text) for inner in body):
-                yield one
-
-
-def shards_trained_on(code: list[Statement]) -> Iterator[Statement]:
+def shards_trained_on(code: str) -> int | None:
     """Validation shards as training files, unless a switch that is off by default says so."""
-    for one in code:
-        if re.match(r"(?:\w+\.)?\w*train\w*\s*(?::[^=]+)?=.*fineweb_val", one.text):
-            switch = re.search(r"\bif (?:\w+\.)*(\w+)", one.text)
-            default = switch and re.search(
-                rf"(?m)^(?:\w+\.)*{switch[1]}\b.*=.*(?:environ\.get|getenv)\([^,]+,\s*([^)]+)\)",
-                text_of(code),
-            )
-            if not default or default[1].strip("\"' ").lower() not in (
-                "",
-                "0",
-                "false",
-                "no",
-                "off",
-            ):
-                yield one
+    named = re.compile(r"\btrain\w{0,40}\s*(?::[^=;\n]{1,80})?=[^=;\n]*fineweb_val[^\n]*")
+    for found in islice(named.finditer(code), MAX_PLACES):
+        switch = re.search(r"\bif (?:\w+\.)*(\w+)", found[0])
+        name = switch[1] if switch else "no switch"
+        get = rf"(?m)^[ \t]*(?:\w+\.)*{name}\b.*=.*(?:environ\.get|getenv)\([^,]+,\s*([^)\n]+)\)"
+        default = re.search(get, code)
+        if not default or default[1].strip("\"' ").lower() not in ("", "0", "false", "no", "off"):
+            return found.start()
+    return None
 
 
-def unscored_learning(code: list[Statement]) -> Iterator[Statement]:
+def unscored_learning(code: str) -> int | None:
     """Outer loops that train on validation tokens and score nothing, in functions that no other
     calls which evaluates or scores: those adapt on what they scored. Warming up is no training."""
-    defined = {i: re.match(r"(?:async )?def (\w+)", one.text) for i, one in enumerate(code)}
-    bodies = {name[1]: body_of(code, i) for i, name in defined.items() if name}
-    for name, body in bodies.items():
-        callers = (other for other, inner in bodies.items() if f"{name}(" in text_of(inner))
-        if any(re.search("eval|score", caller) for caller in callers if caller != name):
+    functions = list(FUNCTION.finditer(code))
+    scoring = [one for one in functions if re.search("eval|score", one[2])]
+    learning = [one for one in functions if ".backward(" in one[0] and VAL_TOKENS.search(one[0])]
+    for one in learning[:MAX_PLACES]:
+        if any(f"{one[2]}(" in other[0] for other in scoring[:MAX_PLACES] if other[2] != one[2]):
             continue
-        end = 0
-        for i, one in enumerate(body):
-            if i < end or not LOOP.match(one.text):
-                continue
-            loop = text_of(body_of(body, i))
-            end = i + len(body_of(body, i))
-            learns = LEARNS.search(loop) and "warmup" not in one.text.lower()
-            if learns and VAL_TOKENS.search(one.text + loop) and not SCORES.search(loop):
-                yield one
+        for loop in LOOP.finditer(one[0]):
+            steps = ".backward(" in loop[0] and ".step(" in loop[0]
+            if steps and VAL_TOKENS.search(loop[0]) and not SCORES.search(loop[0]):
+                return one.start() + loop.start()
+    return None
 
 
-def fitted_targets(code: list[Statement]) -> Iterator[Statement]:
-    """Loops that fit a new tensor by the loss that is computed after them, and not before."""
-    for i, one in enumerate(code):
-        loop = text_of(body_of(code, i)) if LOOP.match(one.text) else ""
-        if "cross_entropy(" not in loop or not LEARNS.search(loop):
-            continue
-        first = i
-        while first > 0 and code[first - 1].indent >= one.indent:
-            first -= 1
-        before = text_of(code[first:i])
-        after = text_of(body_of(code, first - 1)) if first else text_of(code)
-        after = after[len(before) + len(one.text) + len(loop) :]
-        new = re.search(r"requires_grad(?:_\(|\s*=\s*True)|nn\.Parameter\(", before)
-        if new and "cross_entropy(" in after and "cross_entropy(" not in before:
-            yield one
+def fitted_targets(code: str) -> int | None:
+    """A new tensor that is fitted in a loop by the loss that is computed after it, and not
+    before."""
+    for first in list(FITTED[0].finditer(code))[:MAX_PLACES]:
+        end = re.compile(r"\n[ \t]*(?:async )?def ").search(code, first.end())
+        found = [first]
+        for step in FITTED[1:]:
+            found.append(step.search(code, found[-1].end(), end.start() if end else len(code)))
+            if found[-1] is None:
+                break
+        scored = "cross_entropy(" in code[first.end() : found[1].start()] if found[1] else True
+        if found[-1] and not scored:
+            return first.start()
+    return None

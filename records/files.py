@@ -1,17 +1,12 @@
-"""The regular files of a stranger's folder, read within a budget; and files written at once.
-
-    from records.files import list_folder
-    folder = list_folder(Path("records/TRACK/DATE_name"))
-    folder.files, folder.text(folder.files[0])
+"""The regular files of a stranger's folder, read within a budget.
 
 Nothing outside the folder is opened: no link that leads out of it, no pipe, no device. What is over
-a limit is not read at all, and whoever asked says so.
+a limit is not read at all, and is named in `unread`.
 """
 
 import os
 import stat
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -20,22 +15,29 @@ BUDGET_SECONDS = 60.0  # of processor time for all that is read of one folder
 BUDGET_BYTES = 64_000_000  # that are read of it
 TEXT_BYTES = 1_000_000  # a larger script, README or submission.json is not read
 MAX_FILES = 2_000  # of a folder
-MAX_NAMES = 20_000  # that are looked at
 MAX_DEPTH = 12  # folders within folders
 
 
-class Budget:
-    """What is left of the seconds and bytes for one folder."""
+@dataclass
+class Folder:
+    """What lies in a folder, and what is left to spend on it."""
 
-    def __init__(self, seconds: float = BUDGET_SECONDS, most: int = BUDGET_BYTES):
-        self.until = time.process_time() + seconds
-        self.bytes = most
-        self.unread: dict[str, None] = {}  # files, or parts of them, that it was too small for
+    root: Path  # resolved
+    until: float  # process time in seconds
+    bytes_left: int
+    files: list[Path] = field(default_factory=list)  # regular ones, nearest the top first
+    unread: dict[str, None] = field(
+        default_factory=dict
+    )  # names of what is not opened, or not whole
+    contents: dict[Path, bytes] = field(default_factory=dict)
+
+    def name(self, path: Path) -> str:
+        return str(path.relative_to(self.root))
 
     def allows(self, count: int, name: str) -> bool:
         """Whether `count` more bytes may be read; notes the name where they may not."""
-        if count <= self.bytes and not self.is_late():
-            self.bytes -= count
+        if count <= self.bytes_left and not self.is_late():
+            self.bytes_left -= count
             return True
         self.unread[name] = None
         return False
@@ -43,32 +45,18 @@ class Budget:
     def is_late(self) -> bool:
         return time.process_time() > self.until
 
-
-@dataclass
-class Folder:
-    """What lies in a folder."""
-
-    root: Path  # resolved
-    budget: Budget
-    files: list[Path] = field(default_factory=list)  # regular ones, nearest the top first
-    skipped: list[str] = field(default_factory=list)  # links out of it, pipes, folders too deep
-    contents: dict[Path, bytes | None] = field(default_factory=dict)
-
-    def name(self, path: Path) -> str:
-        return str(path.relative_to(self.root))
-
-    def bytes(self, path: Path) -> bytes | None:
-        """A file's content; None where it is over TEXT_BYTES, or over what is left to read."""
+    def bytes(self, path: Path) -> bytes:
+        """A file's content; empty where it is over TEXT_BYTES, or over what is left to read."""
         if path not in self.contents:
             size = path.stat().st_size
-            readable = size <= TEXT_BYTES and self.budget.allows(size, self.name(path))
-            self.contents[path] = read_regular(path, TEXT_BYTES) if readable else None
+            readable = self.allows(
+                size if size <= TEXT_BYTES else BUDGET_BYTES + 1, self.name(path)
+            )
+            self.contents[path] = open_regular(path).read(TEXT_BYTES) if readable else b""
         return self.contents[path]
 
-    def text(self, path: Path | None) -> str:
-        """A file's text; empty where there is none that can be read."""
-        content = self.bytes(path) if path else None
-        return (content or b"").decode("utf-8-sig", "replace")
+    def text(self, path: Path) -> str:
+        return self.bytes(path).decode("utf-8-sig", "replace")
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -80,40 +68,24 @@ def open_regular(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_regular(path: Path, most: int) -> bytes:
-    with open_regular(path) as file:
-        return file.read(most)
-
-
-def list_folder(root: Path, budget: Budget | None = None) -> Folder:
-    """At most MAX_FILES regular files, those nearest the top first."""
-    folder = Folder(root.resolve(), budget or Budget())
-    level = [folder.root]
-    names = 0
-    for _ in range(MAX_DEPTH + 1):
-        deeper = []
-        for entry in (entry for place in level for entry in entries(place)):
-            names += 1
-            if names > MAX_NAMES or len(folder.files) >= MAX_FILES:
-                folder.skipped.append(f"what follows {folder.name(Path(entry.path))[:60]}")
+def list_folder(root: Path, seconds: float = BUDGET_SECONDS, most: int = BUDGET_BYTES) -> Folder:
+    """At most MAX_FILES regular files, at most MAX_DEPTH folders deep."""
+    folder = Folder(root.resolve(), time.process_time() + seconds, most)
+    for place, inner, names in os.walk(folder.root):
+        inner[:] = sorted(name for name in inner if name != ".git")
+        if len(Path(place).relative_to(folder.root).parts) == MAX_DEPTH and inner:
+            folder.unread[f"{inner[0]} (too deep)"] = None
+            inner.clear()
+        for path in (Path(place, name) for name in sorted(names)):
+            if len(folder.files) == MAX_FILES:
+                folder.unread[f"what follows the first {MAX_FILES:,} files"] = None
                 return folder
-            if entry.is_dir(follow_symlinks=False):
-                deeper.append(Path(entry.path))
-            elif is_regular_within(Path(entry.path), folder.root):
-                folder.files.append(Path(entry.path))
+            if is_regular_within(path, folder.root):
+                folder.files.append(path)
             else:
-                name = folder.name(Path(entry.path))
-                folder.skipped.append(f"{name[:60]} (no regular file of the folder)")
-        level = [place for place in deeper if place.name != ".git"]
-    if level:
-        folder.skipped.append(f"{folder.name(level[0])[:60]} (too deep)")
+                folder.unread[f"{path.name} (no regular file of the folder)"] = None
+    folder.files.sort(key=lambda path: (len(path.parts), str(path)))
     return folder
-
-
-def entries(place: Path) -> list[os.DirEntry]:
-    with suppress(OSError), os.scandir(place) as found:
-        return sorted(found, key=lambda entry: entry.name)
-    return []
 
 
 def is_regular_within(path: Path, root: Path) -> bool:
@@ -124,17 +96,3 @@ def is_regular_within(path: Path, root: Path) -> bool:
     except (OSError, RuntimeError):
         return False
     return regular and target.is_relative_to(root)
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Writes a file so that it is whole or not there, whatever stops it."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(draft, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.rename(path)
-    except BaseException:  # a Ctrl-C, too
-        draft.unlink(missing_ok=True)
-        raise

@@ -1,15 +1,7 @@
 """What the logs of an entry state.
 
-    from records.logs import read_runs
-    log = read_runs(Path("train_seed42.log"), "train_seed42.log")[-1]
-    log.headline.bpb, log.last("total_bytes")
-
-A log is read line by line, without colour codes and launcher prefixes. Many open with the script's
-whole source, which is set aside: it begins at a line that only a program has and ends at a rule of
-'=' or where log lines begin. A file may hold several runs, one after the other: each is a Log. A
-run that is resumed before it scores is one Log, and all its segments count.
-
-Sections: lines, what lines state, a run's log, files of logs, scores of prefixes.
+Many logs open with the script's whole source, which is set aside. A resumed run's segments, and
+several runs in one file, are one Log: of what each states, all is kept, and the last one counts.
 """
 
 import re
@@ -19,16 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from records.files import Budget, Folder, read_regular
+from records.files import BUDGET_BYTES, Folder, open_regular
 
 LINE_CHARS = 4_000  # of a longer line the rest is skipped
 LOG_BYTES = 16_000_000  # a longer log is not read
 MAX_LOGS = 64  # of a folder
 MAX_KEPT = 200  # statements of a log and a kind
-MAX_RUNS = 16  # of a file
-MAX_SOURCE = 20_000  # lines kept of the source that a log embeds
-
-# ---------------------------------------------------------------- lines
 
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 PREFIX = re.compile(  # "[rank0]: ", "[default0]:", "0: " of a launcher; a time and a level
@@ -39,21 +27,17 @@ PREFIX = re.compile(  # "[rank0]: ", "[default0]:", "0: " of a launcher; a time 
 
 
 class Row(NamedTuple):
-    """A line of a log that is not empty."""
-
-    number: int  # from 1 on
-    text: str  # at most LINE_CHARS, with its indentation
+    number: int  # of the line, from 1 on
+    text: str  # of what is not empty; at most LINE_CHARS, with its indentation
 
 
-def read_lines(path: Path, budget: Budget | None = None) -> Iterator[Row]:
-    """The lines of a log, none of one over LOG_BYTES or over what is left to read."""
+def read_lines(path: Path, folder: Folder | None = None) -> Iterator[Row]:
+    """The lines of a log, none of one over LOG_BYTES or over what is left to read of its folder."""
     size = path.stat().st_size
-    budget = budget or Budget()
-    if not budget.allows(size if size <= LOG_BYTES else budget.bytes + 1, path.name):
+    if folder and not folder.allows(size if size <= LOG_BYTES else BUDGET_BYTES + 1, path.name):
         return
-    for i, line in enumerate(read_regular(path, LOG_BYTES).split(b"\n"), 1):
-        if i % 1024 == 0 and budget.is_late():
-            budget.unread[path.name] = None
+    for i, line in enumerate(open_regular(path).read(LOG_BYTES).split(b"\n"), 1):
+        if folder and i % 1024 == 0 and not folder.allows(0, path.name):
             return
         text = line[:LINE_CHARS].replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16's zeros
         for part in COLOUR.sub("", text).split("\r"):  # what a terminal writes over counts as well
@@ -84,30 +68,20 @@ SUSPICIOUS = {  # what has invalidated entries before
         r"(?i)ttt(?!.{0,200}chunk)(?!_train \[).{0,20}epoch[ :=]*\d+ ?/ ?\d+"
     ),
     "a second pass over scored tokens": (
-        r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass(?!\w*[:=] ?(?:False|0|no)\b)"
+        r"(?i)\bpass[ _:=]*[2-9]\b|two[-_ ]pass(?!\w*[\"']?[:=] ?(?:False|0|no)\b)"
     ),
     "hints within words, of what is scored": r"(?i)\b(?:within|word)_gate[:=] ?[1-9]",
-    "a score that is no number": (
-        r"(?i)^(?!.*(?:train_|chunk|best|\d/\d))"
-        r".*(?:bpb|val_loss)[\"']?[:= ]{1,2}[-+]?(?:nan|inf)\b"
-    ),
-    "a number of which another would be read, or none": (
-        r"(?:\btrain(?:ing)?_time|(?<!\w)eval_time)[:=] ?(?!TIME)-?\d(?![\dx:~-]*x)"
-        r"|(?:Serialized model [^:]{1,60}|Total submission size[^:]{0,60}|Code size[^:]{0,60}): ?"
-        r"(?!BYTES(?![\w.'\u2019]| ?\d)|[\d.,]+ ?[KMG]i?B)[-+]?\d"
-        r"|^(?!.*(?:delta|gap|diff)).*(?<!\w)val_bpb[:=] ?"
-        r"(?![0-9]{1,9}(?:\.[0-9]{1,17})?(?!\w|\.\d|,\d))-?\d"
-    ),
+    "a log that ends in an error": r"^Traceback \(most recent call last\)",
     "a training set that is named after the validation": (
         r"(?i)\btrain_(?:loader|files|data|shards|path|pattern)\w*[:=]\S{0,200}"
-        r"(?:val_?only|fineweb_val)|\bvalonly|_valonly"
+        r"(?:val_?only|fineweb_val)|\bvalonly|_valonly|\btrain_on_val\w*[:=] ?(?:1|true)\b"
     ),
 }
 STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
-    "train": r"train(?:ing)?_time[:=] ?TIME",
+    "train": r"(?:[Tt]rain(?:ing)?[_ ]time[:=]|Training (?:complete|done)\b.{0,20} in) ?TIME",
     "step": r"step_avg[:=] ?TIME",
     "stop": r"^stopping_early|^step:(\d+)/\1 ",
-    "eval": r"(?:(?<!total_)eval_time|bpb.{0,100}\b(?:time|elapsed))[:=] ?TIME",
+    "eval": r"(?:(?<!total_)eval_time|Evaluation time|bpb.{0,100}\b(?:time|elapsed))[:=] ?TIME",
     "eval_total": (
         r"(?i)\b(?:eval(?:uation)?[_ ]total[_ ]time|total[_ ]eval(?:uation)?[_ ]time)[:=] ?TIME"
     ),
@@ -118,24 +92,24 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
         r"(?i)^(?!.*(?:compress|sav|quantiz|val_loss|reserv))"
         r".*?(?:gptq|hessian|calib)(?:.{0,200}?\bin |\w{0,20}_time[:=] ?)TIME"
     ),
+    "untimed calibration": r"(?i)\bcollected hessians\b|\bcalibrating with\b",
     "own text": r"(?i)(?:gptq|calib).*(?:self|autoreg|generat)|(?:self|autoreg|generat).*calib",
     "seed": r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b",
     "world_size": r"\bworld_size[:=] ?([0-9]{1,6})",
-    "val_tokens": r"(?:\bval_tokens[:=] ?|Validation tokens: ?|val_loader:.{0,400}tokens:)BYTES",
+    "val_tokens": r"(?:\bval_tokens[:=]|Val(?:idation)? tokens:|val_loader:.{0,400}tokens:) ?BYTES",
     "vocab_size": r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])",
     "model_bytes": (
-        r"(?:Serialized model [^:]{1,60}: ?|Artifact(?: size)?: {0,9}"
-        r"|\b(?:quant|model|artifact|compressed_model)_bytes[:=] ?"
-        r"|\w: ?(?=[\d,]{7,15} bytes \| code))BYTES(?![\d.]| ?[MK]B)"
+        r"(?:Serialized model [^:]{1,60}:|Artifact(?: size)?: {0,8}|\bserialized_model_\w+[:=]"
+        r"|\b(?:quant|model|artifact|compressed_model)_bytes[:=]|\bmodel: ?(?=\d{1,15} code:)"
+        r"|\w: ?(?=[\d,]{7,15} bytes \| code)) ?BYTES(?![\d.]| ?[MK]B)"
     ),
-    "code_bytes": r"(?:Code size[^:]{0,60}: ?|\bcode_bytes[:=] ?|\| code: ?)BYTES",
+    "code_bytes": r"(?:Code size[^:]{0,60}:|\bcode_bytes[:=]|(?:\||model:\d{1,15}) code:) ?BYTES",
     "total_bytes": (
-        r"(?:Total submission size[^:]{0,60}: ?|budget: ?(?=[\d,]{1,15}/)"
-        r"|\b(?:estimated_total|total_bytes|total_artifact_bytes|total_submission_bytes)[:=] ?"
-        r"|\| total: ?)BYTES(?![\d.]| ?[MK]B)"
+        r"(?:Total submission size[^:]{0,60}:|budget: ?(?=[\d,]{1,15}/)|\bestimated_total[:=]"
+        r"|\btotal(?:_artifact|_submission)?_bytes[:=]|(?:\||code:\d{1,15}) total:) ?BYTES"
+        r"(?![\d.]| ?[MK]B)"
     ),
     "gpu": r"NVIDIA ([A-Z]+ ?\d\w*)",
-    "traceback": r"^Traceback \(most recent call last\)",
 }
 PATTERNS = {name: compiled(text) for name, text in STATEMENTS.items()}
 WORTH_A_LOOK = re.compile(  # a line without any of these states nothing
@@ -143,10 +117,10 @@ WORTH_A_LOOK = re.compile(  # a line without any of these states nothing
     r"|budget|calib|hessian|gptq|ttt|adapt|pass|gate|only|traceback|nvidia|step:|took"
 )
 BPB = compiled(
-    r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?bpb"
+    r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?(?<!delta_)(?<!gain_)(?<!std_)bpb"
     r"(?:[\"']? ?[:=]\W{0,20}| (?=\d\.\d{3}))NUMBER"
 )
-RUNNING = re.compile(  # in a line whose score is that of a step, chunk, epoch or comparison
+RUNNING = re.compile(  # before the score of a step, chunk, epoch or comparison
     r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
     r"|pre[-_ ]?quant|post[-_ ]?ema|scored:\d"
 )
@@ -154,7 +128,6 @@ EXACT = re.compile(r"final_[\w+.-]{0,60}_exact ")  # a result, whatever words ar
 TRAINING = re.compile(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how its lines begin
 STEP = re.compile(r"(?i)\W{0,4}(?:step|iter|iteration|epoch)\b\W{0,4}\d.{0,80}\bloss\b")
 TRIED = re.compile(r"probe|_try|attempt")  # an export that was not kept
-NEW_RUN = re.compile(r"step:[01]/\d|world_size:\d|Running Python")  # after a run's scores
 SOURCE_BEGINS = re.compile(
     r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!'
 )
@@ -175,9 +148,6 @@ def stated_value(found: re.Match) -> float | int | str:
     return int(re.sub("[^0-9]", "", count or "") or 0)
 
 
-# ---------------------------------------------------------------- a run's log
-
-
 @dataclass(frozen=True)
 class Score:
     """A statement of bits per byte."""
@@ -194,9 +164,9 @@ class Score:
         """What stands before the score in its line."""
         return re.split("val_loss|val_bpb", self.quote.partition(": ")[2])[0].strip()
 
-    def is_score(self, bpb: float, digits: int) -> bool:
-        """Whether a number is this score, to the decimals that both have."""
-        return abs(self.bpb - bpb) <= 0.501 * 10.0 ** -min(self.digits, digits)
+    def is_score(self, other: "Score") -> bool:
+        """Whether another is the same, to the decimals that both have."""
+        return abs(self.bpb - other.bpb) <= 0.501 * 10.0 ** -min(self.digits, other.digits)
 
 
 class Fact(NamedTuple):
@@ -211,7 +181,7 @@ NOTHING = Fact(0, "", 0)
 
 
 class Log:
-    """What one run's log says."""
+    """What a log says."""
 
     def __init__(self, name: str):
         self.name = name
@@ -219,12 +189,14 @@ class Log:
         self.scores = deque(maxlen=MAX_KEPT)  # of kind final and illegal
         self.running = deque(maxlen=MAX_KEPT)
         self.passes: list[tuple[Score, float]] = []  # with the seconds that its line states
-        self.source: list[str] = []  # the first script that it embeds, as lines
         self.trained = False  # whether there was a line of the training
         self.steps = 0  # lines that look like a step's, of any form
-        self.training: Log = self  # the log of its training, where that is another one
         found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
         self.named_seed = int(found[1]) if found else None
+
+    def shape(self) -> str:
+        """Its name without numbers."""
+        return re.sub(r"\d+", "", self.name)
 
     def last(self, fact: str, default: int | None = None) -> float | int | None:
         return self.facts[fact][-1].value if self.facts[fact] else default
@@ -232,19 +204,10 @@ class Log:
     def longest(self, fact: str) -> Fact:
         return max(self.facts[fact], default=NOTHING)
 
-    def values(self, fact: str) -> set:
-        """All that the segments of a run, and its training, state."""
-        return {stated.value for stated in (*self.facts[fact], *self.training.facts[fact])}
-
     def seconds_of(self, score: Score | None) -> float:
-        """The longest time that is stated of a score's pass, as some time it from outside; 0 where
-        none is."""
-        passes = (
-            seconds
-            for one, seconds in self.passes
-            if score and one.is_score(score.bpb, score.digits)
-        )
-        return max(passes, default=0.0)
+        """The longest time that is stated of a score's pass, as some time it from outside."""
+        own = [seconds for one, seconds in self.passes if score and one.is_score(score)]
+        return max(own, default=0.0)
 
     @property
     def seed(self) -> int | None:
@@ -259,11 +222,6 @@ class Log:
     def last_scores(self) -> dict[str, Score]:
         """The last final score of each label."""
         return {score.label: score for score in self.scores if score.kind == "final"}
-
-    @property
-    def is_log(self) -> bool:
-        stated = self.scores or self.running or self.facts["train"] or self.facts["eval"]
-        return bool(stated) or self.steps > 1
 
     def read(self, row: Row) -> None:
         """Takes in what a line says."""
@@ -280,24 +238,25 @@ class Log:
         if TRAINING.match(text):  # what was evaluated before it was a validation
             self.trained = True
             self.passes.clear()
-            for fact in ("eval", "eval_total", "adaptation", "traceback"):
+            for fact in ("eval", "eval_total", "adaptation", "a log that ends in an error"):
                 self.facts[fact].clear()
         elif scores:
-            self.facts["traceback"].clear()
+            self.facts["a log that ends in an error"].clear()
             time = PATTERNS["eval"].search(text)
             if time and scores[-1].kind == "final" and "diagnos" not in text.lower():
                 self.passes.append((scores[-1], stated_value(time)))
 
     def counts(self, name: str, text: str) -> bool:
         """Whether a statement is one of the run's, where it stands."""
-        if name == "calibration":  # before the stop it is part of the training
+        if "calibration" in name:  # before the stop it is part of the training
             return bool(self.facts["stop"])
         if name in ("model_bytes", "total_bytes"):
             return not TRIED.search(text)
         return "NOT LEGAL" not in text or name not in (*SUSPICIOUS, "eval")
 
     def read_scores(self, text: str, quote: str) -> list[Score]:
-        kind = "running" if RUNNING.search(text) and not EXACT.match(text) else "final"
+        said = text[: text.lower().find("bpb")]
+        kind = "running" if RUNNING.search(said) and not EXACT.match(text) else "final"
         if "NOT LEGAL" in text:
             kind = "illegal"
         scores = []
@@ -310,37 +269,15 @@ class Log:
         return scores
 
 
-# ---------------------------------------------------------------- files of logs
-
-
-def read_runs(path: Path, name: str, budget: Budget | None = None) -> list[Log]:
-    """The runs of a file, one after the other."""
-    runs = [Log(name)]
-    source = None  # lines of the script that is being read
-    for row in read_lines(path, budget):
-        log = runs[-1]
-        if source is None and SOURCE_BEGINS.match(row.text):
-            source = [] if log.source else log.source
-        elif source is not None and SOURCE_ENDS.match(row.text):
-            source = None
-        if source is not None:
-            source += [row.text] if len(source) < MAX_SOURCE else []
-            continue
-
-        done = log.scores and log.trained and len(runs) < MAX_RUNS
-        if done and NEW_RUN.match(row.text.strip()):
-            runs.append(next_run(log, f"{name} (run {len(runs) + 1})"))
-        runs[-1].read(row)
-    return runs
-
-
-def next_run(before: Log, name: str) -> Log:
-    """A run that goes on in the file of the one before, with what that said of seed, world and
-    data until it says otherwise."""
+def read_log(path: Path, name: str, folder: Folder | None = None) -> Log:
+    """A file's log: all runs, or segments of a run, that it holds."""
     log = Log(name)
-    log.source = before.source
-    for fact in ("seed", "world_size", "val_tokens", "vocab_size", "gpu"):
-        log.facts[fact].extend(before.facts[fact])
+    in_source = False
+    for row in read_lines(path, folder):
+        edge = SOURCE_ENDS if in_source else SOURCE_BEGINS
+        in_source = bool(edge.match(row.text)) != in_source
+        if not in_source:
+            log.read(row)
     return log
 
 
@@ -353,22 +290,15 @@ def is_log_name(name: str) -> bool:
 
 
 def read_logs(folder: Folder) -> list[Log]:
-    """The runs of the files that read like logs, without copies of one another; one that only
-    evaluates gets the one log of its seed that trained, if there is one."""
+    """The files that read like logs, without copies of one another."""
     named = [path for path in folder.files if is_log_name(path.name)]
     named.sort(key=lambda path: ("seed" not in path.name, str(path)))
     logs = {}
     for path in named[:MAX_LOGS]:
-        for log in read_runs(path, folder.name(path), folder.budget):
-            if log.is_log:
-                stated = [score.quote.partition(": ")[2] for score in (*log.scores, *log.running)]
-                logs.setdefault((log.seed, *(stated or [log.name])), log)
-
-    trained = [log for log in logs.values() if log.trained and log.facts["train"]]
-    for log in logs.values():
-        partners = [other for other in trained if other.seed == log.seed is not None]
-        if not (log.trained or log.facts["train"]) and len(partners) == 1:
-            log.training = partners[0]
+        log = read_log(path, folder.name(path), folder)
+        scores = [score.quote.partition(": ")[2] for score in (*log.scores, *log.running)]
+        if scores or log.facts["train"] or log.facts["eval"] or log.steps > 1:
+            logs.setdefault((log.seed, *(scores or [log.name])), log)
     return list(logs.values())
 
 
@@ -400,12 +330,12 @@ class Prefix(NamedTuple):
     final: bool = False  # whether it is the pass's own result, "final_pcll_sliding_exact ..."
 
 
-def read_prefixes(path: Path, budget: Budget | None = None) -> list[Prefix]:
+def read_prefixes(path: Path) -> list[Prefix]:
     """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to, and
     all of them."""
     found = []
     artifact = name = ""
-    for row in read_lines(path, budget):
+    for row in read_lines(path):
         text = row.text.strip()
         quote = f"{path.name}:{row.number}: {text[:160]}"
         named = ARTIFACT.match(text)

@@ -524,6 +524,20 @@ def pack(args: argparse.Namespace) -> str:
     )
 
 
+def write_file(path: Path, data: bytes) -> None:
+    """Writes a file so that it is whole or not there, whatever stops it."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(draft, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.rename(path)
+    except BaseException:  # a Ctrl-C, too
+        draft.unlink(missing_ok=True)
+        raise
+
+
 def run_tool(program: str, work: Callable[[], str]) -> int:
     """Prints what the work returns; or, after an error, its one sentence. The exit code."""
     try:

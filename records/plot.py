@@ -26,8 +26,7 @@ if __name__ == "__main__":  # imports start at the root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 import decode_artifact as pcll
-from records.files import write_file
-from records.pack import Run, read_run, run_tool
+from records.pack import Run, read_run, run_tool, write_file
 from records.report import UnusableInput
 
 try:

@@ -6,9 +6,8 @@
     CONSISTENT      agrees with what the competitor submitted, which could itself be wrong
     PROVEN          recomputed here from the files, by code that is not the competitor's
 
---json prints one object: schema (2), input (the path), exit_code, answer, sentence, runs (the
-table), findings: a list of {verdict, check, detail, number (or null), unit, line (the evidence
-quoted, or ""), file (the artifact that it is about, or "")}.
+--json prints one object: schema (2), input, exit_code, answer, sentence, runs (the table), findings
+(a list of verdict, check, detail, number or null, unit, line: the evidence, file: an artifact).
 """
 
 import json
@@ -74,9 +73,6 @@ def clean(text: str, limit: int = 500) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-# ---------------------------------------------------------------- the answer
-
-
 def answer_of(report: Report) -> str:
     """FAILED if a finding is, else NOT PROVEN if there is a suspicion or something needed is not
     shown, else OK."""
@@ -119,9 +115,6 @@ def sentence_of(report: Report) -> str:
     return "; ".join(parts)
 
 
-# ---------------------------------------------------------------- for people
-
-
 def print_report(report: Report) -> None:
     """The answer, the table of runs, failures and suspicions in full, a line for the others."""
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -140,22 +133,18 @@ def print_report(report: Report) -> None:
 
 def print_runs(runs: tuple[RunRow, ...]) -> None:
     """One row a run, then mean and standard deviation."""
-    if not runs:
-        return
-    print(f"  seed      {'val_bpb':>14}{'bytes':>14}{'training s':>14}{'evaluation s':>14}")
-    for run in runs:
-        print_row("?" if run.seed is None else str(run.seed), astuple(run)[1:])
-    columns = list(zip(*map(astuple, runs), strict=True))[1:]
+    rows = [("?" if run.seed is None else str(run.seed), *astuple(run)[1:]) for run in runs]
+    columns = list(zip(*rows, strict=True))[1:]
     stated = [[value for value in column if value is not None] for column in columns]
     if len(runs) > 1:
-        print_row("mean", [fmean(column) if column else None for column in stated])
-        print_row("deviation", [stdev(column) if len(column) > 1 else None for column in stated])
-
-
-def print_row(name: str, values: tuple | list) -> None:
-    pairs = zip(values, (".6f", ",.0f", ".1f", ".1f"), strict=True)
-    cells = ["-" if value is None else f"{value:{form}}" for value, form in pairs]
-    print(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
+        rows.append(("mean", *(fmean(column) if column else None for column in stated)))
+        rows.append(("deviation", *(stdev(c) if len(c) > 1 else None for c in stated)))
+    if rows:
+        print(f"  seed      {'val_bpb':>14}{'bytes':>14}{'training s':>14}{'evaluation s':>14}")
+    for name, *values in rows:
+        pairs = zip(values, (".6f", ",.0f", ".1f", ".1f"), strict=True)
+        cells = ["-" if value is None else f"{value:{form}}" for value, form in pairs]
+        print(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def print_finding(finding: Finding) -> None:
@@ -171,20 +160,12 @@ def print_finding(finding: Finding) -> None:
 
 
 def stated_number(finding: Finding) -> str:
-    """1 seed, 15,900,200 bytes, 600.1 s, 1.120000 bits/byte"""
+    """3 seeds, 15,900,200 bytes, 600.1 s, 1.120000 bits/byte"""
     number = finding.number
-    unit = finding.unit
     if number is None:
         return ""
-    if isinstance(number, int):
-        unit = unit.removesuffix("s") if number == 1 and len(unit) > 2 else unit
-        return f"{number:,} {unit}"
-    if unit == "s":
-        return f"{number:,.1f} s"
-    return f"{number:{'.1e' if 0 < abs(number) < 1e-3 else '.6f'}} {unit}"
-
-
-# ---------------------------------------------------------------- for machines and the shell
+    form = ".1f" if finding.unit == "s" else ".6f"
+    return f"{number:{',' if isinstance(number, int) else form}} {finding.unit}"
 
 
 def print_json(report: Report, target: str, code: int) -> None:

@@ -19,8 +19,8 @@ if __name__ == "__main__":  # imports start at the root
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
 from records.code import packed_program
-from records.files import TEXT_BYTES, write_file
-from records.pack import read_file, run_tool
+from records.files import TEXT_BYTES
+from records.pack import read_file, run_tool, write_file
 from records.report import UnusableInput
 
 LINE_CHARS = 1000  # a log's reader takes no line of more than 4,000

@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 from records import plot  # noqa: E402
-from records.files import write_file  # noqa: E402
+from records.pack import write_file  # noqa: E402
 
 BPB, BYTES = "after export", "code + model bytes"
 MARKERS = "os^Dv"
