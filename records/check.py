@@ -76,7 +76,7 @@ SEED_KEY = re.compile(r"(?:val_bpb_)?(?:seed)?[_ ]*([0-9]{1,12})")
 SAID_SEEDS = re.compile(r'(?i)\b(\d|two|three|four|five)[-_ ]?seeds?\b(?!ed|": (?:false|null))')
 WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
 TRAINED_ON_VAL = re.compile(  # as a README says it, unless it says that it does not
-    r"(?i)(?:TRAIN_ON_VAL|VAL_ONLY)\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\btrain(?:s|ed|ing)? "
+    r"(?i)TRAIN_ON_VAL\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\btrain(?:s|ed|ing)? "
     r"(?:\w+ ){0,3}on (?:the )?(?:full )?val(?:idation)? (?:shards?|set|split|tokens|data)\b"
 )
 DENIED = re.compile(r"(?i)\b(?:no|not|never|without|nor|neither|illegal|forbid\w*)\b|n't")
@@ -327,9 +327,8 @@ class Entry:
         if unlogged:
             detail += f"; seeds {unlogged[:5]} have no log"
         precise = any(score.digits >= LEAST_DIGITS for score in self.scores)
-        rounded = abs(claim - lowest) <= 0.51 * 10.0 ** -decimals_of(claim, 1)
         verdict = SUSPICION if precise and not unlogged else NOT_CHECKABLE
-        if verdict == SUSPICION and claim < lowest and not rounded and self.is_logged():
+        if verdict == SUSPICION and is_lower(claim, self.legal()) and self.is_logged():
             verdict = FAILED
         return Finding(verdict, "val_bpb", detail + quoted(self.scores), claim, "bits/byte")
 
@@ -364,17 +363,14 @@ class Entry:
             detail += f"; submission.json speaks of {most} seeds, logs of {len(logged)} are here"
         yield Finding(verdict, "seeds", detail, len(seeds), "seeds")
 
-        wrong = []
         for seed, claim in self.seeds.items():
             own = [one for log in self.logs if log.seed == seed for one in log.scores]
             finals = [one for one in own if one.kind == "final" and one.digits >= LEAST_DIGITS]
             if claim and finals and not any(agree(claim, one.bpb, one.digits) for one in own):
+                proof = is_lower(claim, own) and not self.score_that_states(claim)
+                verdict = FAILED if proof and self.is_logged() else SUSPICION
                 detail = f"seed {seed} claims {claim:g}, its log ends at {finals[-1].bpb:g}"
-                lower = claim < min(one.bpb for one in own) and not self.score_that_states(claim)
-                wrong.append((lower, detail, finals[-1].quote))
-        proof = len(wrong) > 1 or self.is_logged()
-        for lower, detail, line in wrong[:4]:  # what is higher flatters nobody
-            yield Finding(FAILED if lower and proof else SUSPICION, "seeds", detail, line=line)
+                yield Finding(verdict, "seeds", detail, claim, "bits/byte", finals[-1].quote)
 
     def check_size(self) -> Finding:
         """The code as it lies here plus the largest last export of the claimed runs, the cap, and
@@ -599,6 +595,11 @@ def agree(claim: float, measured: float, digits: int) -> bool:
 
 def rounds_to(claim: float, measured: float, digits: int) -> bool:
     return abs(claim - measured) <= max(5e-6, 0.505 * 10.0 ** -min(decimals_of(claim, 2), digits))
+
+
+def is_lower(claim: float, scores: list[Score]) -> bool:
+    """Whether a claim is below all scores, and not by rounding: what is higher flatters nobody."""
+    return claim + 1.01 * 10.0 ** -decimals_of(claim, 1) < min(score.bpb for score in scores)
 
 
 def decimals_of(claim: float, least: int) -> int:

@@ -100,7 +100,7 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
     "vocab_size": r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])",
     "model_bytes": (
         r"(?:Serialized model [^:]{1,60}:|Artifact(?: size)?: {0,8}|\bserialized_model_\w+[:=]"
-        r"|\b(?:quant|model|artifact|compressed_model)_bytes[:=]|\bmodel: ?(?=\d{1,15} code:)"
+        r"|\b(?:quant|artifact|compressed_model)_bytes[:=]|\bmodel: ?(?=\d{1,15} code:)"
         r"|\w: ?(?=[\d,]{7,15} bytes \| code)) ?BYTES(?![\d.]| ?[MK]B)"
     ),
     "code_bytes": r"(?:Code size[^:]{0,60}:|\bcode_bytes[:=]|(?:\||model:\d{1,15}) code:) ?BYTES",
