@@ -60,31 +60,27 @@ def test_what_is_used_uses_more(tmp_path):
 
 # ---------------------------------------------------------------- packed scripts
 
-INNER = "import os\ndef f():\n    return two_pass('x', 'y')\n" + "".join(
+INNER = "import os\ndef f():\n    key = context ^ target\n" + "".join(
     f"# {i * 7919 % 1009}\n" for i in range(300)
 )
 BYTES = INNER.encode()
 XZ = lzma.compress(BYTES)
 FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-RAW = lzma.compress(BYTES, format=lzma.FORMAT_RAW, filters=FILTERS)
+RAW = base64.b85encode(lzma.compress(BYTES, lzma.FORMAT_RAW, filters=FILTERS)).decode()
 B85 = base64.b85encode(XZ).decode()
+B64 = base64.b64encode(zlib.compress(BYTES))
 A, B = B85[:600], B85[600:]
-TWICE = f"import os\nexec(lzma.decompress({XZ!r}))"
+INNER_OF_TWO = f"import os\nexec(lzma.decompress(base64.b85decode({B85!r})))".encode()
+TWICE = base64.b85encode(lzma.compress(INNER_OF_TWO, preset=9)).decode()
 PACKED = {
     "xz in base85": f"exec(lzma.decompress(base64.b85decode({B85!r})))",
     "other names": f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({B85!r})))",
-    "xz at preset 9": f"exec(lzma.decompress({lzma.compress(BYTES, preset=9)!r}))",
     "two literals": f"exec(lzma.decompress(base64.b85decode({A!r} {B!r})))",
     "several lines": f"T = (\n {A!r}\n {B!r}\n)\nexec(lzma.decompress(base64.b85decode(T)))",
     "three quotes": f'exec(lzma.decompress(base64.b85decode("""{B85}""")))',
-    "base64": f"exec(zlib.decompress(b64decode({base64.b64encode(zlib.compress(BYTES))!r})))",
-    "hex": f"exec(bz2.decompress(bytes.fromhex({bz2.compress(BYTES).hex()!r})))",
-    "bytes": f"exec(lzma.decompress({XZ!r}))",
-    "raw lzma": f"exec(lzma.decompress({RAW!r}, format=lzma.FORMAT_RAW, filters=F))",
-    "zlib": f"exec(zlib.decompress({zlib.compress(BYTES)!r}).decode())",
-    "zstd": f"exec(zstd.decompress({zstandard.compress(BYTES)!r}))",
-    "a name between": f"S=lzma.decompress({XZ!r})\nS=S.decode()\nexec(S)",
-    "twice": f"exec(zlib.decompress({zlib.compress(TWICE.encode())!r}))",
+    "zlib in base64": f"S=b64decode({B64!r})\nS=zlib.decompress(S)\nexec(S)",
+    "raw lzma": f"exec(lzma.decompress(b85decode({RAW!r}), format=FORMAT_RAW, filters=F))",
+    "twice": f"exec(lzma.decompress(b85decode({TWICE!r})))",
 }
 
 
@@ -93,13 +89,22 @@ def test_a_packed_script_is_unpacked_and_searched(tmp_path, way):
     script = PACKED[way] + "\n"
     report = check_folder(write(tmp_path, entry(runs(), script)))
     (hit,) = [finding for finding in report.findings if finding.check == "pattern"]
-    assert (hit.verdict, hit.detail) == ("SUSPICION", "scores tokens in a second pass")
-    assert hit.line == "train_gpt.py:3: return two_pass('x', 'y')"
+    assert (hit.verdict, hit.detail) == ("SUSPICION", "hash keyed on the target")
+    assert hit.line == "train_gpt.py:3: key = context ^ target"
     (size,) = [finding for finding in report.findings if finding.check == "size"]
     assert size.number == 15_900_000 + len(script)  # as it lies there
 
 
-@pytest.mark.parametrize("script", ["exec(decompress(key ^ blob))", "eval(decode(b'abc'))"])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "exec(decompress(key ^ blob))",
+        "eval(decode(b'abc'))",
+        f"exec(lzma.decompress({XZ!r}))",
+        f"exec(bz2.decompress(bytes.fromhex({bz2.compress(BYTES).hex()!r})))",
+        f"exec(zstd.decompress({zstandard.compress(BYTES)!r}))",
+    ],
+)
 def test_what_stays_packed_is_named(tmp_path, script):
     report = check_folder(write(tmp_path, entry(runs(), script)))
     (found,) = [finding for finding in report.findings if finding.check == "pattern"]
@@ -141,7 +146,6 @@ PATTERNS = {
         "if val_bpb < best_bpb:\n    print('best')\nif err < best_err:\n    x = 1\n",
     ),
     "scores in the last of several epochs": (1, "if epoch == args.epochs - 1: y", "epoch == 3"),
-    "scores tokens in a second pass": (1, "ngram_rescore(tokens)", "print('two_pass (x)')"),
     "hash keyed on the target": (
         2,
         "\nkey = (ctx_hash ^ tgt_np * primes[0]) & mask",

@@ -5,7 +5,7 @@ import pytest
 from attacks.folders import NOT_PROVEN, Run, changed, entry, rows, runs, write
 
 from records.check import check_folder
-from records.logs import read_lines, read_runs
+from records.logs import read_lines, read_log
 from records.report import Finding, Report, answer_of
 
 # A check; a text of each log, what stands in its place, the verdict and number that it gives. ¶ is
@@ -145,10 +145,11 @@ def test_the_source_in_a_log_states_nothing(tmp_path, ends, times):
     assert (found["size"].number, found["hardware"].detail[:14]) == (15_900_198, "world size [8]")
 
 
-def test_several_runs_in_a_file(tmp_path):
-    report, found = check(tmp_path, entry({"train.log": "".join(runs().values())}))
-    assert answer_of(report) == "OK" and [run.seed for run in report.runs] == [1, 2, 3]
-    assert found["val_bpb"].number == pytest.approx(1.12)
+def test_any_of_several_runs_in_a_file_may_be_claimed(tmp_path):
+    for bpb in (1.119, 1.12, 1.121):
+        files = entry({"train.log": "".join(runs().values())}, val_bpb=bpb)
+        report, found = check(tmp_path, files)
+        assert answer_of(report) == "OK" and found["val_bpb"].number == bpb
 
 
 def test_a_run_that_is_repeated_counts_once(tmp_path):
@@ -172,6 +173,6 @@ def test_a_line_is_read_to_4000_characters(tmp_path):
     path = tmp_path / "train.log"
     for spaces, there in ((3_986, [1.12]), (3_987, [1.1])):
         path.write_text(" " * spaces + "x val_bpb:1.12\n")
-        assert [score.bpb for score in read_runs(path, "x")[0].scores] == there
+        assert [score.bpb for score in read_log(path, "x").scores] == there
     path.write_bytes(b"a\0b\n\n\x1b[31mc\rd  \n")
     assert [tuple(row) for row in read_lines(path)] == [(1, "ab"), (3, "c"), (3, "d")]

@@ -1,18 +1,14 @@
 """records/check.py on record folders: each limit just inside and just outside, claims of every
 form, times, and the statistics of a record."""
 
-import json
 import math
-import random
 import re
 
 import pytest
-from attacks.folders import SEEDS, Files, Run, changed, entry, rows, runs, write
+from attacks.folders import SEEDS, Run, changed, entry, entry_of, rows, runs, write
 
 from records.check import check_folder, student_tail, submitted_scores, welch
 from records.report import Finding, UnusableInput
-
-NOISE = "".join(random.Random(0).choices("abcdefgh", k=60_000))  # lzma makes 24,036 bytes of it
 
 
 def check(home, files, against=None, track="track_10min_16mb") -> dict[str, Finding]:
@@ -23,16 +19,13 @@ def check(home, files, against=None, track="track_10min_16mb") -> dict[str, Find
 
 # ---------------------------------------------------------------- limits and tolerances
 
-# Entries in pairs, on both sides of a limit, with the verdict and the number that a check gives.
-# Three runs, but where their scores are given; gptq, ttt and evaluation are seconds that a line
-# states, ratio is 1 where a token has the bytes that it should have, lacks are words of lines that
-# are left out, helper is the size of a file that the script imports, noise a script of 60,000.
-LIMITS = """
+# Entries on both sides of a limit, with the verdict and the number that a check gives.
+LIMITS = r"""
 evaluation time
     scored=600000 -> CONSISTENT 600
     scored=600100 -> FAILED 600.1
-    evaluation=600.0 -> CONSISTENT 400
-    evaluation=600.1 -> NOT CHECKABLE 400
+    tail="total_eval_time:600.0s\n" -> CONSISTENT 400
+    tail="total_eval_time:600.1s\n" -> NOT CHECKABLE 400
 training time
     trained=601000 -> CONSISTENT 601
     trained=601100 -> FAILED 601.1
@@ -45,30 +38,28 @@ training time
     track="10min_nonstop" trained=900000 -> FAILED 900
     track="non-record" trained=900000 -> SUSPICION 900
 calibration
-    trained=596000 gptq=5.0 -> CONSISTENT 5
-    trained=596000 gptq=5.1 -> SUSPICION 5.1
-    trained=600000 gptq=11.0 -> SUSPICION 11
-    trained=600000 gptq=11.1 -> FAILED 11.1
+    trained=596000 middle="GPTQ:collected 67 Hessians in 5.0s\n" -> CONSISTENT 5
+    trained=596000 middle="GPTQ:collected 67 Hessians in 5.1s\n" -> SUSPICION 5.1
+    trained=600000 middle="GPTQ:collected 67 Hessians in 11.0s\n" -> SUSPICION 11
+    trained=600000 middle="GPTQ:collected 67 Hessians in 11.1s\n" -> FAILED 11.1
 adaptation time
-    scored=300000 ttt=300.0 -> CONSISTENT 300
-    scored=300000 ttt=300.1 -> FAILED 300.1
-    trained=400000 ttt=201.0 -> CONSISTENT 201
-    trained=400000 ttt=201.1 -> FAILED 201.1
+    scored=300000 middle="ttt:done total_time=300.0s\n" -> CONSISTENT 300
+    scored=300000 middle="ttt:done total_time=300.1s\n" -> FAILED 300.1
+    trained=400000 middle="ttt:done total_time=201.0s\n" -> CONSISTENT 201
+    trained=400000 middle="ttt:done total_time=201.1s\n" -> FAILED 201.1
 size
-    noise=60000 model=15940000 -> CONSISTENT 16000000
-    noise=60000 model=15940001 -> SUSPICION 16000001
-    noise=60000 model=15980771 -> SUSPICION 16040771
-    noise=60000 model=15980772 -> FAILED 16040772
+    script=NOISE model=15940000 bytes_total=null -> CONSISTENT 16000000
+    script=NOISE model=15940001 bytes_total=null -> FAILED 16000001
     bytes_total=16000000 -> CONSISTENT 15900198
     bytes_total=16000001 -> SUSPICION 15900198
-    noise=60000 model=15950000 code=19328 -> CONSISTENT 16010000
-    noise=60000 model=15950000 code=19128 -> SUSPICION 16010000
-    helper=59986 model=15940000 code=60000 -> CONSISTENT 16000000
-    helper=59987 model=15940000 code=60001 -> SUSPICION 16000001
+    script=NOISE model=15950000 code=19328 bytes_total=null -> CONSISTENT 15969328
+    script=NOISE model=15950000 code=19128 bytes_total=null -> FAILED 16010000
+    helper=59986 model=15940000 code=60000 bytes_total=null -> CONSISTENT 16000000
+    helper=59987 model=15940000 code=60001 bytes_total=null -> SUSPICION 16000001
     model=15000000 total=15200200 -> CONSISTENT 15000198
     model=15000000 total=15200201 -> SUSPICION 15000198
-    lacks="model|Code" total=16000000 -> CONSISTENT 16000198
-    lacks="model|Code" total=16000001 -> SUSPICION 16000199
+    lacks="model|Code" total=16000000 bytes_total=null -> CONSISTENT 16000000
+    lacks="model|Code" total=16000001 bytes_total=null -> FAILED 16000001
 split
     ratio=1.0049 -> CONSISTENT 151820292
     ratio=1.0051 -> SUSPICION 151850508
@@ -82,67 +73,34 @@ split
     ratio=1.031 tokens=58500000 -> SUSPICION 146919101
     ratio=1 tokens=66301124 -> SUSPICION 161504517
     ratio=1 tokens=66425168 -> FAILED 161806680
-    losses="none" tokens=61401416 -> NOT CHECKABLE 61401416
-    losses="none" tokens=61401415 -> SUSPICION 61401415
+    lacks="_loss" tokens=61401416 -> NOT CHECKABLE 61401416
+    lacks="_loss" tokens=61401415 -> SUSPICION 61401415
 accepted scores
-    scores=[1.0565] val_bpb=1.0565 -> none 0
-    scores=[1.0564] val_bpb=1.0564 -> SUSPICION 1.0564
+    lines=[1.0565] val_bpb=1.0565 -> none
+    lines=[1.0564] val_bpb=1.0564 -> SUSPICION 1.0564
 val_bpb
-    scores=["1.1200"] -> CONSISTENT 1.12
-    scores=["1.120"] -> NOT CHECKABLE 1.12
-    scores=[1.120199] val_bpb=1.1201 -> CONSISTENT 1.120199
-    scores=[1.120203] val_bpb=1.1201 -> FAILED 1.1201
-    scores=[1.12012,1.12018] val_bpb=1.1201 -> CONSISTENT 1.12012
-    scores=["1.12019","1.12000"] -> CONSISTENT 1.12
-    scores=["1.12021","1.12000"] -> SUSPICION 1.12
+    lines=["1.1200"] -> CONSISTENT 1.12
+    lines=["1.120"] -> NOT CHECKABLE 1.12
+    lines=[1.120199] val_bpb=1.1201 -> CONSISTENT 1.120199
+    lines=[1.120203] val_bpb=1.1201 -> FAILED 1.1201
+    lines=[1.12012,1.12018] val_bpb=1.1201 -> CONSISTENT 1.12012
+    lines=["1.12019","1.12000"] -> CONSISTENT 1.12
+    lines=["1.12021","1.12000"] -> SUSPICION 1.12
 seeds
-    scores=[1.120199] seed_results={"1":1.1201} -> CONSISTENT 1
-    scores=[1.120203] seed_results={"1":1.1201} -> FAILED 1.1201
+    lines=[1.120199] seed_results={"1":1.1201} -> CONSISTENT 1
+    lines=[1.120203] seed_results={"1":1.1201} -> FAILED 1.1201
 """
-LINES = {
-    "gptq": ("middle", "GPTQ:collected 67 Hessians in {}s\n"),
-    "ttt": ("middle", "ttt:done total_time={}s\n"),
-    "evaluation": ("tail", "total_eval_time:{}s\n"),
-}
-CLAIMS = ("val_bpb", "bytes_total", "track", "seed_results")
-
-
-def entry_of(words: list[str]) -> Files:
-    given = {name: json.loads(value) for name, value in (word.split("=", 1) for word in words)}
-    claims = {"bytes_total": None}
-    claims |= {name: given.pop(name) for name in CLAIMS if name in given}
-    noise, helper, scores = (given.pop(name, None) for name in ("noise", "helper", "scores"))
-    lacks, losses = given.pop("lacks", None), given.pop("losses", None)
-    for name, (place, line) in LINES.items():
-        if name in given:
-            given[place] = line.format(given.pop(name))
-    if "ratio" in given:
-        given["ratio"] *= 151_080_000 / 62_021_632
-
-    logs = runs(**given)
-    if scores:
-        lines = "".join(f"final_mix val_bpb:{one}\n" for one in scores)
-        logs = {"train.log": f"seed:1\nTotal submission size x: 15900200 bytes\n{lines}"}
-        claims |= {"seeds": [1], "bytes_total": 15_900_200}
-    if lacks:
-        logs = {name: re.sub(rf"(?m)^.*(?:{lacks}).*\n", "", text) for name, text in logs.items()}
-    if losses:
-        logs = changed(logs, ("val_loss", "loss"))
-    script = NOISE if noise else "x = 1\n" * 33
-    if helper:
-        return entry(logs, "import helper\n", {"helper.py": NOISE[:helper]}, **claims)
-    return entry(logs, script, **claims)
 
 
 @pytest.mark.parametrize(("name", "row"), rows(LIMITS))
 def test_both_sides_of_a_limit(tmp_path, name, row):
     words, _, wanted = row.partition(" -> ")
-    verdict, _, number = wanted.rpartition(" ")
-    finding = check(tmp_path, entry_of(words.split())).get(name)
+    verdict, _, number = re.fullmatch(r"(\D+?)( ([\d.]+))?", wanted).groups()
+    finding = check(tmp_path, entry_of(words)).get(name)
     if verdict == "none":
         assert finding is None
     else:
-        number = pytest.approx(float(number), rel=2e-7)
+        number = number and pytest.approx(float(number), rel=2e-7)
         assert (finding.verdict, finding.number) == (verdict, number), finding
 
 
@@ -154,6 +112,8 @@ def test_both_sides_of_a_limit(tmp_path, name, row):
     [
         "1.1200",
         "1.12 (3 seeds)",
+        [1.119, 1.120, 1.121],
+        {"1": 1.119, "2": 1.120, "3": 1.121},
         {"seed_2": 1.2, "mean": 1.12, "std": 0.0005},
     ],
 )
@@ -166,7 +126,9 @@ def test_forms_of_a_claim(tmp_path, claim):
     assert found.line.startswith("train_seed1.log:11: final_int8_zlib_roundtrip_exact val_loss:1.8")
 
 
-@pytest.mark.parametrize("claim", ["pending", [], {}, True, 0, -1.0, {"a": {}}, math.nan, [1.12]])
+@pytest.mark.parametrize(
+    "claim", ["pending", [], {}, True, 0, -1.0, {"a": {}}, math.nan, "1e999", [[1.12]]]
+)
 def test_what_is_no_claim(tmp_path, claim):
     assert check(tmp_path, entry(runs(), val_bpb=claim))["val_bpb"].verdict == "NOT CHECKABLE"
 
@@ -181,55 +143,57 @@ def test_a_submission_that_cannot_be_used(tmp_path, text):
     assert "submission.json cannot be used: " in found["files"].detail
 
 
-@pytest.mark.parametrize(
-    ("claim", "changes", "verdict", "says"),
-    [
-        (1.1197, {}, "CONSISTENT", "a final line of one log of 3"),
-        (1.1222, {}, "CONSISTENT", "the mean of the last 'plain' lines of 3 logs"),
-        (1.1501, {}, "SUSPICION", "a running line of one log"),
-        (1.1281, {}, "SUSPICION", "no line and no mean of the logs, from 1.1185 on"),
-        (1.1111, {}, "FAILED", "no line and no mean of the logs, from 1.1185 on"),
-        (1.1111, {"bytes_total": 15_800_000}, "SUSPICION", "no line and no mean"),
-        (1.1111, {"seeds": [1, 2, 3, 7]}, "NOT CHECKABLE", "seeds [7] have no log"),
-        (1.1012, {}, "FAILED", "of a line that its log labels NOT LEGAL"),
-    ],
+# Logs of 1.1185, 1.1197 and 1.1203 for a claim, of the usual three scores for the other checks.
+LOGS = (
+    r'scores=[1.1185,1.1197,1.1203] middle="plain val_loss:1.89 val_bpb:1.1222\nchunk 3/9 '
+    r'val_bpb:1.1501\n" tail="NOT LEGAL (learned) val_loss:1.8 val_bpb:1.10120000\n" '
 )
-def test_a_claim_against_the_logs(tmp_path, claim, changes, verdict, says):
-    tail = "NOT LEGAL (trained on what it scores) val_loss:1.8 val_bpb:1.10120000\n"
-    middle = "plain val_loss:1.89 val_bpb:1.1222\nchunk 3/9 val_bpb:1.1501\n"
-    files = entry(runs({1: 1.1185, 2: 1.1197, 3: 1.1203}, middle=middle, tail=tail))
-    table = json.loads(files["submission.json"]) | {"val_bpb": claim} | changes
-    found = check(tmp_path, files | {"submission.json": json.dumps(table)})["val_bpb"]
-    assert (found.verdict, found.number) == (verdict, pytest.approx(claim, abs=1e-6))
-    assert says in found.detail
+SAID = r"""
+val_bpb
+    val_bpb=1.1197 -> CONSISTENT: a final line of one log of 3
+    val_bpb=1.1185 -> SUSPICION: the best of 3 seeds
+    val_bpb=1.1222 -> CONSISTENT: the mean of the last 'plain' lines of 3 logs
+    val_bpb=1.1501 -> SUSPICION: a running line of one log
+    val_bpb=1.1281 -> SUSPICION: no line and no mean of the logs, from 1.1185 on
+    val_bpb=1.1111 -> FAILED: no line and no mean of the logs, from 1.1185 on
+    val_bpb=1.1111 bytes_total=15800000 -> SUSPICION: no line and no mean of the logs
+    val_bpb=1.1111 seeds=[1,2,3,7] -> NOT CHECKABLE: seeds [7] have no log
+    val_bpb=1.1012 -> FAILED: of a line that its log labels NOT LEGAL
+seeds
+    seeds=null -> CONSISTENT: seeds [1, 2, 3]
+    seeds=[1,2,4] -> NOT CHECKABLE: submission.json also names [4]
+    blurb="mean of five seeds" -> SUSPICION: submission.json speaks of 5 seeds, logs of 3
+    blurb="three-seed mean, seeded" -> CONSISTENT: seeds [1, 2, 3]
+    lacks="^seed:" -> CONSISTENT: seeds [1, 2, 3]
+    lacks="^seed:" logs=BARE seeds=null -> NOT CHECKABLE: seeds []
+    head="seed:4\n" lacks="^seed:[123]" seeds=null -> SUSPICION: another seed than its name
+    seeds={"1":1.121,"2":1.12,"3":1.121} -> SUSPICION: seed 1 claims 1.121
+hardware
+    head="NVIDIA H100 80GB HBM3\n" -> CONSISTENT: world size [8], GPU H100
+    head="NVIDIA A100-SXM\n" -> SUSPICION: world size [8], GPU A100
+    world=4 -> SUSPICION: world size [4], GPU not logged
+    lacks="world" -> NOT CHECKABLE: world size not logged
+evaluation time
+    tail="ttt val_loss:1.9 val_bpb:1.16 eval_time:650000ms\n" -> CONSISTENT: together 1050.0 s
+    tail="diagnostic val_bpb:1.16 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
+    tail="NOT LEGAL val_bpb:1.04 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
+    tail="chunk [1/9] val_bpb:1.13 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
+    lacks="eval_time" -> NOT CHECKABLE: no claimed log states the time
+split
+    tail="mixed val_loss:1.891235 val_bpb:1.0600\n" val_bpb=1.06 -> SUSPICION: of 2.5740 bytes
+files
+    script="" -> NOT CHECKABLE: there is no script
+    logs={"notes.txt":"x"} -> NOT CHECKABLE: there is no train log
+"""
 
 
-@pytest.mark.parametrize(
-    ("logs", "claims", "verdict", "says"),
-    [
-        (runs(), {}, "CONSISTENT", "seeds [1, 2, 3]"),
-        (runs(), {"seeds": [1, 2, 4]}, "NOT CHECKABLE", "also names [4]"),
-        (runs(), {"blurb": "mean of five seeds"}, "SUSPICION", "speaks of 5 seeds"),
-        (runs(), {"blurb": "three-seed mean, seeded"}, "CONSISTENT", ""),
-        (changed(runs(), ("seed:", "s:")), {}, "CONSISTENT", "seeds [1, 2, 3]"),
-        ({"train_seed4.log": Run().text()}, {}, "SUSPICION", "logs another seed than its name"),
-        (
-            {"train.log": changed(runs(), ("seed:", "s:"))["train_seed1.log"]},
-            {},
-            "NOT CHECKABLE",
-            "",
-        ),
-        (
-            runs(),
-            {"seeds": {"1": 1.121, "2": 1.12, "3": 1.121}},
-            "SUSPICION",
-            "seed 1 claims 1.121",
-        ),
-    ],
-)
-def test_seeds(tmp_path, logs, claims, verdict, says):
-    found = check(tmp_path, entry(logs, **{"seeds": None} | claims))["seeds"]
-    assert found.verdict == verdict and says in found.detail, found
+@pytest.mark.parametrize(("name", "row"), rows(SAID))
+def test_what_is_said_of(tmp_path, name, row):
+    words, _, wanted = row.partition(" -> ")
+    verdict, _, says = wanted.partition(": ")
+    report = check_folder(write(tmp_path, entry_of(LOGS * (name == "val_bpb") + words)))
+    found = [(one.verdict, one.detail) for one in report.findings if one.check == name]
+    assert [detail for one, detail in found if one == verdict and says in detail], found
 
 
 def test_what_an_artifact_has_to_answer_for(tmp_path):
@@ -242,25 +206,18 @@ def test_what_an_artifact_has_to_answer_for(tmp_path):
 
 # ---------------------------------------------------------------- times and hardware
 
-LAST = "final_ttt val_loss:1.8800 val_bpb:1.1100 eval_time:{}ms\n"
-EXACT = "final_ttt_exact val_loss:1.88000000 val_bpb:1.11003333 eval_time:{}ms\n"
-
 
 @pytest.mark.parametrize(
-    ("tail", "claim", "verdict", "seconds", "says"),
-    [
-        (LAST.format(590_000) + EXACT.format(590_000), 1.11, "CONSISTENT", 590, ""),
-        (LAST.format(590_000) + EXACT.format(600_400), 1.11, "FAILED", 600.4, ""),
-        (LAST.format(650_000), 1.12, "CONSISTENT", 400, "together 1050.0 s"),
-        ("diagnostic val_loss:1.9 val_bpb:1.16 eval_time:900000ms\n", 1.12, "CONSISTENT", 400, ""),
-        ("NOT LEGAL val_loss:1.7 val_bpb:1.04 eval_time:900000ms\n", 1.12, "CONSISTENT", 400, ""),
-        ("chunk [1/9] val_bpb:1.13 eval_time:900000ms\n", 1.12, "CONSISTENT", 400, ""),
-    ],
+    ("outside", "verdict", "seconds"), [(590_000, "CONSISTENT", 590), (600_400, "FAILED", 600.4)]
 )
-def test_only_the_claimed_pass_is_limited(tmp_path, tail, claim, verdict, seconds, says):
-    found = check(tmp_path, entry({"train.log": Run(tail=tail).text()}, val_bpb=claim))
+def test_a_pass_that_is_timed_twice(tmp_path, outside, verdict, seconds):
+    """The longer time counts: one is taken from outside."""
+    tail = "ttt val_loss:1.8800 val_bpb:1.1100 eval_time:590000ms\n"
+    tail += f"ttt_exact val_loss:1.88000000 val_bpb:1.11003333 eval_time:{outside}ms\n"
+    found = check(tmp_path, entry({"train.log": Run(tail=tail).text()}, val_bpb=1.11))
     finding = found["evaluation time"]
-    assert (finding.verdict, finding.number) == (verdict, seconds) and says in finding.detail
+    assert (finding.verdict, finding.number) == (verdict, seconds)
+    assert f"all passes together {400 + seconds:.1f} s" in finding.detail
 
 
 def test_validations_of_the_training_are_no_evaluation(tmp_path):
@@ -270,31 +227,13 @@ def test_validations_of_the_training_are_no_evaluation(tmp_path):
     assert check(tmp_path, entry(logs))["evaluation time"].number == 400
 
 
-@pytest.mark.parametrize(
-    ("head", "world", "track", "verdict", "says"),
-    [
-        (
-            "NVIDIA H100 80GB HBM3\n",
-            8,
-            "track_10min_16mb",
-            "CONSISTENT",
-            "world size [8], GPU H100",
-        ),
-        ("NVIDIA A100-SXM\n", 8, "track_10min_16mb", "SUSPICION", "GPU A100"),
-        ("", 4, "track_10min_16mb", "SUSPICION", "world size [4], GPU not logged"),
-        ("NVIDIA A100-SXM\n", 4, "track_non_record_16mb", "CONSISTENT", "[4], GPU A100"),
-    ],
-)
-def test_hardware(tmp_path, head, world, track, verdict, says):
-    files = entry(runs(head=head, world=world), track=None)
-    found = check(tmp_path, files, track=track)["hardware"]
-    assert found.verdict == verdict and says in found.detail
-
-
 def test_no_limit_outside_of_the_record_track(tmp_path):
-    files = entry(runs(trained=4_000_000, scored=900_000, tokens=9_662_464), track=None)
+    files = entry(
+        runs(trained=4_000_000, scored=900_000, tokens=9_662_464, head="NVIDIA A100\n"), track=None
+    )
     found = check(tmp_path, files, track="track_non_record_16mb")
     assert found["training time"].verdict == found["evaluation time"].verdict == "CONSISTENT"
+    assert found["hardware"].verdict == "CONSISTENT"
     assert found["split"].verdict == "SUSPICION" and "a part of it" in found["split"].detail
 
 
@@ -308,16 +247,9 @@ def test_no_limit_outside_of_the_record_track(tmp_path):
 )
 def test_the_split_of_other_tokenizers(tmp_path, vocabulary, tokens, verdict):
     whole = {8192: 40_540_160, 4096: 45_508_608}[vocabulary]
-    logs = runs(tokens=tokens, ratio=151_080_000 / whole)
+    logs = runs(tokens=tokens, ratio=62_021_632 / whole)
     found = check(tmp_path, entry(changed(logs, ("sp1024", f"sp{vocabulary}"))))["split"]
     assert found.verdict == verdict and found.number == pytest.approx(151_080_000 * tokens / whole)
-
-
-def test_a_mixture_has_its_own_bytes_a_token(tmp_path):
-    """Scores of other lines show that the text is the whole one."""
-    tail = "final_mixed_exact val_loss:1.89123456 val_bpb:1.06000000\n"
-    found = check(tmp_path, entry(runs(tail=tail), val_bpb=1.06))["split"]
-    assert found.verdict == "SUSPICION" and found.number == pytest.approx(159_648_000, rel=1e-3)
 
 
 # ---------------------------------------------------------------- significance
@@ -342,7 +274,7 @@ def test_significance(tmp_path, scores, against, verdict, gain):
     assert "a record needs 0.005 at p < 0.01; " in found.detail
 
 
-@pytest.mark.parametrize("bad", ["1.13,x", "1.13,", "1e300,1.1", "nan", "-1", "1.13, 1.14", "0"])
+@pytest.mark.parametrize("bad", ["1.13,x", "1.13,", "1e300,1.1", "nan", "-1", "1.13, 1.14"])
 def test_scores_to_beat_that_are_none(tmp_path, bad):
     with pytest.raises(UnusableInput, match="--against takes bits per byte"):
         check(tmp_path, entry(runs()), bad)
