@@ -1,8 +1,7 @@
 """The code of an entry: its files and their bytes, and the patterns that it is searched for.
 
 Nothing is run or parsed: a script is text. What it imports or names and what lies in its folder
-counts as code. A packed script counts as it lies there; to be searched, its largest literals are
-unpacked, to at most TEXT_BYTES.
+counts as code. A packed script counts as it lies there, and is unpacked to be searched.
 """
 
 import base64
@@ -15,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from records.files import TEXT_BYTES, Folder, list_folder, open_regular
 
@@ -53,8 +53,7 @@ class CodeSize:
 
 
 def measure_code(script: Path, folder: Folder | None = None) -> CodeSize:
-    """The script, the files that it imports or has named in literals, those that these use, and
-    the others."""
+    """The script, what it imports or names in literals, what these use, and the others."""
     script = script.resolve()
     folder = folder or list_folder(script.parent)
     rest = [path for path in folder.files if path.resolve() != script and may_be_code(path, folder)]
@@ -67,10 +66,7 @@ def measure_code(script: Path, folder: Folder | None = None) -> CodeSize:
         imports = re.findall(r"(?m)^[ \t]*(?:import|from)[ \t]([^\n#;]{1,400})", text)
         modules = set(re.findall(r"\w+", " ".join(imports)))
         for path in rest:
-            parts = (
-                path.relative_to(script.parent).parts if path.is_relative_to(script.parent) else ()
-            )
-            names = {part.split(".")[0] for part in (*parts[:1], path.name)}
+            names = {path.name.split(".")[0], path.parent.name}
             imported = path.suffix in (".py", ".so", ".pyc") and names & modules
             if path not in found and (path.name in literals or imported):
                 found.append(path)
@@ -137,9 +133,8 @@ def unpacked(data: bytes) -> str:
 
 def stays_packed(programs: list[str]) -> bool:
     """Whether the innermost program runs something that was not unpacked."""
-    return bool(
-        re.search(r"\b(?:exec|eval)\([^\n#]{0,200}?(?:decompress|decode)\(", "".join(programs[-1:]))
-    )
+    runs = r"\b(?:exec|eval)\([^\n#]{0,200}?(?:decompress|decode)\("
+    return bool(re.search(runs, "".join(programs[-1:])))
 
 
 # ---------------------------------------------------------------- patterns
@@ -180,8 +175,7 @@ LINE_CHARS = 1_000  # of a longer line the rest is not searched
 MAX_PLACES = 100  # of a program that are looked at
 
 
-@dataclass(frozen=True)
-class Hit:
+class Hit(NamedTuple):
     """A place that looks like something that has invalidated entries."""
 
     what: str
@@ -208,8 +202,7 @@ def search(program: str) -> Iterator[Hit]:
         lines.append("" if brackets else line.rstrip())
         brackets += sum(map(line.count, "([{")) - sum(map(line.count, ")]}"))
         brackets = max(0, brackets)
-    lines = [line[:LINE_CHARS] for line in lines]
-    code = "\n".join([*lines, ""])
+    code = "".join(f"{line[:LINE_CHARS]}\n" for line in lines)
     found = {what: re.search(pattern, code, re.M) for what, pattern in PATTERNS.items()}
     places = {what: match.start() for what, match in found.items() if match} | {
         "trains on the validation shards": shards_trained_on(code),
@@ -252,8 +245,7 @@ def unscored_learning(code: str) -> int | None:
 
 
 def fitted_targets(code: str) -> int | None:
-    """A new tensor that is fitted in a loop by the loss that is computed after it, and not
-    before."""
+    """A new tensor that is fitted in a loop by the loss that is computed only after it."""
     for first in list(FITTED[0].finditer(code))[:MAX_PLACES]:
         end = re.compile(r"\n[ \t]*(?:async )?def ").search(code, first.end())
         found = [first]

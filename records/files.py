@@ -1,7 +1,6 @@
 """The regular files of a stranger's folder, read within a budget.
 
-Nothing outside the folder is opened: no link that leads out of it, no pipe, no device. What is over
-a limit is not read at all, and is named in `unread`.
+Nothing else is opened: no link that leads out, no pipe, no device. What is left out is named.
 """
 
 import os
@@ -36,14 +35,11 @@ class Folder:
 
     def allows(self, count: int, name: str) -> bool:
         """Whether `count` more bytes may be read; notes the name where they may not."""
-        if count <= self.bytes_left and not self.is_late():
+        if count <= self.bytes_left and time.process_time() < self.until:
             self.bytes_left -= count
             return True
         self.unread[name] = None
         return False
-
-    def is_late(self) -> bool:
-        return time.process_time() > self.until
 
     def bytes(self, path: Path) -> bytes:
         """A file's content; empty where it is over TEXT_BYTES, or over what is left to read."""

@@ -1,7 +1,7 @@
 """What the logs of an entry state.
 
-Many logs open with the script's whole source, which is set aside. A resumed run's segments, and
-several runs in one file, are one Log: of what each states, all is kept, and the last one counts.
+Many logs open with the script's whole source, which is set aside. The segments of a resumed run
+and several runs in a file are one Log: all that they state is kept, and the last counts.
 """
 
 import re
@@ -46,8 +46,6 @@ def read_lines(path: Path, folder: Folder | None = None) -> Iterator[Row]:
                 yield Row(i, part)
 
 
-# ---------------------------------------------------------------- what lines state
-
 NUMBER = r"([0-9]{1,12}(?:\.[0-9]{1,15})?)"
 BYTES = r"([0-9]{1,3}(?:[ \u00a0\u2009\u202f][0-9]{3}){1,4}(?![0-9])|[0-9][0-9,_'\u2019]{0,18})"
 TIME = (  # and its unit
@@ -82,9 +80,7 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
     "step": r"step_avg[:=] ?TIME",
     "stop": r"^stopping_early|^step:(\d+)/\1 ",
     "eval": r"(?:(?<!total_)eval_time|Evaluation time|bpb.{0,100}\b(?:time|elapsed))[:=] ?TIME",
-    "eval_total": (
-        r"(?i)\b(?:eval(?:uation)?[_ ]total[_ ]time|total[_ ]eval(?:uation)?[_ ]time)[:=] ?TIME"
-    ),
+    "eval_total": r"(?i)\b(?:eval\w*[_ ]total|total[_ ]eval\w*)[_ ]time[:=] ?TIME",
     "adaptation": (
         r"(?i)^(?!.*bpb)\W{0,3}\w*(?:ttt|adapt)\w*.{0,100}?(?:time|elapsed|took|\bin)[:= ] ?TIME"
     ),
@@ -164,10 +160,6 @@ class Score:
         """What stands before the score in its line."""
         return re.split("val_loss|val_bpb", self.quote.partition(": ")[2])[0].strip()
 
-    def is_score(self, other: "Score") -> bool:
-        """Whether another is the same, to the decimals that both have."""
-        return abs(self.bpb - other.bpb) <= 0.501 * 10.0 ** -min(self.digits, other.digits)
-
 
 class Fact(NamedTuple):
     """What one line states; of two facts the one with the larger value is the larger."""
@@ -185,6 +177,7 @@ class Log:
 
     def __init__(self, name: str):
         self.name = name
+        self.shape = re.sub(r"\d+", "", name)  # is that of other seeds' logs
         self.facts = {fact: deque(maxlen=MAX_KEPT) for fact in PATTERNS}  # Facts
         self.scores = deque(maxlen=MAX_KEPT)  # of kind final and illegal
         self.running = deque(maxlen=MAX_KEPT)
@@ -194,10 +187,6 @@ class Log:
         found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
         self.named_seed = int(found[1]) if found else None
 
-    def shape(self) -> str:
-        """Its name without numbers."""
-        return re.sub(r"\d+", "", self.name)
-
     def last(self, fact: str, default: int | None = None) -> float | int | None:
         return self.facts[fact][-1].value if self.facts[fact] else default
 
@@ -206,8 +195,8 @@ class Log:
 
     def seconds_of(self, score: Score | None) -> float:
         """The longest time that is stated of a score's pass, as some time it from outside."""
-        own = [seconds for one, seconds in self.passes if score and one.is_score(score)]
-        return max(own, default=0.0)
+        passes = self.passes if score else []
+        return max((time for one, time in passes if abs(one.bpb - score.bpb) < 6e-5), default=0.0)
 
     @property
     def seed(self) -> int | None:
@@ -314,7 +303,6 @@ FINAL_LINE = compiled(
     r"bytes:([0-9]{1,15})\b"
 )
 ARTIFACT = re.compile(r"artifact_sha256:([0-9a-f]{64})\b")
-MAX_PREFIXES = 1_000  # kept of a log
 
 
 class Prefix(NamedTuple):
@@ -331,8 +319,7 @@ class Prefix(NamedTuple):
 
 
 def read_prefixes(path: Path) -> list[Prefix]:
-    """The lines of a log that say what the first 2,048, 4,096, 8,192, ... positions came to, and
-    all of them."""
+    """What a log says of the first 2,048, 4,096, 8,192, ... positions, and of all."""
     found = []
     artifact = name = ""
     for row in read_lines(path):
@@ -349,4 +336,4 @@ def read_prefixes(path: Path) -> list[Prefix]:
             numbers = (int(count), float(loss) * int(count), int(size), float(bpb))
             found.append(Prefix(name, *numbers, artifact, quote, final=True))
             name = ""  # a line that repeats a result is of no pass
-    return found[:MAX_PREFIXES]
+    return found[:1_000]

@@ -1,13 +1,7 @@
 """Findings, the answer that follows from them, and how both are printed.
 
-    FAILED          the files contradict the claim, or the claimed run breaks a rule: proof
-    SUSPICION       a pattern that has invalidated entries before, with its line; proves nothing
-    NOT CHECKABLE   cannot be decided from what lies here; the detail says what is missing
-    CONSISTENT      agrees with what the competitor submitted, which could itself be wrong
-    PROVEN          recomputed here from the files, by code that is not the competitor's
-
---json prints one object: schema (2), input, exit_code, answer, sentence, runs (the table), findings
-(a list of verdict, check, detail, number or null, unit, line: the evidence, file: an artifact).
+--json: schema (2), input, exit_code, answer, sentence, runs (the table), findings (each: verdict,
+check, detail, number or null, unit, line: the evidence, file: the artifact that it is about).
 """
 
 import json
@@ -21,11 +15,11 @@ from collections.abc import Callable
 from dataclasses import asdict, astuple, dataclass
 from statistics import fmean, stdev
 
-FAILED = "FAILED"
-SUSPICION = "SUSPICION"
-NOT_CHECKABLE = "NOT CHECKABLE"
-CONSISTENT = "CONSISTENT"
-PROVEN = "PROVEN"
+FAILED = "FAILED"  # the files contradict the claim, or the claimed run breaks a rule: proof
+SUSPICION = "SUSPICION"  # what has invalidated entries before, with its line; proves nothing
+NOT_CHECKABLE = "NOT CHECKABLE"  # cannot be decided from what lies here
+CONSISTENT = "CONSISTENT"  # agrees with what the competitor submitted, which could be wrong
+PROVEN = "PROVEN"  # recomputed here, by code that is not the competitor's
 COLOURS = {FAILED: 31, SUSPICION: 35, NOT_CHECKABLE: 33, CONSISTENT: 36, PROVEN: 32}  # in order
 WIDTH = 110  # columns
 STOPPED = "stopped by Ctrl-C"
@@ -74,8 +68,7 @@ def clean(text: str, limit: int = 500) -> str:
 
 
 def answer_of(report: Report) -> str:
-    """FAILED if a finding is, else NOT PROVEN if there is a suspicion or something needed is not
-    shown, else OK."""
+    """NOT PROVEN where nothing failed, but there is a suspicion or something is not shown."""
     verdicts = {finding.verdict for finding in report.findings}
     if FAILED in verdicts:
         return FAILED
@@ -109,9 +102,6 @@ def sentence_of(report: Report) -> str:
     if looks:
         parts.append(f"to look at: {', '.join(looks[:4])}")
     parts += dict.fromkeys(finding.says for finding in findings if finding.says)
-    for finding in findings:
-        if (finding.check, finding.verdict, finding.says) == ("val_bpb", CONSISTENT, ""):
-            parts.append(f"val_bpb {finding.number:.6f} is what the logs say")
     return "; ".join(parts)
 
 
@@ -199,7 +189,6 @@ def report_on(find: Callable[[], Report], program: str, target: str, as_json: bo
     sys.stdout.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    code = 2
     try:
         report = find()
         failed = int(answer_of(report) == FAILED)
@@ -217,9 +206,9 @@ def report_on(find: Callable[[], Report], program: str, target: str, as_json: bo
     except OSError as error:
         problem = f"{error.filename or target}: {error.strerror or error}"
     except KeyboardInterrupt:
-        problem = STOPPED
-        code = 130
+        print(f"{program}: {STOPPED}", file=sys.stderr)
+        return 130
     except Exception as error:  # of a file that nobody foresaw: a sentence, no traceback
         problem = f"stopped by {type(error).__name__} {error}"
     print(f"{program}: {clean(problem)}", file=sys.stderr)
-    return code
+    return 2
