@@ -5,7 +5,7 @@
 Reads submission.json, logs and scripts, and runs nothing of the folder; `python verify.py FOLDER`
 checks its artifact as well. OK needs the claim, the size, both times and the split to agree with
 the logs, and no suspicion; FAILED is a contradiction between claim and files, or a rule that the
-claimed run breaks. Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input.
+claimed run breaks. Exit codes: 0 nothing failed, 1 something did, 2 unusable input.
 
 At most 60 s of processor time and 64 MB are spent on regular files of the folder; scripts of over
 1 MB and logs of over 16 MB are not read, and are named.
@@ -80,10 +80,13 @@ TRAINED_ON_VAL = re.compile(  # as a README says it, unless it says that it does
     r"(?i)TRAIN_ON_VAL\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\btrain(?:s|ed|ing)? "
     r"(?:\w+ ){0,3}on (?:the )?(?:full )?val(?:idation)? (?:shards?|set|split|tokens|data)\b"
 )
-DENIED = re.compile(r"(?i)\b(?:no|not|never|without|nor|neither|illegal|forbid\w*)\b|n't")
+DENIED = re.compile(
+    r"(?i)\b(?:no|not|never|without|nor|illegal|forbid\w*|allowed|you|test-time)\b|n't"
+)
 BPB_LIST = re.compile(r"\d{1,2}\.\d{1,12}(,\d{1,2}\.\d{1,12})*")
 OTHER_TRACK = re.compile(r"(?i)(?<![a-z0-9])(non[-_ ]?record|unlimited)")
 TRACK_FIELDS = ("track", "name", "submission_type", "record_type", "status", "blurb")
+SIZES = ("model_bytes", "total_bytes")
 TOTAL_FIELDS = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "size_bytes")
 
 
@@ -228,6 +231,8 @@ class Entry:
         if OTHER_TRACK.search(f"{place} {folder.root.name} {said}"):
             self.over_limit = SUSPICION if place == "track_10min_16mb" else CONSISTENT
         self.logs = read_logs(folder)
+        self.sizes = {fact.value for log in self.logs for name in SIZES for fact in log.facts[name]}
+        self.numbers = set(map(int, re.findall(r"\b\d{7,9}\b(?!\.)", json.dumps(self.table))))
         self.way = self.explain()
         headlines = [log.headline for log in self.logs if log.headline]
         top = [score for score in headlines if "/" not in score.log]
@@ -328,23 +333,17 @@ class Entry:
                 detail = "submission.json's is of a line that its log labels NOT LEGAL"
                 return Finding(FAILED, "val_bpb", detail, claim, "bits/byte", score.quote)
 
-        lowest = min(score.bpb for score in self.legal())
-        unlogged = sorted(set(self.seeds) - {log.seed for log in self.logs})
-        detail = f"submission.json's is no line and no mean of the logs, from {lowest:g} on"
-        if unlogged:
-            detail += f"; seeds {unlogged[:5]} have no log"
+        detail = f"submission.json's is no line and no mean of the logs{quoted(self.scores)}"
         precise = any(score.digits >= LEAST_DIGITS for score in self.scores)
-        verdict = SUSPICION if precise and not unlogged else NOT_CHECKABLE
+        logged = {*self.seeds} <= {log.seed for log in self.logs}
+        verdict = SUSPICION if precise and logged else NOT_CHECKABLE
         if verdict == SUSPICION and is_lower(claim, self.legal()) and self.is_logged():
             verdict = FAILED
-        return Finding(verdict, "val_bpb", detail + quoted(self.scores), claim, "bits/byte")
+        return Finding(verdict, "val_bpb", detail, claim, "bits/byte")
 
     def is_logged(self) -> bool:
         """Whether logs of all seeds are here, and state a size that submission.json states."""
-        names = ("model_bytes", "total_bytes")
-        stated = {fact.value for log in self.logs for name in names for fact in log.facts[name]}
-        numbers = map(int, re.findall(r"(?<![\d.])\d{7,9}(?![\d.])", json.dumps(self.table)))
-        return not stated.isdisjoint(numbers) and {*self.seeds} <= {log.seed for log in self.logs}
+        return bool(self.sizes & self.numbers) and {*self.seeds} <= {log.seed for log in self.logs}
 
     def check_seeds(self) -> Iterator[Finding]:
         """The logs' seeds against the claimed ones, and each seed's claim against its own log."""
@@ -369,7 +368,8 @@ class Entry:
         yield Finding(verdict, "seeds", detail, len(seeds), "seeds")
 
         for seed, claim in self.seeds.items():
-            own = [one for log in self.logs if log.seed == seed for one in log.scores]
+            logs = [log for log in self.logs if log.seed == seed]
+            own = [one for log in logs for one in (*log.scores, *log.running)]
             finals = [one for one in own if one.kind == "final" and one.digits >= LEAST_DIGITS]
             if claim and finals and not any(agree(claim, one.bpb, one.digits) for one in own):
                 proof = is_lower(claim, own) and not self.score_that_states(claim)
@@ -381,7 +381,6 @@ class Entry:
         """The code as it lies here plus the largest last export of the claimed runs."""
         code = self.code
         exports = [export for export in map(last_export, self.used) if export.total]
-        totals = {fact.value for log in self.used for fact in log.facts["total_bytes"]}
         if not code.used or not exports:
             over = (self.total or 0) > CAP_BYTES  # by the claimant's own word
             detail = "no claimed log states bytes" if code.used else "no script is here"
@@ -405,11 +404,11 @@ class Entry:
             detail += f"; what else could be code or data: {code.other_names()}"
 
         script = min(counted, code.used[0].stat().st_size)
-        repacked = 0 < claimed < min(model, CAP_BYTES) and claimed not in totals
+        others = [size for size in self.numbers - self.sizes if size < min(model, CAP_BYTES)]
         rest = export.total - model - max(export.code, code.bytes)
         verdict = SUSPICION
         if model + script > CAP_BYTES:
-            verdict = SUSPICION if repacked else FAILED
+            verdict = SUSPICION if others else FAILED  # of an export that no log states
             detail += f"; {model + script - CAP_BYTES:,} above the cap"
         elif model + counted > CAP_BYTES:
             detail += f"; {model + counted - CAP_BYTES:,} above the cap with what the script runs"
@@ -504,7 +503,9 @@ class Entry:
         tokens = log.last("val_tokens", 0)
         near = [size for size, count in SPLIT_TOKENS.items() if abs(tokens / count - 1) < 1e-4]
         whole = SPLIT_TOKENS.get(log.last("vocab_size", near[0] if near else 0), 0)
-        claimed = [score for score in self.scores if score.loss and score.bpb]
+        known = [one for one in (*self.scores, *log.scores, *log.running) if one.loss and one.bpb]
+        bpbs = [score.bpb for score in self.scores]
+        claimed = [one for one in known if any(abs(one.bpb - bpb) < 6e-5 for bpb in bpbs)]
         count = tokens or whole
         if not claimed or not count:
             lacking = "val_loss beside the claimed val_bpb" if count else "the number of tokens"
@@ -514,8 +515,7 @@ class Entry:
                 lacking += f", and {tokens:,} tokens are no whole split"
             return Finding(verdict, "split", f"the log lacks {lacking}", tokens or None, "tokens")
 
-        stated = [one for one in (*claimed, *log.scores, *log.running) if one.loss and one.bpb]
-        ratios = [one.loss / math.log(2) / one.bpb for one in stated]  # bytes a token
+        ratios = [one.loss / math.log(2) / one.bpb for one in (*claimed, *known)]  # bytes a token
         held = round(count * ratios[0])
         off = held / SPLIT_BYTES - 1
         alike = [other for other in ratios if abs(other / ratios[0] - 1) < 0.02]

@@ -132,14 +132,12 @@ def unpacked(data: bytes) -> str:
 
 
 def stays_packed(programs: list[str]) -> bool:
-    """Whether the innermost program runs something that was not unpacked."""
+    """Whether nothing was read, or the innermost program runs what was not unpacked."""
     runs = r"\b(?:exec|eval)\([^\n#]{0,200}?(?:decompress|decode)\("
-    return bool(re.search(runs, "".join(programs[-1:])))
+    return not programs or bool(re.search(runs, programs[-1]))
 
 
-# ---------------------------------------------------------------- patterns
-# Searched in a program without its comments and without what it says to people.
-
+# Patterns are searched in a program without its comments and without what it says to people.
 TOKEN = re.compile(
     r"""(?s)#[^\n]*|[rbufRBUF]{0,2}(?:\"\"\".*?\"\"\"|'''.*?'''"""
     r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
@@ -164,7 +162,7 @@ LOOP = re.compile(rf"(?m)^([ \t]*)(?:for|while)\b(?!.*warmup).*\n{BODY}")
 VAL_TOKENS = re.compile(r"\bval_(?:tokens|data|seqs)\b")
 SCORES = re.compile(r"byte|bpb|scored|next_batch")
 FITTED = (  # one after the other in a function: a new tensor, fitted in a loop, and then scored
-    re.compile(r"requires_grad(?:_\(|\s*=\s*(?!False)\w)"),
+    re.compile(r"requires_grad(?:_\((?!False)|\s*=\s*(?!False)\w)"),
     re.compile(r"[\n;][ \t]*(?:for|while)\b[^\n]*:"),
     re.compile(r"cross_entropy\((?!ctx|context)"),
     re.compile(r"\.backward\("),
@@ -203,8 +201,8 @@ def search(program: str) -> Iterator[Hit]:
         brackets += sum(map(line.count, "([{")) - sum(map(line.count, ")]}"))
         brackets = max(0, brackets)
     code = "".join(f"{line[:LINE_CHARS]}\n" for line in lines)
-    found = {what: re.search(pattern, code, re.M) for what, pattern in PATTERNS.items()}
-    places = {what: match.start() for what, match in found.items() if match} | {
+    found = ((what, re.search(pattern, code, re.M)) for what, pattern in PATTERNS.items())
+    places = {what: match.start() for what, match in found if match} | {
         "trains on the validation shards": shards_trained_on(code),
         "trains on validation tokens without scoring them first": unscored_learning(code),
         "fits a shift to the targets that it then scores (SLOT)": fitted_targets(code),

@@ -1,7 +1,5 @@
-"""The regular files of a stranger's folder, read within a budget.
-
-Nothing else is opened: no link that leads out, no pipe, no device. What is left out is named.
-"""
+"""The regular files of a stranger's folder, read within a budget. Nothing else is opened: no link
+that leads out, no pipe, no device. What is left out is named."""
 
 import os
 import stat

@@ -288,13 +288,16 @@ def read_logs(folder: Folder) -> list[Log]:
         scores = [score.quote.partition(": ")[2] for score in (*log.scores, *log.running)]
         if scores or log.facts["train"] or log.facts["eval"] or log.steps > 1:
             logs.setdefault((log.seed, *(scores or [log.name])), log)
+
+    trained = [log for log in logs.values() if log.facts["train"]]
+    for log in logs.values():
+        own = [other for other in trained if other.seed == log.seed is not None]
+        if not log.facts["train"] and len(own) == 1:  # an evaluation of what that one trained
+            log.facts = {name: facts or own[0].facts[name] for name, facts in log.facts.items()}
     return list(logs.values())
 
 
-# ---------------------------------------------------------------- scores of prefixes
-# "PASS: scored:2048 nats:... bytes:... val_bpb:..." and "final_pcll_..._exact ...", as train_gpt.py
-# prints them: an artifact proves them, and they have to fit together.
-
+# "PASS: scored:2048 nats:... bytes:... val_bpb:..." and "final_pcll_..._exact ..." of train_gpt.py
 PREFIX_LINE = compiled(
     r"(.{1,80}): scored:([0-9]{1,12}) nats:NUMBER bytes:([0-9]{1,15}) val_bpb:NUMBER$"
 )
