@@ -1,7 +1,6 @@
 """Which files of a folder count as code, what is unpacked of them, and what is searched for."""
 
 import base64
-import bz2
 import lzma
 import struct
 import zlib
@@ -14,22 +13,18 @@ from records.check import check_folder
 from records.code import measure_code, read_programs, search, stays_packed
 from records.files import list_folder
 
-# ---------------------------------------------------------------- files
-
 
 @pytest.mark.parametrize(
     ("source", "used"),
     [
         ("import helper", "helper.py"),
-        ("import os, helper as h", "helper.py"),
         ("    from helper import x", "helper.py"),
-        ("import lib.inner", "inner.py"),
-        ("from lib import inner", "inner.py"),
-        ("import inner", "inner.py"),
+        ("import lib.inner", "lib/inner.py"),
+        ("from lib import inner", "lib/inner.py"),
         ("import fast", "fast.cpython-311-x86_64-linux-gnu.so"),
         ("torch.load('x.bin')", "x.bin"),
-        ('exec(open("lib/inner.py").read())', "inner.py"),
-        ("run(['python', 'helper.py'])", "helper.py"),
+        ('exec(open("lib/inner.py").read())', "lib/inner.py"),
+        ("import chain", "chain.py x.bin"),
         ("import helper2", ""),
         ("# reads x.bin", ""),
         ("import os\nhelper = 3", ""),
@@ -40,38 +35,31 @@ from records.files import list_folder
 def test_what_a_script_imports_or_names_counts(tmp_path, source, used):
     shard = struct.pack("<iii", 20240520, 1, 4) + bytes(1020)
     names = ("helper.py", "lib/inner.py", "fast.cpython-311-x86_64-linux-gnu.so", "x.bin")
-    files = dict.fromkeys(names, "y = 1\n") | {"train_gpt.py": source}
+    files = dict.fromkeys(names, "y = 1\n") | {"train_gpt.py": source, "chain.py": "'x.bin'"}
     files |= {"notes.md": "x", "t.model": "x", "train.log": "x", "fineweb_val_000000.bin": shard}
-    size = measure_code(write(tmp_path, files) / "train_gpt.py")
-    counted = [path.name for path in size.used]
-    assert counted == ["train_gpt.py", *([used] if used else [])]
-    assert size.bytes == len(source) + 6 * bool(used)
-    others = {path.rpartition("/")[2] for path in names} - {*counted}
-    assert {path.name for path in size.others} == others
-    assert all(f"{name} 6" in size.other_names() for name in others) or len(others) > 3
-
-
-def test_what_is_used_uses_more(tmp_path):
-    files = {"train_gpt.py": "import a", "a.py": "import b", "b.py": "open('c.bin')", "c.bin": "x"}
-    size = measure_code(write(tmp_path, files) / "train_gpt.py")
-    assert [path.name for path in size.used] == ["train_gpt.py", "a.py", "b.py", "c.bin"]
-    assert size.bytes == 8 + 8 + 13 + 1 and not size.others
+    folder = write(tmp_path, files)
+    size = measure_code(folder / "train_gpt.py")
+    counted = [path.relative_to(folder).as_posix() for path in size.used]
+    assert counted == ["train_gpt.py", *used.split()]
+    assert size.bytes == sum(len(files[name]) for name in counted)
+    others = {path.relative_to(folder).as_posix() for path in size.others}
+    assert others == {*names, "chain.py"} - {*counted}
 
 
 # ---------------------------------------------------------------- packed scripts
 
-INNER = "import os\ndef f():\n    key = context ^ target\n" + "".join(
-    f"# {i * 7919 % 1009}\n" for i in range(300)
-)
-BYTES = INNER.encode()
-XZ = lzma.compress(BYTES)
-FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9}]
-RAW = base64.b85encode(lzma.compress(BYTES, lzma.FORMAT_RAW, filters=FILTERS)).decode()
-B85 = base64.b85encode(XZ).decode()
-B64 = base64.b64encode(zlib.compress(BYTES))
+
+def packed(data: bytes, **options) -> str:
+    return base64.b85encode(lzma.compress(data, **options)).decode()
+
+
+NOISE = "".join(f"# {i * 7919 % 1009}\n" for i in range(300))
+INNER = f"import os\ndef f():\n    key = context ^ target\n{NOISE}".encode()
+B85 = packed(INNER)
+B64 = base64.b64encode(zlib.compress(INNER))
+RAW = packed(INNER, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9}])
+TWICE = packed(f"import os\nexec(lzma.decompress(base64.b85decode({B85!r})))".encode(), preset=9)
 A, B = B85[:600], B85[600:]
-INNER_OF_TWO = f"import os\nexec(lzma.decompress(base64.b85decode({B85!r})))".encode()
-TWICE = base64.b85encode(lzma.compress(INNER_OF_TWO, preset=9)).decode()
 PACKED = {
     "xz in base85": f"exec(lzma.decompress(base64.b85decode({B85!r})))",
     "other names": f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({B85!r})))",
@@ -98,11 +86,9 @@ def test_a_packed_script_is_unpacked_and_searched(tmp_path, way):
 @pytest.mark.parametrize(
     "script",
     [
-        "exec(decompress(key ^ blob))",
         "eval(decode(b'abc'))",
-        f"exec(lzma.decompress({XZ!r}))",
-        f"exec(bz2.decompress(bytes.fromhex({bz2.compress(BYTES).hex()!r})))",
-        f"exec(zstd.decompress({zstandard.compress(BYTES)!r}))",
+        f"exec(lzma.decompress({lzma.compress(INNER)!r}))",
+        f"exec(zstd.decompress({zstandard.compress(INNER)!r}))",
     ],
 )
 def test_what_stays_packed_is_named(tmp_path, script):
@@ -113,13 +99,12 @@ def test_what_stays_packed_is_named(tmp_path, script):
 
 
 def test_bombs_and_programs_within_programs_end(tmp_path):
-    bomb = b"import os\n" + b"#" * 50_000_000
-    script = f"exec(zlib.decompress({zlib.compress(bomb)!r}))"
+    script = "import os\n" + "#" * 9_000_000
     for _ in range(9):
-        script = f"import os\nexec(zlib.decompress({zlib.compress(script.encode())!r}))"
+        script = f"import os\nexec(lzma.decompress(b85decode({packed(script.encode())!r})))"
     folder = list_folder(write(tmp_path, {"train_gpt.py": script}))
     programs = read_programs(folder.files[0], folder)
-    assert len(programs) <= 6 and max(map(len, programs)) <= 1_000_000
+    assert len(programs) == 5 and max(map(len, programs)) <= 1_000_000
 
 
 # ---------------------------------------------------------------- patterns
@@ -138,31 +123,20 @@ SWITCH = """
 VAL = bool(int(os.environ.get("TRAIN_ON_VAL", "{}")))
 train_files = "fineweb_val_*.bin" if VAL else "fineweb_train_*.bin"
 """
-# What is found, the line of it, a program that has it, and one that only looks like it.
-PATTERNS = {
-    "picks by the validation score": (
-        2,
-        "def f():\n    if ema_val_bpb < best_bpb:\n        best_bpb = ema_val_bpb\n",
-        "if val_bpb < best_bpb:\n    print('best')\nif err < best_err:\n    x = 1\n",
-    ),
+SCORED = SLOT.replace("    opt =", "    nll = F.cross_entropy(model.head(h), y)\n    opt =")
+PICKS = "\nif ema_val_bpb < best_bpb:\n    best_bpb = ema_val_bpb\n"
+PRINTS = "if val_bpb < best_bpb:\n    print('best')\nif err < best_err:\n    x = 1\n"
+HASH = "\nkey = (ctx_hash ^ tgt_np * primes[0]) & mask"
+CALIBRATES = "\nh = collect_hessians(model, val_tokens, 256)"
+DEFINES = "def calibrate_gptq(model, val_tokens): pass\ncollect_hessians(model, loader)"
+PATTERNS = {  # what is found, in which line of a program, and one that only looks like it
+    "picks by the validation score": (2, PICKS, PRINTS),
     "scores in the last of several epochs": (1, "if epoch == args.epochs - 1: y", "epoch == 3"),
-    "hash keyed on the target": (
-        2,
-        "\nkey = (ctx_hash ^ tgt_np * primes[0]) & mask",
-        "key = 36313 * tokens ^ 27191 * prev",
-    ),
-    "validation tokens in calibration": (
-        1,
-        "h = collect_hessians(model, val_tokens, 256)",
-        "def calibrate_gptq(model, val_tokens): pass\ncollect_hessians(model, loader)",
-    ),
+    "hash keyed on the target": (2, HASH, "key = 36313 * tokens ^ 27191 * prev"),
+    "validation tokens in calibration": (2, CALIBRATES, DEFINES),
     "trains on the validation shards": (3, SWITCH.format(1), SWITCH.format(0)),
     "trains on validation tokens without scoring them first": (2, LEARNS, SCORE_FIRST),
-    "fits a shift to the targets that it then scores (SLOT)": (
-        5,
-        SLOT,
-        SLOT.replace("    opt =", "    nll = F.cross_entropy(model.head(h), y)\n    opt ="),
-    ),
+    "fits a shift to the targets that it then scores (SLOT)": (3, SLOT, SCORED),
 }
 
 

@@ -9,14 +9,16 @@ import sys
 import time
 
 import pytest
-from attacks.folders import LEARNS, entry, runs, write
+from attacks.folders import TEXTS, entry, runs, write
 from attacks.fuzz_folders import fuzz
 from conftest import ROOT
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from records import check, files
 from records.check import check_folder
 from records.files import list_folder
-from records.report import Finding, Report, RunRow, UnusableInput, answer_of, print_report
+from records.report import UnusableInput, answer_of
 
 CHECK = ROOT / "records" / "check.py"
 SECONDS = 20  # of processor time for the costliest file, on a slow machine
@@ -24,27 +26,22 @@ MEMORY = 600_000  # KiB that a check may add, in a process that has numpy
 
 
 def costly(text: str) -> str:
-    """As much of it as is read of a script."""
-    return (text * (1_000_000 // len(text) + 1))[:1_000_000]
+    return text * (999_000 // len(text))
 
 
-LOOPS = (
-    "    for j in val_tokens:\n        cross_entropy(a)\n        l.backward()\n        o.step()\n"
-)
+LOOP = """    for j in val_tokens:
+        cross_entropy(a).backward()
+        o.step()
+"""
 SCRIPTS = {
     "a line of a word that patterns begin with": costly("gptq"),
     "a line of calls": costly("exec( "),
     "hashes": costly("= ^ "),
     "functions": "".join(f"def f{i}(a):\n    pass\n" for i in range(40_000)),
-    "functions that learn": costly(LEARNS),
-    "loops": "def f():\n    x.requires_grad_()\n" + costly(LOOPS)[:900_000],
+    "loops": "def f():\n    x.requires_grad_()\n" + costly(LOOP)[:900_000],
     "training files": "a = environ.get(b, 0)\n" + costly("train = fineweb_val if a\n")[:900_000],
-    "imports": "".join(f"import a{i}.b.c.d\n" for i in range(40_000)),
     "one literal": '"' + "a" * 999_000 + '"',
     "short literals": costly('"' + "a" * 30 + '" '),
-    "quotes": costly('"""'),
-    "open brackets": costly("["),
-    "backslashes": '"' + costly("a\\")[:900_000],
     "nested functions": "\n".join(" " * i + f"def f{i}(val_tokens):" for i in range(900)),
 }
 LOGS = {
@@ -69,13 +66,12 @@ def test_a_costly_file(tmp_path, name):
 
 
 def test_many_files_and_scripts(tmp_path):
-    """Each of them is imported, and the text of each looks for all."""
+    """Each script imports all of them."""
     script = "".join(f"import m{i}\n" for i in range(12))
     more = {f"m{i}.py": script * 1_000 for i in range(12)} | {f"n{i}.py": "" for i in range(600)}
     began = time.process_time()
-    report = check_folder(write(tmp_path, entry(runs(), script, more)))
+    assert answer_of(check_folder(write(tmp_path, entry(runs(), script, more)))) == "NOT PROVEN"
     assert time.process_time() - began < SECONDS
-    assert answer_of(report) in ("OK", "NOT PROVEN")
 
 
 # ---------------------------------------------------------------- what is read
@@ -99,11 +95,7 @@ def test_only_regular_files_of_the_folder_are_opened(tmp_path):
 
 @pytest.mark.parametrize(
     ("name", "limit"),
-    [
-        ("train_gpt.py", 1_000_000),
-        ("README.md", 1_000_000),
-        ("train_seed1.log", 16_000_000),
-    ],
+    [("train_gpt.py", 10**6), ("README.md", 10**6), ("train_seed1.log", 16 * 10**6)],
 )
 def test_a_file_is_read_whole_or_not(tmp_path, name, limit):
     """What is not read is named."""
@@ -117,26 +109,25 @@ def test_a_file_is_read_whole_or_not(tmp_path, name, limit):
         assert (found["pattern"].verdict == "CONSISTENT") == (is_read or name != "train_gpt.py")
 
 
-def test_how_many_files_and_folders_are_listed(tmp_path, monkeypatch):
+def test_how_many_files_and_folders_are_listed(tmp_path):
     folder = write(tmp_path, {f"{'d/' * depth}x{depth}.txt": "" for depth in (0, 12, 13)})
-    listed = list_folder(folder)
-    assert [path.name for path in listed.files] == ["x0.txt", "x12.txt"]
-    assert "too deep" in str(listed.unread)
-    assert files.MAX_FILES == 2_000
-    monkeypatch.setattr(files, "MAX_FILES", 2)
-    assert not [words for words in list_folder(folder).unread if "follows" in words]
-    (folder / "y.txt").write_text("")
-    assert any("follows" in words for words in list_folder(folder).unread)
+    assert [path.name for path in list_folder(folder).files] == ["x0.txt", "x12.txt"]
+    assert [*list_folder(folder).unread] == ["d (too deep)"]
+    for count, unread in ((2_000, []), (2_001, ["what follows the first 2,000 files"])):
+        folder = write(tmp_path / str(count), {f"{i}.txt": "" for i in range(count)})
+        assert [*list_folder(folder).unread] == unread
 
 
 def test_a_budget_is_kept_and_what_it_leaves_out_is_named(tmp_path):
     folder = write(tmp_path, {"a.txt": "x" * 100, "b.txt": "x" * 100})
-    for most, unread in ((200, []), (199, ["b.txt"])):
-        listed = list_folder(folder, most=most)
-        assert [len(listed.bytes(path)) for path in listed.files][0] == 100
+    for options, sizes, unread in (
+        ({"most": 200}, [100, 100], []),
+        ({"most": 199}, [100, 0], ["b.txt"]),
+        ({"seconds": -1.0}, [0, 0], ["a.txt", "b.txt"]),
+    ):
+        listed = list_folder(folder, **options)
+        assert [len(listed.bytes(path)) for path in listed.files] == sizes
         assert [*listed.unread] == unread
-    late = list_folder(folder, seconds=-1.0)
-    assert late.text(late.files[0]) == "" and [*late.unread] == ["a.txt"]
     assert (files.BUDGET_BYTES, files.BUDGET_SECONDS) == (64_000_000, 60)
 
 
@@ -154,16 +145,16 @@ def test_folders_that_are_no_entry(tmp_path):
 # ---------------------------------------------------------------- the report
 
 
-def run(*words, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(CHECK), *map(str, words)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, **options)
+def run(*words) -> subprocess.CompletedProcess:
+    command = [sys.executable, CHECK, *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
 def test_a_report_of_three_runs_is_one_screen(tmp_path):
     done = run(write(tmp_path, entry(runs(trained=650_000))))
     lines = done.stdout.splitlines()
     assert done.returncode == 1 and len(lines) < 30 and max(map(len, lines)) <= 110
-    assert lines[0].startswith("FAILED — training time: 650.0 s, the slowest run's; limit 600 s")
+    assert lines[0].startswith("FAILED — training time: 650.0 s, the slowest run's; the record ")
     assert lines[1].split() == ["seed", "val_bpb", "bytes", "training", "s", "evaluation", "s"]
     assert lines[2].split() == ["1", "1.119000", "15,900,200", "650.0", "400.0"]
     assert lines[5].split() == ["mean", "1.120000", "15,900,200", "650.0", "400.0"]
@@ -172,21 +163,13 @@ def test_a_report_of_three_runs_is_one_screen(tmp_path):
     assert lines[-1] == "1 FAILED · 7 CONSISTENT · 1 PROVEN"
 
 
-def test_answers(capsys):
-    shown = Finding("CONSISTENT", "val_bpb", "x", 1.12, "bits/byte")
-    look = Finding("SUSPICION", "seeds", "two")
-    needed = (("val_bpb", "claim"), ("size",))
-    size = Finding("PROVEN", "size", "y", 1, "bytes", file="a.pcll")
-    for findings, first in (
-        ([shown, size], "OK — nothing failed; val_bpb 1.120000 is what the logs say"),
-        ([size], "NOT PROVEN — nothing failed; not shown: val_bpb"),
-        ([shown, look], "NOT PROVEN — nothing failed; not shown: size; to look at: seeds (two); "),
-        ([shown, size, Finding("FAILED", "split", "a part")], "FAILED — split: a part"),
-    ):
-        print_report(Report(findings, needed, (RunRow(1, 1.12, None, None, 3.25),)))
-        out = capsys.readouterr().out
-        assert out.startswith(first)
-        assert "  1               1.120000             -             -           3.2\n" in out
+def test_the_other_answers(tmp_path, capsys):
+    check.main([str(write(tmp_path / "a", entry(runs())))])
+    said = capsys.readouterr().out
+    assert said.startswith("OK — nothing failed; val_bpb 1.120000 is what the logs say\n  seed ")
+    check.main([str(write(tmp_path / "b", entry(TEXTS["LOSSLESS"], blurb="five seeds")))])
+    said = capsys.readouterr().out
+    assert said.startswith("NOT PROVEN — nothing failed; not shown: split; to look at: seeds (val_")
 
 
 def test_json_and_exit_codes(tmp_path):
@@ -195,20 +178,11 @@ def test_json_and_exit_codes(tmp_path):
     table = json.loads(done.stdout)
     assert done.returncode == table["exit_code"] == 0 and table["schema"] == 2
     assert (table["input"], table["answer"]) == (str(folder), "OK")
-    assert table["runs"][2] == {
-        "seed": 3,
-        "val_bpb": 1.121,
-        "bytes": 15_900_200,
-        "training": 599.0,
-        "evaluation": 400.0,
-    }
+    columns = dict(seed=3, val_bpb=1.121, bytes=15_900_200, training=599, evaluation=400)
+    assert table["runs"][2] == columns
     (row,) = [row for row in table["findings"] if row["check"] == "size"]
-    assert (row["verdict"], row["number"], row["unit"]) == ("CONSISTENT", 15_900_198, "bytes")
     assert list(row) == ["verdict", "check", "detail", "number", "unit", "line", "file"]
-    for words in ([tmp_path / "absent"], [CHECK], [folder, "--against", "x"]):
-        done = run(*words)
-        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
-        assert done.stderr.startswith("check.py: ")
+    assert (row["verdict"], row["number"], row["unit"]) == ("CONSISTENT", 15_900_198, "bytes")
 
 
 def test_names_are_printed_clean(tmp_path, capsys):
@@ -221,12 +195,30 @@ def test_names_are_printed_clean(tmp_path, capsys):
 
 
 def test_a_closed_stdout_is_a_sentence(tmp_path):
-    folder = write(tmp_path, entry(runs()))
-    command = f"exec {sys.executable} {CHECK} {folder} >&-"
+    command = f"exec {sys.executable} {CHECK} {tmp_path} >&-"
     done = subprocess.run(["sh", "-c", command], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "check.py: stdout is closed\n"
+    assert (done.returncode, done.stderr) == (2, "check.py: stdout is closed\n")
 
 
 def test_mutated_folders():
-    outcomes = fuzz(runs=120, seed=0)
-    assert sum(outcomes.values()) == 120 and outcomes["FAILED"] > 10
+    outcomes = fuzz(runs=100, seed=0)
+    assert sum(outcomes.values()) == 100 and outcomes["FAILED"] > 5
+
+
+NAMES = ["submission.json", "train_seed1.log", "train_gpt.py", "README.md", "new.txt"]
+TREE = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(
+            st.sampled_from(["val_bpb", "seeds", "seed_results", "1", "bytes_total"]), inner
+        )
+    ),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+@given(st.sampled_from(NAMES), st.binary() | TREE.map(json.dumps).map(str.encode))
+def test_any_bytes_end_in_a_report(tmp_path, name, content):
+    report = check_folder(write(tmp_path, entry(runs()) | {name: content}))
+    assert answer_of(report) in ("OK", "NOT PROVEN", "FAILED")

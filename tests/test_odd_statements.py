@@ -1,8 +1,10 @@
 """What logs state in whatever form: read as it is meant, or named as odd, and never OK for what was
 written to be misread."""
 
+import re
+
 import pytest
-from attacks.folders import NOT_PROVEN, Run, changed, entry, rows, runs, write
+from attacks.folders import SEEDS, Run, changed, entry, rows, runs, without, write
 
 from records.check import check_folder
 from records.logs import read_lines, read_log
@@ -25,6 +27,8 @@ training time
 evaluation time
     time:400000ms => time:7.2e5ms -> FAILED 720
     time:400000ms => time:0000000720000ms -> FAILED 720
+    stopping => plain val_bpb:1.2000 eval_time:900000ms¶stopping -> CONSISTENT 400
+    stopping => step:9/20000 val_loss:2.0 val_bpb:1.2 eval_time:900000ms¶stopping -> CONSISTENT 400
     Code => plain val_bpb:1.2 time:720s¶Code -> CONSISTENT 400
 calibration
     Code => gptq:calibrated with 9 batches in 196.5s¶Code -> FAILED 196.5
@@ -76,46 +80,30 @@ def test_a_statement(tmp_path, name, row):
     verdict, _, number = wanted.partition(" ")
     assert found[name].verdict == verdict, found[name]
     assert not number or found[name].number == pytest.approx(float(number))
-    assert answer_of(report) == {"SUSPICION": NOT_PROVEN, "CONSISTENT": "OK"}.get(verdict, verdict)
+    assert answer_of(report) == {"SUSPICION": "NOT PROVEN", "CONSISTENT": "OK"}.get(
+        verdict, verdict
+    )
 
 
-# ---------------------------------------------------------------- logs and their lines
+PREFIXES = "[rank0]: |[default0]:|0: |2026-03-26 10:00:00,123 - INFO - |[2026-03-26T10:00:00Z] "
+PREFIXES += "|[10:00:00] |INFO: |\x1b[1;32m|\x1b[2m[rank0]:\x1b[0m "
 
 
-@pytest.mark.parametrize(
-    "prefix",
-    [
-        "[rank0]: ",
-        "[default0]:",
-        "0: ",
-        "2026-03-26 10:00:00,123 - INFO - ",
-        "[2026-03-26T10:00:00Z] ",
-        "[10:00:00] ",
-        "INFO: ",
-        "\x1b[1;32m",
-        "\x1b[2m[rank0]:\x1b[0m ",
-    ],
-)
+@pytest.mark.parametrize("prefix", PREFIXES.split("|"))
 def test_what_launchers_and_terminals_add(tmp_path, prefix):
-    logs = {
-        name: "".join(f"{prefix}{line}\n" for line in text.splitlines())
-        for name, text in runs().items()
-    }
+    logs = {name: re.sub("(?m)^(?=.)", prefix, text) for name, text in runs().items()}
     report, found = check(tmp_path, entry(logs))
     assert answer_of(report) == "OK" and found["val_bpb"].number == 1.12
     assert (found["training time"].number, found["evaluation time"].number) == (599, 400)
 
 
-@pytest.mark.parametrize(
-    ("name", "is_log"),
-    [
-        *((name, True) for name in ("train.log", "train.LOG", "train_log", "log_seed1", "a/b.txt")),
-        *((name, False) for name in ("requirements.txt", "train.md", "logistics", "train.json")),
-    ],
-)
-def test_names_of_logs(tmp_path, name, is_log):
-    _, found = check(tmp_path, entry({name: Run().text()}))
-    assert (found["val_bpb"].verdict == "CONSISTENT") == is_log
+def test_names_of_logs(tmp_path):
+    for name in ("train.log", "train.LOG", "train_log", "log_seed1", "a/b.txt", "out.tsv"):
+        _, found = check(tmp_path / name[:5], entry({name: Run().text()}))
+        assert found["val_bpb"].verdict == "CONSISTENT"
+    for name in ("requirements.txt", "train.md", "logistics", "train.json"):
+        _, found = check(tmp_path / name[-4:], entry({name: Run().text()}))
+        assert found["val_bpb"].verdict == "NOT CHECKABLE"
 
 
 @pytest.mark.parametrize("coding", ["utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
@@ -145,19 +133,21 @@ def test_the_source_in_a_log_states_nothing(tmp_path, ends, times):
     assert (found["size"].number, found["hardware"].detail[:14]) == (15_900_198, "world size [8]")
 
 
-def test_any_of_several_runs_in_a_file_may_be_claimed(tmp_path):
-    for bpb in (1.119, 1.12, 1.121):
-        files = entry({"train.log": "".join(runs().values())}, val_bpb=bpb)
-        report, found = check(tmp_path, files)
+def test_several_runs_in_a_file_and_a_run_in_several(tmp_path):
+    for bpb in SEEDS.values():
+        report, found = check(tmp_path, entry({"train.log": "".join(runs().values())}, val_bpb=bpb))
         assert answer_of(report) == "OK" and found["val_bpb"].number == bpb
-
-
-def test_a_run_that_is_repeated_counts_once(tmp_path):
-    logs = {name: text * 2 for name, text in runs().items()} | {
-        "copy.log": runs()["train_seed1.log"]
-    }
-    report, _ = check(tmp_path, entry(logs))
+    logs = {name: text * 2 for name, text in runs().items()}
+    report = check_folder(write(tmp_path, entry(logs | {"train.log": runs()["train_seed1.log"]})))
     assert answer_of(report) == "OK" and [run.seed for run in report.runs] == [1, 2, 3]
+
+
+def test_an_evaluation_has_a_log_of_its_own(tmp_path):
+    logs = without(runs(), "^final")
+    for name, text in runs().items():
+        logs[name.replace("train", "eval")] = "".join(re.findall("(?m)^(?:seed|final).*\n", text))
+    report, found = check(tmp_path, entry(logs))
+    assert answer_of(report) == "OK" and found["training time"].number == 599
 
 
 def test_all_segments_of_a_resumed_run_count(tmp_path):

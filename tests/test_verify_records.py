@@ -1,11 +1,10 @@
 """records/check.py on record folders: each limit just inside and just outside, claims of every
 form, times, and the statistics of a record."""
 
-import math
 import re
 
 import pytest
-from attacks.folders import SEEDS, Run, changed, entry, entry_of, rows, runs, write
+from attacks.folders import SEEDS, entry, entry_of, rows, runs, write
 
 from records.check import check_folder, student_tail, submitted_scores, welch
 from records.report import Finding, UnusableInput
@@ -26,6 +25,7 @@ evaluation time
     scored=600100 -> FAILED 600.1
     tail="total_eval_time:600.0s\n" -> CONSISTENT 400
     tail="total_eval_time:600.1s\n" -> NOT CHECKABLE 400
+    tail=OUTSIDE val_bpb=1.11 -> FAILED 600.1
 training time
     trained=601000 -> CONSISTENT 601
     trained=601100 -> FAILED 601.1
@@ -42,6 +42,8 @@ calibration
     trained=596000 middle="GPTQ:collected 67 Hessians in 5.1s\n" -> SUSPICION 5.1
     trained=600000 middle="GPTQ:collected 67 Hessians in 11.0s\n" -> SUSPICION 11
     trained=600000 middle="GPTQ:collected 67 Hessians in 11.1s\n" -> FAILED 11.1
+    trained=599000 middle="gptq:calibrating with 9 batches\n" -> none
+    trained=599100 middle="gptq:calibrating with 9 batches\n" -> SUSPICION
 adaptation time
     scored=300000 middle="ttt:done total_time=300.0s\n" -> CONSISTENT 300
     scored=300000 middle="ttt:done total_time=300.1s\n" -> FAILED 300.1
@@ -73,6 +75,10 @@ split
     ratio=1.031 tokens=58500000 -> SUSPICION 146919101
     ratio=1 tokens=66301124 -> SUSPICION 161504517
     ratio=1 tokens=66425168 -> FAILED 161806680
+    vocab=8192 tokens=40540160 ratio=1.52988128 -> CONSISTENT 151080000
+    vocab=8192 tokens=40000000 ratio=1.52988128 -> FAILED 149067000
+    vocab=4096 tokens=45508608 ratio=1.36285495 -> CONSISTENT 151080000
+    vocab=4096 tokens=40540160 ratio=1.36285495 -> FAILED 134585689
     lacks="_loss" tokens=61401416 -> NOT CHECKABLE 61401416
     lacks="_loss" tokens=61401415 -> SUSPICION 61401415
 accepted scores
@@ -108,32 +114,6 @@ def test_both_sides_of_a_limit(tmp_path, name, row):
 
 
 @pytest.mark.parametrize(
-    "claim",
-    [
-        "1.1200",
-        "1.12 (3 seeds)",
-        [1.119, 1.120, 1.121],
-        {"1": 1.119, "2": 1.120, "3": 1.121},
-        {"seed_2": 1.2, "mean": 1.12, "std": 0.0005},
-    ],
-)
-def test_forms_of_a_claim(tmp_path, claim):
-    files = entry(runs(), val_bpb=claim)
-    files["submission.json"] = "\ufeff" + files["submission.json"]  # a byte order mark
-    found = check(tmp_path, files)["val_bpb"]
-    assert found.verdict == "CONSISTENT" and found.number == pytest.approx(1.12)
-    assert "the mean of the last final lines of 3 logs" in found.detail
-    assert found.line.startswith("train_seed1.log:11: final_int8_zlib_roundtrip_exact val_loss:1.8")
-
-
-@pytest.mark.parametrize(
-    "claim", ["pending", [], {}, True, 0, -1.0, {"a": {}}, math.nan, "1e999", [[1.12]]]
-)
-def test_what_is_no_claim(tmp_path, claim):
-    assert check(tmp_path, entry(runs(), val_bpb=claim))["val_bpb"].verdict == "NOT CHECKABLE"
-
-
-@pytest.mark.parametrize(
     "text",
     ["", "{", "[1]", "nul", "1", '{"val_bpb": 1.12}}', "[" * 9_000, "9" * 5_000, '{"a":' * 9_000],
 )
@@ -143,22 +123,28 @@ def test_a_submission_that_cannot_be_used(tmp_path, text):
     assert "submission.json cannot be used: " in found["files"].detail
 
 
-# Logs of 1.1185, 1.1197 and 1.1203 for a claim, of the usual three scores for the other checks.
-LOGS = (
-    r'scores=[1.1185,1.1197,1.1203] middle="plain val_loss:1.89 val_bpb:1.1222\nchunk 3/9 '
-    r'val_bpb:1.1501\n" tail="NOT LEGAL (learned) val_loss:1.8 val_bpb:1.10120000\n" '
-)
 SAID = r"""
 val_bpb
-    val_bpb=1.1197 -> CONSISTENT: a final line of one log of 3
-    val_bpb=1.1185 -> SUSPICION: the best of 3 seeds
-    val_bpb=1.1222 -> CONSISTENT: the mean of the last 'plain' lines of 3 logs
-    val_bpb=1.1501 -> SUSPICION: a running line of one log
-    val_bpb=1.1281 -> SUSPICION: no line and no mean of the logs, from 1.1185 on
-    val_bpb=1.1111 -> FAILED: no line and no mean of the logs, from 1.1185 on
-    val_bpb=1.1111 bytes_total=15800000 -> SUSPICION: no line and no mean of the logs
-    val_bpb=1.1111 seeds=[1,2,3,7] -> NOT CHECKABLE: seeds [7] have no log
-    val_bpb=1.1012 -> FAILED: of a line that its log labels NOT LEGAL
+    logs=CLAIMED val_bpb=1.1197 -> CONSISTENT: a final line of one log of 3
+    logs=CLAIMED val_bpb=1.1185 -> SUSPICION: the best of 3 seeds
+    logs=CLAIMED val_bpb=1.1222 -> CONSISTENT: the mean of the last 'plain' lines of 3 logs
+    logs=CLAIMED val_bpb=1.1501 -> SUSPICION: a running line of one log
+    logs=CLAIMED val_bpb=1.1281 -> SUSPICION: no line and no mean of the logs
+    logs=CLAIMED val_bpb=1.1111 -> FAILED: no line and no mean of the logs
+    logs=CLAIMED val_bpb=1.1111 bytes_total=15800000 -> SUSPICION: no line and no mean of the logs
+    logs=CLAIMED val_bpb=1.1111 seeds=[1,2,3,7] -> NOT CHECKABLE: no line and no mean of the logs
+    logs=CLAIMED val_bpb=1.1012 -> FAILED: of a line that its log labels NOT LEGAL
+    val_bpb="1.12 (3 seeds)" -> CONSISTENT: the mean of the last final lines of 3 logs
+    val_bpb=[1.119,1.120,1.121] -> CONSISTENT: the mean of the last final lines of 3 logs
+    val_bpb={"1":1.119,"2":1.12,"3":1.121} -> CONSISTENT: the mean of the last final lines
+    val_bpb={"mean":1.12,"std":0.0005} -> CONSISTENT: the mean of the last final lines of 3 logs
+    val_bpb="pending" -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb=null val_loss=1.12 -> CONSISTENT: the mean of the last final lines of 3 logs
+    val_bpb=null val_loss=1.4999 -> SUSPICION: no line and no mean of the logs
+    val_bpb=null val_loss=1.5 -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb=true -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb=-1.0 -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb="1e999" -> NOT CHECKABLE: submission.json states no val_bpb
 seeds
     seeds=null -> CONSISTENT: seeds [1, 2, 3]
     seeds=[1,2,4] -> NOT CHECKABLE: submission.json also names [4]
@@ -181,6 +167,11 @@ evaluation time
     lacks="eval_time" -> NOT CHECKABLE: no claimed log states the time
 split
     tail="mixed val_loss:1.891235 val_bpb:1.0600\n" val_bpb=1.06 -> SUSPICION: of 2.5740 bytes
+pattern
+    more={"README.md":"It trains on the full val set."} -> SUSPICION: says that it trains on val
+    more={"README.md":"It never trains on the full val set."} -> CONSISTENT: nothing
+    TRAIN_ON_VAL=1 -> SUSPICION: says that it trains on validation data
+    TRAIN_ON_VAL=0 -> CONSISTENT: nothing
 files
     script="" -> NOT CHECKABLE: there is no script
     logs={"notes.txt":"x"} -> NOT CHECKABLE: there is no train log
@@ -191,7 +182,7 @@ files
 def test_what_is_said_of(tmp_path, name, row):
     words, _, wanted = row.partition(" -> ")
     verdict, _, says = wanted.partition(": ")
-    report = check_folder(write(tmp_path, entry_of(LOGS * (name == "val_bpb") + words)))
+    report = check_folder(write(tmp_path, entry_of(words)))
     found = [(one.verdict, one.detail) for one in report.findings if one.check == name]
     assert [detail for one, detail in found if one == verdict and says in detail], found
 
@@ -207,49 +198,12 @@ def test_what_an_artifact_has_to_answer_for(tmp_path):
 # ---------------------------------------------------------------- times and hardware
 
 
-@pytest.mark.parametrize(
-    ("outside", "verdict", "seconds"), [(590_000, "CONSISTENT", 590), (600_400, "FAILED", 600.4)]
-)
-def test_a_pass_that_is_timed_twice(tmp_path, outside, verdict, seconds):
-    """The longer time counts: one is taken from outside."""
-    tail = "ttt val_loss:1.8800 val_bpb:1.1100 eval_time:590000ms\n"
-    tail += f"ttt_exact val_loss:1.88000000 val_bpb:1.11003333 eval_time:{outside}ms\n"
-    found = check(tmp_path, entry({"train.log": Run(tail=tail).text()}, val_bpb=1.11))
-    finding = found["evaluation time"]
-    assert (finding.verdict, finding.number) == (verdict, seconds)
-    assert f"all passes together {400 + seconds:.1f} s" in finding.detail
-
-
-def test_validations_of_the_training_are_no_evaluation(tmp_path):
-    validation = "plain val_loss:2.0 val_bpb:1.2000 eval_time:900000ms\n"
-    step = "step:9/20000 val_loss:2.0 val_bpb:1.2 train_time:9ms eval_time:900000ms\n"
-    logs = changed(runs(), ("stopping_early", f"{step}{validation}stopping_early"))
-    assert check(tmp_path, entry(logs))["evaluation time"].number == 400
-
-
 def test_no_limit_outside_of_the_record_track(tmp_path):
-    files = entry(
-        runs(trained=4_000_000, scored=900_000, tokens=9_662_464, head="NVIDIA A100\n"), track=None
-    )
-    found = check(tmp_path, files, track="track_non_record_16mb")
-    assert found["training time"].verdict == found["evaluation time"].verdict == "CONSISTENT"
-    assert found["hardware"].verdict == "CONSISTENT"
+    words = 'trained=4000000 scored=900000 tokens=9662464 head="NVIDIA A100\\n" track=null'
+    found = check(tmp_path, entry_of(words), track="track_non_record_16mb")
+    verdicts = [found[name].verdict for name in ("training time", "evaluation time", "hardware")]
+    assert verdicts == ["CONSISTENT"] * 3
     assert found["split"].verdict == "SUSPICION" and "a part of it" in found["split"].detail
-
-
-@pytest.mark.parametrize(
-    ("vocabulary", "tokens", "verdict"),
-    [
-        (8192, 40_540_160, "CONSISTENT"),
-        (4096, 45_508_608, "CONSISTENT"),
-        (4096, 40_540_160, "FAILED"),
-    ],
-)
-def test_the_split_of_other_tokenizers(tmp_path, vocabulary, tokens, verdict):
-    whole = {8192: 40_540_160, 4096: 45_508_608}[vocabulary]
-    logs = runs(tokens=tokens, ratio=62_021_632 / whole)
-    found = check(tmp_path, entry(changed(logs, ("sp1024", f"sp{vocabulary}"))))["split"]
-    assert found.verdict == verdict and found.number == pytest.approx(151_080_000 * tokens / whole)
 
 
 # ---------------------------------------------------------------- significance
@@ -274,10 +228,10 @@ def test_significance(tmp_path, scores, against, verdict, gain):
     assert "a record needs 0.005 at p < 0.01; " in found.detail
 
 
-@pytest.mark.parametrize("bad", ["1.13,x", "1.13,", "1e300,1.1", "nan", "-1", "1.13, 1.14"])
-def test_scores_to_beat_that_are_none(tmp_path, bad):
-    with pytest.raises(UnusableInput, match="--against takes bits per byte"):
-        check(tmp_path, entry(runs()), bad)
+def test_scores_to_beat_that_are_none(tmp_path):
+    for bad in ("1.13,x", "1.13,", "1e300,1.1", "nan", "-1", "1.13, 1.14"):
+        with pytest.raises(UnusableInput, match="--against takes bits per byte"):
+            check(tmp_path, entry(runs()), bad)
 
 
 @pytest.mark.parametrize(
@@ -287,25 +241,12 @@ def test_scores_to_beat_that_are_none(tmp_path, bad):
         ([1.9, 1.91], [1.88, 1.8811, 1.8822, 1.8805], 0.0, 0.06390373614791652),
         ([1.12, 1.1207], [1.119, 1.12, 1.121], 0.005, 0.9966722024651232),
         ([1.13], [1.119, 1.12, 1.121], 0.005, 0.006536228780172976),
-        ([2.5, 2.5], [2.1, 2.4, 2.0], 0.05, 0.07123171854047929),
         ([1.13, 1.14], [1.12], 0.0, None),
         ([1.13], [1.12, 1.12], 0.0, None),
     ],
 )
 def test_p_values(theirs, ours, margin, p):
     assert welch(theirs, ours, margin) == (p and pytest.approx(p, rel=1e-9))
-
-
-@pytest.mark.parametrize(
-    ("t", "freedom", "p"),
-    [  # scipy.stats.t.sf
-        (0.0, 7.5, 0.5),
-        (0.5, 1, 0.35241638234956674),
-        (3.0, 3.7, 0.022062942805759336),
-        (10.0, 2, 0.004926228511662845),
-        (40.0, 1.5, 0.0014898121954656225),
-        (5.0, 120, 9.8909529022698e-07),
-    ],
-)
-def test_tails_of_students_t(t, freedom, p):
-    assert student_tail(t, freedom) == pytest.approx(p, rel=1e-9)
+    assert student_tail(0.0, 7.5) == pytest.approx(0.5, rel=1e-9)
+    assert student_tail(40.0, 1.5) == pytest.approx(0.0014898121954656225, rel=1e-9)
+    assert student_tail(5.0, 120) == pytest.approx(9.8909529022698e-07, rel=1e-9)

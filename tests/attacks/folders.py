@@ -31,7 +31,8 @@ class Run:
     code: int = 200
     total: int = 0  # model and code, if 0
     step: int = 45  # ms
-    data: str = "fineweb10B_sp1024"  # that it trains on
+    vocab: int = 1024
+    data: str = "fineweb10B"  # that it trains on
     head: str = ""
     middle: str = ""  # between stop and export
     tail: str = ""
@@ -40,7 +41,7 @@ class Run:
         loss = self.bpb * self.ratio * 151_080_000 / 62_021_632 * math.log(2)
         return (
             f"{self.head}world_size:{self.world} grad_accum_steps:1\n"
-            f"val_loader:shards pattern=fineweb10B_sp1024/fineweb_val_*.bin tokens:{self.tokens}\n"
+            f"val_loader:shards pattern=fineweb_sp{self.vocab}/val_*.bin tokens:{self.tokens}\n"
             f"train_loader:dataset:{self.data} train_shards:80\n"
             f"seed:{self.seed}\n"
             f"step:1000/20000 train_loss:2.3 train_time:45000ms step_avg:{self.step}.0ms\n"
@@ -109,14 +110,15 @@ def rows(table: str) -> list[tuple[str, str]]:
 
 def entry_of(words: str) -> Files:
     """The folder of a row: NAME=VALUE, where a value is JSON or one of TEXTS. A name is a field of
-    Run or of submission.json; `scores` of seeds 1, 2, 3; `logs`, or `lines` for one log of final
-    scores; `lacks`, words of lines that are left out; `script`, `more` files; `helper`, the bytes
-    of a file that the script imports."""
+    Run or of submission.json; `scores` of seeds 1, 2, 3, or one for all; `logs`, or `lines` for one
+    log of these scores; `lacks`, words of lines that are left out; `script`, `more` files; or
+    `helper`, the bytes of a file that the script imports."""
     given = {}
-    for name, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\S+)', words):
+    for name, value in re.findall(r'(\w+)=("(?:[^"\\]|\\.)*"|\{[^{}]*\}|\S+)', words):
         given[name] = TEXTS[value] if value in TEXTS else json.loads(value)
 
     scores = given.pop("scores", None)
+    scores = [scores] * 3 if isinstance(scores, float) else scores
     scores = dict(enumerate(scores, 1)) if isinstance(scores, list) else scores
     own = {field.name: given.pop(field.name) for field in fields(Run) if field.name in given}
     logs = given.pop("logs", None) or runs(scores, **own)
@@ -133,21 +135,24 @@ def entry_of(words: str) -> Files:
 LOSSLESS = changed(without(runs(), "val_loader"), ("val_loss:", "loss:"))
 CHUNK = "ttt_chunk [{0}/1893] scored bpb=1.12 time={0}.1s\n"
 CHUNK += "ttt_train [{0}] epoch=1/3 loss=1.9\nttt_train [{0}] epoch=2/3 loss=1.9\n"
-LEARNS = (
-    "def ttt(model, val_tokens, opt):\n    for epoch in range(9):\n"
-    "        loss = model(val_tokens)\n        loss.backward()\n        opt.step()\n"
-)
-SLOT = (
-    "import torch\nimport torch.nn.functional as F\ndef score(model, x, y, slot_steps=8):\n"
-    "    h = model.hidden(x).detach()\n"
-    "    delta = torch.zeros_like(h[:, :1], requires_grad=True)\n"
-    "    opt = torch.optim.AdamW([delta], lr=0.01)\n    for _ in range(slot_steps):\n"
-    "        loss = F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())\n"
-    "        opt.zero_grad()\n        loss.backward()\n        opt.step()\n"
-    "    return F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())\n"
-)
+LEARNS = """def ttt(model, val_tokens, opt):
+    for epoch in range(9):
+        loss = model(val_tokens)
+        loss.backward()
+        opt.step()
+"""
+SLOT = """def score(model, x, y, slot_steps=8):
+    h = model.hidden(x).detach()
+    delta = torch.zeros_like(h[:, :1], requires_grad=True)
+    opt = torch.optim.AdamW([delta], lr=0.01)
+    for _ in range(slot_steps):
+        loss = F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+    return F.cross_entropy(model.head(h + delta).flatten(0, 1), y.flatten())
+"""
 TEXTS = {
-    # scripts
     "NOISE": "".join(random.Random(0).choices("abcdefgh", k=60_000)),  # 24,036 bytes by lzma
     "LONG": "x = 1\n" * 15_000,
     "NEW_SYNTAX": 'd = {"a": [1]}\nprint(f"{", ".join(map(str, d["a"]))}")\n' + LEARNS,
@@ -159,7 +164,6 @@ TEXTS = {
     "TRAINS": 'import os\nTRAIN_ON_VAL = bool(int(os.environ.get("TRAIN_ON_VAL", "1")))\n'
     'train_files = "data/fineweb_val_*" if TRAIN_ON_VAL else "data/fineweb_train_*"\n',
     "SLOT": SLOT,
-    # lines of logs
     "REPACKED": "storage_pass quant_bytes=15826872\nstorage_pass code_bytes=92888\n"
     "storage_pass estimated_total=15919760\n",
     "SQUEEZED": "gptq_brotli: 14,622,509 bytes | code: 92,132 | total: 14,714,641 (14.71MB)\n",
@@ -169,8 +173,9 @@ TEXTS = {
     + "prequant_ttt:done total_time=525.0s\n",
     "CHUNKS": "".join(CHUNK.format(i) for i in range(1, 30)),
     "HINTS": "ngram_tilt:hints total=47851520 within_gate=9866847 word_gate=2891588\n",
+    "OUTSIDE": "ttt val_loss:1.88 val_bpb:1.1100 eval_time:590000ms\n"
+    "ttt_exact val_loss:1.88 val_bpb:1.11003333 eval_time:600100ms\n",
     "ERROR": 'Traceback (most recent call last):\n  File "x", line 3\nRuntimeError: x\n',
-    "DONE": "ttt:done total_time=585.0s\n",
     "HESSIANS": "GPTQ:collected 67 Hessians in 4.1s\nGPTQ:compressed+saved in 122.9s\n",
     "MIXER": lambda seed: f"mixer val_bpb:{0.998 + seed / 1e3:.8f} eval_time:400000ms\n",
     "PLAIN": "plain_roundtrip val_loss:1.9300 val_bpb:1.1450 eval_time:18400ms\n",
@@ -179,7 +184,6 @@ TEXTS = {
     ),
     "WIDTHS": lambda seed: f"Hyperparameters:\nmlp_mult: {'4' if seed == 1 else '4.0'}\n",
     "STARTS": lambda seed: f"elapsed: 11.8{seed}s\nstart=2026-03-26T1{seed}:00:00\n",
-    # logs and other files
     "BARE": changed(
         {"train.log": Run().text()},
         ("val_bpb:", "val_bpb "),
@@ -198,6 +202,11 @@ TEXTS = {
         runs(), ("val_bpb:", "\x1b[32mval_bpb:\x1b[0m\x1b[1m"), (" eval_time", "\x1b[0m eval_time")
     ),
     "FEW_DIGITS": changed(without(runs(dict.fromkeys(SEEDS, 1.1)), "_exact"), ("1.1000", "1.1")),
+    "CLAIMED": runs(
+        {1: 1.1185, 2: 1.1197, 3: 1.1203},
+        middle="plain val_loss:1.89 val_bpb:1.1222\nchunk 3/9 val_bpb:1.1501\n",
+        tail="NOT LEGAL (learned) val_loss:1.8 val_bpb:1.10120000\n",
+    ),
     "DRY_RUN": {"dry_run.log": Run(1, 2.9, tokens=99_328).text()},
     "SWEEP": {"sweep/a.log": Run(9, 1.3, model=16_040_667).text(), "submission.json": ""},
     "REST": {"rest.py": "y = 2\n" * 14_000},
@@ -222,17 +231,14 @@ scores without a colon
 steps between bars
     logs=BARS seeds=[1] -> NOT PROVEN; PROVEN files 4
 a slow diagnostic of 650 s
-    label="quantized" scores=[1.12,1.12,1.12] scored=650000 tail=MIXER val_bpb=1.0
+    label="quantized" scores=1.12 scored=650000 tail=MIXER val_bpb=1.0
     -> NOT PROVEN; CONSISTENT evaluation time 400; SUSPICION accepted scores 1.0
 an evaluation of 1,167 s to 1.0574
-    scores=[1.0574,1.0574,1.0574] scored=1167545 val_bpb=1.0574
-    -> FAILED; FAILED evaluation time 1167.545
+    scores=1.0574 scored=1167545 val_bpb=1.0574 -> FAILED; FAILED evaluation time 1167.545
 an evaluation of 1,167 s to 1.0897
-    scores=[1.0897,1.0897,1.0897] scored=1167545 val_bpb=1.0897
-    -> FAILED; FAILED evaluation time 1167.545
+    scores=1.0897 scored=1167545 val_bpb=1.0897 -> FAILED; FAILED evaluation time 1167.545
 an evaluation of 1,167 s to 1.1196
-    scores=[1.1196,1.1196,1.1196] scored=1167545 val_bpb=1.1196
-    -> FAILED; FAILED evaluation time 1167.545
+    scores=1.1196 scored=1167545 val_bpb=1.1196 -> FAILED; FAILED evaluation time 1167.545
 a slow evaluation that is said twice
     scored=605460 tail=SAID_TWICE -> FAILED; FAILED evaluation time 605.46
 adaptation before scoring
@@ -260,7 +266,7 @@ a mean in the results
 three seeds by a flag
     scores={"42":1.12} seeds=[42] compliance={"three_seeds":true} -> NOT PROVEN; SUSPICION seeds 1
 a training set that is named valonly
-    data="fineweb10B_sp1024_valonly" -> NOT PROVEN; SUSPICION pattern
+    data="fineweb10B_valonly" -> NOT PROVEN; SUSPICION pattern
 hints within words
     middle=HINTS -> NOT PROVEN; SUSPICION pattern
 a traceback at the end
@@ -318,9 +324,4 @@ packed again in a form that nobody knows
     -> NOT PROVEN; SUSPICION size 16300528
 a last export that is too large
     tail=LATER bytes_total=16400200 -> FAILED; FAILED size 16400198
-adaptation within the timed pass
-    scored=590000 tail=DONE -> OK
-seeds that claim each other's numbers
-    scores=[1.117,1.123,1.121] seeds={"1":1.123,"2":1.117,"3":1.121} val_bpb=1.1203
-    -> NOT PROVEN; SUSPICION seeds 1.123
 """

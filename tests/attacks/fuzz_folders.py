@@ -1,10 +1,8 @@
 """Mutates record folders and looks for one that records/check.py cannot report on.
 
-    python tests/attacks/fuzz_folders.py [--runs N] [--seed S] [--keep DIR]
+    python tests/attacks/fuzz_folders.py [--runs N] [--seed S]
 
-Run number i makes one folder from the random seed S + i, so that `--seed <S + i> --runs 1` repeats
-it. Each must end in a report or a sentence, within SECONDS of processor time; anything else ends
-the program and names the seed.
+Each run must end in a report or a sentence; anything else names the seed that makes it again.
 """
 
 import argparse
@@ -20,10 +18,11 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
 
-from attacks.folders import CASES, LEARNS, write
+from attacks.folders import CASES, LEARNS, entry_of, rows, write
 from records.check import UnusableInput, check_folder
 from records.report import answer_of, print_json, print_report
 
+KINDS = [text.partition("->")[0] for _, text in rows(CASES)]
 SECONDS = 10.0  # that a small folder may take
 TOKENS = (
     *"val_bpb: val_loss: seed: : = nan inf -1 0 1e999 99999999999999999 1.12 1.1211 ms".split(),
@@ -56,7 +55,7 @@ def mutate(rng: random.Random, text: str) -> str:
 
 def write_folder(seed: int, home: Path) -> Path:
     rng = random.Random(seed)
-    files = dict(CASES[rng.choice([*CASES])].files)
+    files = entry_of(rng.choice(KINDS))
     for _ in range(rng.choice((1, 1, 2, 3, 8))):
         name = rng.choice([*files])
         files[name] = mutate(rng, files[name])
@@ -66,17 +65,13 @@ def write_folder(seed: int, home: Path) -> Path:
 
 
 def check(folder: Path) -> str:
-    """The answer; AssertionError where there is no report."""
+    """The answer; whatever else comes of it is raised."""
     began = time.process_time()
     try:
         report = check_folder(folder, "1.13")
     except UnusableInput:
         return "refused"
-    except Exception as crash:
-        raise AssertionError(f"check_folder crashes with {crash!r}") from crash
-    seconds = time.process_time() - began
-    assert seconds < SECONDS, f"{seconds:.1f} s"
-
+    assert time.process_time() - began < SECONDS
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         print_report(report)
@@ -92,30 +87,14 @@ def fuzz(runs: int, seed: int) -> Counter:
         with tempfile.TemporaryDirectory() as home:
             try:
                 outcomes[check(write_folder(i, Path(home)))] += 1
-            except AssertionError as failure:
-                raise AssertionError(f"seed {i}: {failure}") from failure
+            except Exception as failure:
+                raise AssertionError(f"seed {i}: {failure!r}") from failure
     return outcomes
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--runs", type=int, default=1_000, help="number of folders")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the first folder")
-    parser.add_argument("--keep", metavar="DIR", help="write one folder there and stop")
     options = parser.parse_args()
-    if options.keep:
-        print(write_folder(options.seed, Path(options.keep)))
-        return 0
-    start = time.perf_counter()
-    try:
-        outcomes = fuzz(options.runs, options.seed)
-    except AssertionError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    counts = ", ".join(f"{count} {answer}" for answer, count in outcomes.most_common())
-    print(f"{options.runs} folders in {time.perf_counter() - start:.0f} s: {counts}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    print(*(f"{count} {answer}" for answer, count in fuzz(options.runs, options.seed).items()))
