@@ -731,8 +731,8 @@ VERIFYING += mutants_of(
     r"""
 test_surroundings.py::test_ctrl_c_in_a_check
     Ctrl-C is a sentence of its own
-    -         problem = STOPPED
-    +         problem = 'KeyboardInterrupt'
+    -         print(f"{program}: {STOPPED}", file=sys.stderr)
+    +         print(f"{program}: KeyboardInterrupt", file=sys.stderr)
 test_proof.py::test_the_first_line_says_which_score_it_is_of
     the first line says which score it is of
     - parts += dict.fromkeys(finding.says
@@ -803,143 +803,133 @@ test_attacks.py::test_refused_for_its_own_reason[huge_shapes-elements, above the
 RECORDS = mutants_of(
     "records/check.py",
     r"""
-test_verify_records.py::test_seeds
-    seeds: one without a log fails
-    - if len(claims) > len(logs) and not some_unread:
-    + if False:
-    seeds: one that counts twice is suspect
-    - if len(set(seeds)) < len(seeds) and files > len(set(seeds)):
-    + if False:
-test_verify_records.py::test_training_time[changes2-FAILED]
-    times: training over 600 s fails
-    - limit = LIMIT_S + slack
-    + limit = 2 * LIMIT_S
-test_verify_records.py::test_evaluation_time[599000-FAILED]
-    times: evaluation over 600 s fails
+test_verify_records.py::test_both_sides_of_a_limit
+[evaluation time-scored=600100 -> FAILED 600.1]
+    times: a claimed pass over 600 s fails
     - LIMIT_S = 600.0  # for training
-    + LIMIT_S = 1200.0  # for training
-test_verify_records.py::test_passes_that_are_too_long_together
-    times: passes count together
-    - seconds = round(sum(terms), 6)
-    -     within
-    + seconds = max(terms, default=0.0)
-    +     within
-test_verify_records.py::test_size
-    size: over the cap with its code fails
-    - if model and model + least > CAP_BYTES and
-    + if model > CAP_BYTES and
-test_verify_records.py::test_artifact_in_the_folder
-    size: an artifact that no log states fails
-    - verdict = CONSISTENT if size in models else FAILED
-    + verdict = CONSISTENT
-test_verify_records.py::test_split
-    split: a part of it in the record track fails
-    - verdict = FAILED if record and fault else SUSPICION
-    + verdict = SUSPICION
+    + LIMIT_S = 601.0  # for training
+test_verify_records.py::test_both_sides_of_a_limit
+[training time-world=4 trained=1202000 -> CONSISTENT 1202]
+    times: the seconds of other GPUs count together
+    - seconds * (world or WORLD_SIZE) <=
+    + seconds * WORLD_SIZE <=
+test_folders.py::test_a_kind_of_folder[adaptation before scoring]
+    times: adaptation before the export breaks one of both limits
+    - evaluation = self.judge(log, seconds + scored)
+    + evaluation = self.judge(log, scored)
+test_verify_records.py::test_both_sides_of_a_limit
+[size-script=NOISE model=15940001 bytes_total=null -> FAILED 16000001]
+    size: over the cap with the script as it lies here fails
+    - CAP_BYTES = 16_000_000
+    + CAP_BYTES = 16_000_001
+test_verify_records.py::test_both_sides_of_a_limit[split-ratio=1.0051 -> SUSPICION 151850508]
     split: its bytes are those of the text
-    - abs(held / SPLIT_BYTES - 1) <= 0.005
-    + abs(held / SPLIT_BYTES - 1) <= 0.5
-test_verify_records.py::test_significance[1.1250-FAILED-0.00557]
-    statistics: a record is sure at p < 0.01
-    - p < RECORD_P:
-    + p is not None:
+    - SAME_SPLIT = 0.005
+    + SAME_SPLIT = 0.006
+test_verify_records.py::test_both_sides_of_a_limit
+[split-ratio=1 tokens=61401415 -> FAILED 149569198]
+    split: a part of it fails
+    - elif tokens < 0.99 * whole
+    + elif tokens < 0.98 * whole
+test_verify_records.py::test_both_sides_of_a_limit
+[accepted scores-lines=[1.0564] val_bpb=1.0564 -> SUSPICION 1.0564]
+    val_bpb: below every accepted score is suspect
+    - BEST_ACCEPTED = 1.0565
+    + BEST_ACCEPTED = 1.05
+test_folders.py::test_a_kind_of_folder[the best of three]
+    val_bpb: the best of several seeds is suspect
+    - if first.kind != "final" or chosen or again:
+    + if first.kind != "final" or again:
+test_verify_records.py::test_what_is_said_of
+[val_bpb-logs=CLAIMED val_bpb=1.1111 -> FAILED: no line and no mean of the logs]
+    val_bpb: one below every claimed log fails
+    - return bool(self.sizes & self.numbers) and
+    + return False and
 test_verify_records.py::test_significance
+    statistics: a record is sure at p < 0.01
+    - p < RECORD_P else
+    + p < 1 else
     statistics: a record is better by 0.005 nats
     - RECORD_NATS = 0.005
     + RECORD_NATS = 0.0005
-test_verify_records.py::test_embedded_script
-    script: another one in the log is suspect
-    - if embedded not in own and not any
-    + if False and not any
-test_verify_records.py::test_val_bpb_against_the_logs[1.0487-FAILED]
-    val_bpb: one below every log fails
-    - verdict = FAILED if illegal or unfounded else SUSPICION
-    + verdict = SUSPICION
 """,
 )
 RECORDS += mutants_of(
     "records/report.py",
     r"""
-test_verify_records.py::test_exit_codes_and_one_screen
+test_folder_bounds.py::test_a_report_of_three_runs_is_one_screen
     exit code 1 where a check failed
-    - any(finding.verdict == FAILED for finding in findings)
-    + any(finding.verdict == FAILED for finding in findings[1:1])
+    - failed = int(answer_of(report) == FAILED)
+    + failed = 0
+test_folders.py::test_a_kind_of_folder[neither tokens nor losses]
+    an OK needs all its parts
+    - if SUSPICION in verdicts or missing(report) else
+    + if SUSPICION in verdicts else
 """,
 )
 RECORDS += mutants_of(
     "records/logs.py",
     r"""
-test_verify_records.py::test_our_own_legal_path_and_our_labelled_illegal_one
+test_verify_records.py::test_what_is_said_of
+[val_bpb-logs=CLAIMED val_bpb=1.1012 -> FAILED: of a line that its log labels NOT LEGAL]
     val_bpb: what a log labels NOT LEGAL is no score
     - kind = "illegal"
     + kind = "final"
-test_verify_records.py::test_a_validation_on_a_line_of_its_own_is_no_evaluation
+test_odd_statements.py::test_a_statement
     times: validations during training are no evaluation
     - self.passes.clear()
     + pass
-test_verify_records.py::test_source_text_is_set_aside[True]
-    the source in a log states nothing
-    - in_source = True
-    + in_source = False
-test_odd_statements.py::test_what_is_written_oddly[a time that is written over]
     logs: what a terminal writes over counts
-    - for part in text.rstrip(b"\r").split(b"\r"):
-    + for part in [text]:
-test_odd_statements.py::test_what_is_written_oddly[underscores in bytes]
+    - COLOUR.sub("", text).split("\r")
+    + COLOUR.sub("", text).split("\0")
     logs: bytes in any writing
-    - return int(re.sub("[^0-9]", "", count or "0") or "0")
+    - return int(re.sub("[^0-9]", "", count or "") or 0)
     + return int(re.findall("[0-9]+", count or "0")[0])
-test_proof.py::test_a_log_that_contradicts_itself
-    prefixes: nats that go back are impossible
-    - if more < -allowed or size < 0:
-    + if size < 0:
-    prefixes: positions that go back are impossible
-    -     if line.count <= before.count:
-    +     if False:
+test_odd_statements.py::test_the_source_in_a_log_states_nothing
+    logs: the source in a log states nothing
+    - if not in_source:
+    + if True:
+test_odd_statements.py::test_what_launchers_and_terminals_add
+    logs: what launchers add is no part of a line
+    - part = PREFIX.sub("", part).rstrip()
+    + part = part.rstrip()
+test_odd_statements.py::test_an_evaluation_has_a_log_of_its_own
+    logs: an evaluation's log is joined with its training's
+    - facts or own[0].facts[name]
+    + facts
 """,
 )
 RECORDS += mutants_of(
     "records/code.py",
     r"""
-test_verify.py::test_code_that_the_script_pulls_in_counts[import helper]
-    size: files that the script pulls in count
-    - for path in found.paths:
-    + for path in []:
-test_code_size.py::test_an_unknown_path_gives_both_bounds
-    size: a module that is handed on may be asked for anything
-    - self.leave(node, f"{node.id} as a value")
-    + pass
-test_code_size.py::test_what_only_looks_like_data_may_be_code
-    size: a text that hardly compresses may be code
-    - is_text(head_of(path)) and not is_packed(path)
-    + is_text(head_of(path))
-test_verify.py::test_code_that_the_script_pulls_in_counts
-    size: what is known only when a script runs is listed
-    - unresolved += found.unresolved
-    + pass
-    size: files that the script runs count
-    - return call.args[-1] if len(call.args) > 1 else None
-    + return None
+test_code_size.py::test_what_a_script_imports_or_names_counts
+    size: files that the script imports count
+    - and names & modules
+    + and False
+    size: files that the script names count
+    - path.name in literals or
+    + False or
+test_code_size.py::test_a_packed_script_is_unpacked_and_searched[xz in base85]
+    patterns: packed scripts are searched
+    - if len(texts) <= MAX_PACKED else
+    + if False else
+test_folder_bounds.py::test_a_file_is_read_whole_or_not[train_gpt.py-1000000]
+    patterns: a script that is not read is named
+    - return not programs or bool(
+    + return bool(programs) and bool(
+test_code_size.py::test_a_pattern_and_its_honest_likeness[trains on the validation shards]
+    patterns: what is switched off is no suspicion
+    - not in ("", "0",
+    + not in ("",
 """,
 )
 RECORDS += mutants_of(
-    "records/programs.py",
+    "records/files.py",
     r"""
-test_verify_records.py::test_what_may_be_switched_on_stays_one
-    patterns: a setting that logs state as on is no switch that is off
-    - return False if is_off(stated) else None
-    -         return self.value(self.names
-    + return False
-    +         return self.value(self.names
-test_verify_records.py::test_what_is_switched_off_is_no_suspicion
-    patterns: what is switched off is no suspicion
-    -     idle = set() if said is None else idle_nodes(program.nodes, said)
-    +     idle = set()
-test_verify_records.py::test_patterns_of_code
-[False-trains on validation tokens without scoring them first]
-    patterns: training on what is scored is suspect
-    - return steps and any(map(VAL_TOKENS.match, words)) and not any(map(SCORED.search, words))
-    + return False
+test_folder_bounds.py::test_only_regular_files_of_the_folder_are_opened
+    files: nothing outside of the folder is opened
+    - return regular and target.is_relative_to(root)
+    + return regular
 """,
 )
 RECORDS += mutants_of(
