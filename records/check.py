@@ -86,7 +86,8 @@ DENIED = re.compile(
 BPB_LIST = re.compile(r"\d{1,2}\.\d{1,12}(,\d{1,2}\.\d{1,12})*")
 OTHER_TRACK = re.compile(r"(?i)(?<![a-z0-9])(non[-_ ]?record|unlimited)")
 TRACK_FIELDS = ("track", "name", "submission_type", "record_type", "status", "blurb")
-SIZES = ("model_bytes", "total_bytes")
+SIZES = ("model_bytes", "total_bytes")  # of a log
+SIZE = re.compile(r'(?:bytes|size)\w*": "?(\d{7,9})\b')  # of submission.json
 TOTAL_FIELDS = ("bytes_total", "total_bytes", "artifact_bytes_max", "artifact_bytes", "size_bytes")
 
 
@@ -232,7 +233,7 @@ class Entry:
             self.over_limit = SUSPICION if place == "track_10min_16mb" else CONSISTENT
         self.logs = read_logs(folder)
         self.sizes = {fact.value for log in self.logs for name in SIZES for fact in log.facts[name]}
-        self.numbers = set(map(int, re.findall(r"\b\d{7,9}\b(?!\.)", json.dumps(self.table))))
+        self.numbers = {*map(int, SIZE.findall(json.dumps(self.table)))}  # claimed
         self.way = self.explain()
         headlines = [log.headline for log in self.logs if log.headline]
         top = [score for score in headlines if "/" not in score.log]
@@ -404,11 +405,11 @@ class Entry:
             detail += f"; what else could be code or data: {code.other_names()}"
 
         script = min(counted, code.used[0].stat().st_size)
-        others = [size for size in self.numbers - self.sizes if size < min(model, CAP_BYTES)]
+        others = [size for size in self.numbers - self.sizes if size < model]  # not logged exports
         rest = export.total - model - max(export.code, code.bytes)
         verdict = SUSPICION
         if model + script > CAP_BYTES:
-            verdict = SUSPICION if others else FAILED  # of an export that no log states
+            verdict = SUSPICION if others and claimed <= CAP_BYTES else FAILED
             detail += f"; {model + script - CAP_BYTES:,} above the cap"
         elif model + counted > CAP_BYTES:
             detail += f"; {model + counted - CAP_BYTES:,} above the cap with what the script runs"
