@@ -41,7 +41,6 @@ SCRIPTS = {
     "loops": "def f():\n    x.requires_grad_()\n" + costly(LOOP)[:900_000],
     "training files": "a = environ.get(b, 0)\n" + costly("train = fineweb_val if a\n")[:900_000],
     "one literal": '"' + "a" * 999_000 + '"',
-    "short literals": costly('"' + "a" * 30 + '" '),
     "nested functions": "\n".join(" " * i + f"def f{i}(val_tokens):" for i in range(900)),
 }
 LOGS = {

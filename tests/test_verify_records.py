@@ -143,7 +143,6 @@ val_bpb
     val_bpb=null val_loss=1.4999 -> SUSPICION: no line and no mean of the logs
     val_bpb=null val_loss=1.5 -> NOT CHECKABLE: submission.json states no val_bpb
     val_bpb=true -> NOT CHECKABLE: submission.json states no val_bpb
-    val_bpb=-1.0 -> NOT CHECKABLE: submission.json states no val_bpb
     val_bpb="1e999" -> NOT CHECKABLE: submission.json states no val_bpb
 seeds
     seeds=null -> CONSISTENT: seeds [1, 2, 3]
