@@ -84,6 +84,7 @@ def may_be_code(path: Path, folder: Folder) -> bool:
 LITERALS = re.compile(  # one, or several that stand side by side
     r'''(?s)"""(?:[^"\\]|\\.){500,}?"""|(?:[rb]{0,2}"(?:[^"\\\n]|\\.){20,}"\s*)+'''
     r"""|'''(?:[^'\\]|\\.){500,}?'''|(?:[rb]{0,2}'(?:[^'\\\n]|\\.){20,}'\s*)+"""
+    r"""|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?"""  # short, or without an end
 )
 MAX_PACKED = 4  # programs within programs
 UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
@@ -105,8 +106,8 @@ def read_programs(file: Path, folder: Folder) -> list[str]:
 
 def packed_program(text: str) -> str:
     """The program in one of the largest literals of another; empty where there is none."""
-    literals = (found[0].strip() for found in LITERALS.finditer(text) if len(found[0]) > 500)
-    for joined in sorted(literals, key=len, reverse=True)[:2]:
+    literals = sorted((found[0].strip() for found in LITERALS.finditer(text)), key=len)
+    for joined in [one for one in literals[:-3:-1] if len(one) > 500 and one[-1] in "\"'"]:
         quote = joined[-1]
         joined = re.sub(rf"{quote}\s*[rb]{{0,2}}{quote}", "", joined)
         literal = re.sub(rf"^[rb]{{0,2}}{quote}+|{quote}+$", "", joined)
@@ -140,7 +141,7 @@ def stays_packed(programs: list[str]) -> bool:
 # Patterns are searched in a program without its comments and without what it says to people.
 TOKEN = re.compile(
     r"""(?s)#[^\n]*|[rbufRBUF]{0,2}(?:\"\"\".*?\"\"\"|'''.*?'''"""
-    r"""|"(?:[^"\\\n]|\\.)*"|'(?:[^'\\\n]|\\.)*')"""
+    r"""|"(?:[^"\\\n]|\\.)*"?|'(?:[^'\\\n]|\\.)*'?)"""
 )
 BODY = r"(?:\1[ \t]+.*\n|\n)+"  # lines that stand deeper than the first one
 PATTERNS = {
@@ -150,7 +151,7 @@ PATTERNS = {
     ),
     "scores in the last of several epochs": r"epoch\w* == .{0,40}epochs - 1",
     "hash keyed on the target": (
-        r"^[ \t]*(?:full_(?:key|idx|hash)\w*|fk|fh) = .*\^|= .*\^ .{0,4}\b(?:tgt|target)\w*"
+        r"^[ \t]*(?:full_(?:key|idx|hash)\w*|fk|fh) = .*\^|= .{0,200}\^ .{0,4}\b(?:tgt|target)\w*"
     ),
     "validation tokens in calibration": (
         r"^(?![ \t]*def ).*(?:hessian|calib|gptq)\w*\([^()]{0,400}\bval_(?:tokens|data|loader)\b"

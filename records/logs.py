@@ -20,9 +20,8 @@ MAX_KEPT = 200  # statements of a log and a kind
 
 COLOUR = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 PREFIX = re.compile(  # "[rank0]: ", "[default0]:", "0: " of a launcher; a time and a level
-    r"^(?:\s*(?:\[?(?:default|rank)_?\d{1,4}\]?:|\d{1,3}:(?=\s)"
-    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\d]{0,7}Z?\]?(?:\s*[-|]?\s*(?:INFO|DEBUG)\b)?[-|:]?"
-    r"|\[?\d\d:\d\d:\d\d[.,\d]{0,7}\]|(?:INFO|DEBUG)\s*[-|:])\s?)+"
+    r"^(?:\s*(?:\[?(?:default|rank)_?\d{1,4}\]?:|\d{1,3}:(?=\s)|\[?\d\d:\d\d:\d\d[.,\d]{0,7}\]"
+    r"|\[?\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[.,\d]{0,7}Z?\]?\s*[-|:]?|(?:INFO|DEBUG)\s*[-|:])\s?)+"
 )
 
 
@@ -37,7 +36,7 @@ def read_lines(path: Path, folder: Folder | None = None) -> Iterator[Row]:
     if folder and not folder.allows(size if size <= LOG_BYTES else BUDGET_BYTES + 1, path.name):
         return
     for i, line in enumerate(open_regular(path).read(LOG_BYTES).split(b"\n"), 1):
-        if folder and i % 1024 == 0 and not folder.allows(0, path.name):
+        if folder and i % 64 == 0 and not folder.allows(0, path.name):
             return
         text = line[:LINE_CHARS].replace(b"\0", b"").decode("utf-8", "replace")  # UTF-16's zeros
         for part in COLOUR.sub("", text).split("\r"):  # what a terminal writes over counts as well
@@ -82,7 +81,7 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
     "eval": r"(?:(?<!total_)eval_time|Evaluation time|bpb.{0,100}\b(?:time|elapsed))[:=] ?TIME",
     "eval_total": r"(?i)\b(?:eval\w*[_ ]total|total[_ ]eval\w*)[_ ]time[:=] ?TIME",
     "adaptation": (
-        r"(?i)^(?!.*bpb)\W{0,3}\w*(?:ttt|adapt)\w*.{0,100}?(?:time|elapsed|took|\bin)[:= ] ?TIME"
+        r"(?i)^(?!.*bpb)\W{0,3}\w{0,40}?(?:ttt|adapt).{0,140}?(?:time|elapsed|took|\bin)[:= ] ?TIME"
     ),
     "calibration": (
         r"(?i)^(?!.*(?:compress|sav|quantiz|val_loss|reserv))"
