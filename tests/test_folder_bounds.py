@@ -37,6 +37,7 @@ SCRIPTS = {
     "a line of a word that patterns begin with": costly("gptq"),
     "a line of calls": costly("exec( "),
     "hashes": costly("= ^ "),
+    "escaped quotes": costly('\\"'),
     "functions": "".join(f"def f{i}(a):\n    pass\n" for i in range(40_000)),
     "loops": "def f():\n    x.requires_grad_()\n" + costly(LOOP)[:900_000],
     "training files": "a = environ.get(b, 0)\n" + costly("train = fineweb_val if a\n")[:900_000],
@@ -45,6 +46,7 @@ SCRIPTS = {
 }
 LOGS = {
     "words that patterns begin with": "bpb ttt gptq in " * 90_000,
+    "a long word of adaptation": ("ttt" * 1_300 + "\n") * 50,
     "statements": "import os\n" + "a;\n" * 400_000,
     "scores": "final val_loss:1.9 val_bpb:1.12\n" * 9_000,
     "spaces": "\n".join(["ttt" + " " * 3_900 + "epoch"] * 200),

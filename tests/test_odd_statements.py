@@ -85,7 +85,9 @@ def test_a_statement(tmp_path, name, row):
 
 
 PREFIXES = "[rank0]: |[default0]:|0: |2026-03-26 10:00:00,123 INFO: |[2026-03-26T10:00:00Z] "
-PREFIXES += "|[10:00:00] |INFO: |\x1b[1;32m|\x1b[2m[rank0]:\x1b[0m "
+PREFIXES += (
+    "|2026-03-26 10:00:00,123 - INFO - |[10:00:00] |INFO: |\x1b[1;32m|\x1b[2m[rank0]:\x1b[0m "
+)
 
 
 @pytest.mark.parametrize("prefix", PREFIXES.split("|"))
