@@ -24,6 +24,7 @@ codec, export, evaluation, training, main.
 
 import ast
 import bisect
+import collections
 import contextlib
 import copy
 import dataclasses
@@ -120,9 +121,7 @@ class Settings:
     num_layers: int = setting(11, "transformer blocks", "532", POSITIVE)
     model_dim: int = setting(512, "width of the residual stream", "532", POSITIVE)
     num_heads: int = setting(8, "query heads", "532", POSITIVE)
-    num_kv_heads: int = setting(
-        4, "key/value heads, each for a group of query heads", "532", POSITIVE
-    )
+    num_kv_heads: int = setting(4, "key/value heads, shared by query heads", "532", POSITIVE)
     mlp_hidden: int = setting(1500, "hidden width of the MLP", "532", POSITIVE)
     mlp_negative_slope: float = setting(0.5, "of the leaky ReLU that is then squared", "532")
     train_seq_len: int = setting(2048, "tokens per sequence and evaluation window", "532", POSITIVE)
@@ -347,10 +346,9 @@ def check_together(s: Settings) -> None:
         if getattr(s, whole) % getattr(s, part):
             raise UserError(f"{part.upper()} must divide {whole.upper()}={getattr(s, whole)}.")
 
-    head_dim = s.model_dim // s.num_heads
+    even_sizes = range(2, s.model_dim // s.num_heads + 1, 2)
     rules = {
-        "ROPE_DIMS must be even and at most the head size": s.rope_dims
-        in range(2, head_dim + 1, 2),
+        "ROPE_DIMS must be even and at most the head size": s.rope_dims in even_sizes,
         "EVAL_STRIDE must be at most TRAIN_SEQ_LEN": s.eval_stride <= s.train_seq_len,
         "DOCUMENT_TOKENS must be at most TRAIN_SEQ_LEN": (
             s.ttt_protocol != "per_document" or s.document_tokens <= s.train_seq_len
@@ -453,6 +451,13 @@ class Distributed:
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def all_gather_objects(self, value: Any) -> list:
+        """The value of each rank on every rank, sent through the CPU."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def broadcast_objects(self, *values: Any) -> list:
         """Rank 0's values on every rank, sent through the CPU so that no GPU has to wait."""
@@ -756,9 +761,17 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos + b * sin, b * cos - a * sin, rest), dim=-1)
 
 
-def linear(x: Tensor, w: Tensor) -> Tensor:
-    """x w^T in the dtype of x."""
-    return F.linear(x, w.to(x.dtype))
+def linear(x: Tensor, w: Tensor, scale: Tensor | None = None) -> Tensor:
+    """x w^T in the dtype of x, each output times its scale [outputs].
+
+    Where w is cast anyway, the scale goes into its rows, which spares passes over the activations.
+    Else F.linear gets the parameter itself, by which calibration and adapters recognize it.
+    """
+    if scale is None:
+        return F.linear(x, w.to(x.dtype))
+    if w.dtype == x.dtype:
+        return scale * F.linear(x, w)
+    return linear(x, scale[:, None] * w)
 
 
 def shift_right(x: Tensor, no_previous: Tensor) -> Tensor:
@@ -801,16 +814,16 @@ class Attention(nn.Module):
         return linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
-        self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor]
+        self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """x [B,T,D], the first block's values -> the output [B,T,D], this block's [B,K,T,E]."""
+        """x [B,T,D], v_first [B,K,T,E], scale [D] -> output [B,T,D], this block's values."""
         k = rotate(rms_norm(self.project_heads(x, self.k)), *rotary)
         v_raw = v = self.project_heads(x, self.v)
         if self.value_mix is not None:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        q = rotate(rms_norm(self.project_heads(x, self.q)), *rotary)
-        q = q * self.q_gain.to(x.dtype)[:, None, None]
+        q = rms_norm(self.project_heads(x, self.q)) * self.q_gain.to(x.dtype)[:, None, None]
+        q = rotate(q, *rotary)
 
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
         if self.exclusive:  # XSA: subtract the projection onto the position's own value
@@ -823,7 +836,7 @@ class Attention(nn.Module):
                 y = y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]
             else:  # 1 at first, as the weights are 0
                 y = y * 2 * torch.sigmoid(gate)[..., None]
-        return linear(y.flatten(-2), self.out), v_raw
+        return linear(y.flatten(-2), self.out, scale), v_raw
 
 
 class MLP(nn.Module):
@@ -833,9 +846,16 @@ class MLP(nn.Module):
         self.down = parameter(s.model_dim, s.mlp_hidden)
         self.negative_slope = s.mlp_negative_slope
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(linear(x, self.up), self.negative_slope)
-        return linear(x.square(), self.down)
+    def forward(self, x: Tensor, scale: Tensor) -> Tensor:
+        """x [B,T,D], the output's scale [D] -> the output [B,T,D]."""
+        up = self.up
+        down = self.down
+        if up.dtype != x.dtype:  # where they are cast anyway, to a width that suits a GPU
+            spare = -len(up) % 128
+            up = F.pad(up, (0, 0, 0, spare))
+            down = F.pad(down, (0, spare))
+        x = F.leaky_relu(linear(x, up), self.negative_slope)
+        return linear(x.square(), down, scale)
 
 
 class Block(nn.Module):
@@ -845,9 +865,7 @@ class Block(nn.Module):
         self.mlp = MLP(s)
         self.attn_scale = parameter(s.model_dim, fill=1.0)
         self.mlp_scale = parameter(s.model_dim, fill=1.0)
-        self.resid_mix = parameter(
-            2, s.model_dim
-        )  # of the residual stream and the first hidden state
+        self.resid_mix = parameter(2, s.model_dim)  # of the stream and the first hidden state
         self.resid_mix.data[0] = 1
         self.norm_scale = 1 / math.sqrt(index + 1) if s.ln_scale else 1.0
         self.parallel = index >= s.num_layers - s.parallel_last_n
@@ -858,10 +876,10 @@ class Block(nn.Module):
         """x, x0 [B,T,D] -> the block's output [B,T,D] and its raw values [B,K,T,E]."""
         mix = self.resid_mix.to(x.dtype)
         x = mix[0] * x + mix[1] * x0
-        y, v = self.attn(rms_norm(x) * self.norm_scale, v_first, rotary)
-        attended = x + self.attn_scale.to(x.dtype) * y
-        y = self.mlp(rms_norm(x if self.parallel else attended) * self.norm_scale)
-        return attended + self.mlp_scale.to(x.dtype) * y, v
+        y, v = self.attn(rms_norm(x) * self.norm_scale, v_first, rotary, self.attn_scale)
+        attended = x + y
+        x = rms_norm(x if self.parallel else attended) * self.norm_scale
+        return attended + self.mlp(x, self.mlp_scale), v
 
 
 class BigramHash(nn.Module):
@@ -1002,6 +1020,14 @@ def is_compiled(s: Settings) -> bool:
     return s.compile == "1" or (s.compile == "auto" and ranks.device.type == "cuda")
 
 
+def compile_model(model: GPT, s: Settings) -> None:
+    """By torch.compile, if COMPILE says so; its mix-order reductions cost 5.9 ms a step (1420)."""
+    if is_compiled(s):
+        switch = "triton.mix_order_reduction"  # not in every version
+        options = {switch: False} if switch in torch._inductor.list_options() else {}
+        model.compile(dynamic=False, options=options)
+
+
 # ---- Optimizer: NorMuon for matrices, AdamW for the rest -----------------------------------------
 # Muon (Keller Jordan, 2024) replaces a matrix's gradient, averaged with momentum, by the nearest
 # matrix whose singular values are all 1: no direction of a layer learns faster than another.
@@ -1052,7 +1078,6 @@ class NorMuon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        own = slice(ranks.rank, None, ranks.world_size)
         for group in self.param_groups:
             params = group["params"]
             state = self.state[params[0]]  # a stack's state is kept under its first matrix
@@ -1061,13 +1086,7 @@ class NorMuon(torch.optim.Optimizer):
                 state["momentum"] = torch.zeros_like(grad)
                 state["second_moment"] = torch.zeros_like(grad[..., :1])
 
-            state["momentum"].lerp_(grad, 1 - group["momentum"])
-            update = grad.lerp_(state["momentum"], group["momentum"])  # Nesterov
-            if self.row_normalize:
-                update = F.normalize(update, dim=-1)
-            orthogonal = newton_schulz(update[own])
-            update = orthogonal.new_zeros(update.shape)
-            update[own] = orthogonal
+            update = self.update_shard(grad, state["momentum"], group["momentum"])
             update = ranks.all_reduce_(update).float()
             if not self.row_normalize:
                 update = normalize_rows(update, state["second_moment"], group["beta2"])
@@ -1076,6 +1095,19 @@ class NorMuon(torch.optim.Optimizer):
             update *= -group["lr"] * aspect
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(params, list(update))
+
+    def update_shard(self, grad: Tensor, average: Tensor, momentum: float | Tensor) -> Tensor:
+        """Averages the gradients [N,R,C]; this rank's part of the update, and zeros elsewhere."""
+        average.lerp_(grad, 1 - momentum)
+        update = grad.lerp(average, momentum)  # Nesterov
+        if self.row_normalize:
+            update = F.normalize(update, dim=-1)
+
+        own = slice(ranks.rank, None, ranks.world_size)
+        orthogonal = newton_schulz(update[own])
+        update = orthogonal.new_zeros(update.shape)
+        update[own] = orthogonal
+        return update
 
 
 def normalize_rows(update: Tensor, second_moment: Tensor, beta2: float) -> Tensor:
@@ -1105,9 +1137,8 @@ def build_optimizers(model: GPT, s: Settings) -> list[torch.optim.Optimizer]:
     if s.matrix_optimizer != "adamw":
         params = groups.pop("matrix")["params"]
         row_normalize = s.matrix_optimizer == "muon_rows"
-        optimizers.append(
-            NorMuon(params, s.matrix_lr, s.muon_momentum, s.weight_decay, row_normalize)
-        )
+        rates = s.matrix_lr, s.muon_momentum, s.weight_decay
+        optimizers.append(NorMuon(params, *rates, row_normalize))
     fused = ranks.device.type == "cuda"
     adamw = torch.optim.AdamW(list(groups.values()), betas=(0.9, s.adam_beta2), fused=fused)
     return [*optimizers, adamw]
@@ -1122,6 +1153,12 @@ def flatten_grads(model: nn.Module) -> Tensor:
     for p, part in zip(params, buffer[:-1].split(sizes), strict=True):
         p.grad = part.view_as(p)
     return buffer
+
+
+def accumulate_grads(loss: Tensor, params: list[nn.Parameter]) -> None:
+    """Adds the loss's gradients to the parameters', all by one kernel."""
+    grads = torch.autograd.grad(loss, params, materialize_grads=True)
+    torch._foreach_add_([p.grad for p in params], grads)
 
 
 def set_lr_scale(optimizers: list[torch.optim.Optimizer], scale: float) -> None:
@@ -1504,7 +1541,7 @@ class TrellisTensor:
         """How large weights are in their own steps, flat; a file's model clips them."""
         rows = self.offset + self.row_scales - self.steps.rows
         columns = self.column_scales - self.steps.columns
-        return np.add.outer(rows, columns).ravel()
+        return np.add.outer(rows, columns, dtype=np.int32).ravel()
 
     def side_data(self) -> bytes:
         numbers = (self.row_scales, self.column_scales, self.steps.rows, self.steps.columns)
@@ -1564,7 +1601,7 @@ def write_trellis(tensors: list[TrellisTensor]) -> bytes:
     """
     points = np.concatenate([t.points.ravel() for t in tensors])
     # A point of the union u = 0 is 1 above a multiple of 4, of u = 1 below.
-    index = (np.where(points % 4 == 1, points, -points) - 1) // 4
+    index = (np.where(points & 3 == 1, points, -points) - 1) >> 2
     context = np.concatenate([t.contexts() for t in tensors])
     base = max(context.min(), context.max() - (MAX_CONTEXTS - 1))
     for t in tensors:
@@ -1646,7 +1683,11 @@ def encode_pcll(config: dict, tensors: dict[str, Coded]) -> bytes:
         content += bytes([len(name)]) + name.encode()
         content += struct.pack(f"<BB{len(t.shape)}I", t.codec, len(t.shape), *t.shape)
     content += b"".join(t.side_data() for t in tensors.values()) + streams
-    frame = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
+    # By level 22's choices for 128 KiB: with more, the dense stream takes four times as long.
+    options = zstandard.ZstdCompressionParameters.from_level(
+        22, source_size=1 << 17, write_checksum=True
+    )
+    frame = zstandard.ZstdCompressor(compression_params=options).compress(content)
 
     return b"PCLL" + struct.pack("<HHII", 1, 0, len(content), len(frame)) + frame
 
@@ -1823,7 +1864,8 @@ def encode_tensor(name: str, w: Array, s: Settings, step_scale: float, moments: 
 def export(
     weights: dict[str, Array], moments: dict, config: dict, s: Settings, code_bytes: int
 ) -> bytes:
-    """The bytes of the artifact, which fit the cap together with the code; UserError if none do.
+    """The bytes of the artifact, on every rank, which fit the cap together with the code; UserError
+    if none do.
 
     An octave of the step scale is worth about one bit a weight, so a few tries by that rule
     suffice. A try that leaves the bracket of those before halves it.
@@ -1831,15 +1873,16 @@ def export(
     budget = s.size_cap_bytes - code_bytes
     full = FULL * s.size_cap_bytes - code_bytes
     octave = sum(w.size for name, w in weights.items() if role_of(name).levels) / 8  # bytes
+    by_cost = sorted(weights, key=lambda name: (weights[name].size, weights[name].shape))
+    own = by_cost[ranks.rank :: ranks.world_size]
     too_fine = -math.inf
     coarse_enough = COARSEST
     octaves = 0.0
     best = b""
     for tries in range(MAX_TRIES):
-        tensors = {
-            name: encode_tensor(name, w, s, 2.0**octaves, moments) for name, w in weights.items()
-        }
-        artifact = encode_pcll(config, tensors)
+        shard = {name: encode_tensor(name, weights[name], s, 2.0**octaves, moments) for name in own}
+        tensors = dict(collections.ChainMap(*ranks.all_gather_objects(shard)))
+        (artifact,) = ranks.broadcast_objects(encode_pcll(config, tensors))
         size = len(artifact)
         log(f"export: step scale {2.0**octaves:.4f}, {size} bytes, budget {budget}")
 
@@ -2026,11 +2069,11 @@ class TestTimeTrainer:
             size = len(shard[0])
             if size:
                 if is_compiled(self.s):
-                    shard = [
-                        pad_rows(x, -(-self.s.ttt_batch_seqs // ranks.world_size)) for x in shard
-                    ]
+                    rows = -(-self.s.ttt_batch_seqs // ranks.world_size)
+                    shard = [pad_rows(x, rows) for x in shard]
                 nats = self.model(*shard)[:size]
-                (nats.mean(dim=1).sum() / len(batch[0])).backward()
+                loss = nats.mean(dim=1).sum() / len(batch[0])
+                accumulate_grads(loss, list(self.model.parameters()))
             ranks.all_reduce_(self.grads)
             nn.utils.clip_grad_norm_(self.model.parameters(), TTT_GRAD_CLIP)
             self.optimizer.step()
@@ -2366,16 +2409,16 @@ class StopRequest:
 
 def train_step(state: TrainState, batches: Iterator[Batch], quantized: list, s: Settings) -> None:
     """One update of the weights and their EMA. Nothing in it waits for a GPU."""
+    params = list(state.model.parameters())
     state.grads.zero_()
     with fake_quantize(quantized):
         for inputs, targets in batches:
             part = inputs.numel() / s.train_batch_tokens
             loss = state.model(inputs, targets).mean() * part
-            loss.backward()
+            accumulate_grads(loss, params)
             state.grads[-1] += loss.detach()
     ranks.all_reduce_(state.grads)
 
-    params = list(state.model.parameters())
     if s.grad_clip_norm:
         nn.utils.clip_grad_norm_(params, s.grad_clip_norm)
     for optimizer in state.optimizers:
@@ -2630,8 +2673,7 @@ def run(s: Settings) -> None:
     start_log(source, model, s, checkpoint)
     attention = choose_attention()
     log(f"attention by {attention} kernel")
-    if is_compiled(s):
-        model.compile(dynamic=False)
+    compile_model(model, s)
     warm_up(state, stream, evaluator)
     if checkpoint:
         log(f"resumed from {checkpoint} at step {state.step}")
@@ -2677,14 +2719,12 @@ def finish(
         ttt_grad_clip=TTT_GRAD_CLIP,
         tokenizer_sha256=tokenizer,
     )
+    weights = {name: w.cpu().numpy() for name, w in model.state_dict().items()}
+    artifact = export(weights, moments, config, s, code_bytes)
     own = Path("logs", f"{log.run_id}.pcll")
-    artifact = b""
     if ranks.rank == 0:
-        weights = {name: w.cpu().numpy() for name, w in model.state_dict().items()}
-        artifact = export(weights, moments, config, s, code_bytes)
         write_atomically(own, artifact)
         write_atomically(Path(s.artifact_path), artifact)
-    (artifact,) = ranks.broadcast_objects(artifact)  # another node's file may be another run's
     total = code_bytes + len(artifact)
     log(
         f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}\n"

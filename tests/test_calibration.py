@@ -97,11 +97,11 @@ def test_moments_add_up_over_tokens(monkeypatch):
     plain = train_gpt.linear
     uses = {}
 
-    def watched(x, w):
+    def watched(x, w, scale=None):
         y = plain(x, w)
         y.retain_grad()
         uses[w] = x.detach().flatten(0, -2), y
-        return y
+        return y if scale is None else scale * y
 
     monkeypatch.setattr(train_gpt, "linear", watched)
     with FisherRecorder(model) as recorder:
