@@ -1136,9 +1136,8 @@ def build_optimizers(model: GPT, s: Settings) -> list[torch.optim.Optimizer]:
     optimizers = []
     if s.matrix_optimizer != "adamw":
         params = groups.pop("matrix")["params"]
-        row_normalize = s.matrix_optimizer == "muon_rows"
         rates = s.matrix_lr, s.muon_momentum, s.weight_decay
-        optimizers.append(NorMuon(params, *rates, row_normalize))
+        optimizers.append(NorMuon(params, *rates, row_normalize=s.matrix_optimizer == "muon_rows"))
     fused = ranks.device.type == "cuda"
     adamw = torch.optim.AdamW(list(groups.values()), betas=(0.9, s.adam_beta2), fused=fused)
     return [*optimizers, adamw]
@@ -1881,8 +1880,9 @@ def export(
     best = b""
     for tries in range(MAX_TRIES):
         shard = {name: encode_tensor(name, weights[name], s, 2.0**octaves, moments) for name in own}
-        tensors = dict(collections.ChainMap(*ranks.all_gather_objects(shard)))
-        (artifact,) = ranks.broadcast_objects(encode_pcll(config, tensors))
+        shards = ranks.all_gather_objects(shard)
+        artifact = encode_pcll(config, collections.ChainMap(*shards)) if ranks.rank == 0 else b""
+        (artifact,) = ranks.broadcast_objects(artifact)
         size = len(artifact)
         log(f"export: step scale {2.0**octaves:.4f}, {size} bytes, budget {budget}")
 

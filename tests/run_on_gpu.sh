@@ -1,18 +1,27 @@
 #!/usr/bin/env bash
-# All that one GPU is asked, in the order of what the answers are worth, within TOTAL_SECONDS:
+# All that one GPU is asked, in the order of the parts that are named, within TOTAL_SECONDS:
 #
-#     OUT=results bash tests/run_on_gpu.sh [smoke] [bench] [run] [peer] [variants]
+#     OUT=results bash tests/run_on_gpu.sh [PART ...]
 #
 #     smoke      three tests: the network, Newton-Schulz, and an update that never waits
 #     bench      a step at one rank's share of eight: its time, parts, kernels, memory, compilation
 #     run        a minute of training, calibration, export, scores, adaptation, and verify.py
 #     peer       the time of a step of another entry's script
-#     variants   the time of a step with other sizes, attention kernels and compiler switches
+#     speed      each change that makes a step faster beside the plain form, and all kernels
+#     tests      pytest -m gpu
+#     tuned      compiled NorMuon, and tuned matrix products, beside the script as it is
+#     frontier   what bench asks, of PRESET=frontier, before and after its recurrence sets in
+#     documents  the run of PRESET=frontier, with adaptation per document
+#     losses     300 steps in the plain form and as it is: do they train to the same loss?
+#
+# Without a name it is the first four. What makes a step faster is measured by three calls, with one
+# TORCHINDUCTOR_CACHE_DIR for all: "speed"; "tests tuned"; "frontier documents losses".
 #
 # Each part has its own seconds (SMOKE_SECONDS and so on) and leaves one text file in the folder OUT,
-# the run also its log and artifact in OUT/logs; one that fails or is cut does not stop the next.
-# Last comes a table of all figures, as table.txt, too. PRESET=frontier asks all but the smoke of
-# that preset. The data are those that tests/pack_for_gpu.sh left in .dev, or those in DATA.
+# the runs also their log and artifact in OUT/logs; one that fails or is cut does not stop the next.
+# Last comes a table of all figures, as table.txt, too. PRESET=frontier asks bench, run, peer, speed,
+# tuned and losses of that preset. The data are those that tests/pack_for_gpu.sh left in .dev, or
+# those in DATA.
 # REHEARSE=1 goes through all of it on a CPU, with the demo's sizes and data.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
@@ -27,13 +36,18 @@ reserve=5 # seconds, for the table
 rehearse=${REHEARSE:-0}
 declare -A seconds=(
     [smoke]=${SMOKE_SECONDS:-60} [bench]=${BENCH_SECONDS:-130} [run]=${RUN_SECONDS:-290}
-    [peer]=${PEER_SECONDS:-110} [variants]=${VARIANTS_SECONDS:-300}
+    [peer]=${PEER_SECONDS:-110} [speed]=${SPEED_SECONDS:-570} [tests]=${TESTS_SECONDS:-250}
+    [tuned]=${TUNED_SECONDS:-320} [frontier]=${FRONTIER_SECONDS:-160}
+    [documents]=${DOCUMENTS_SECONDS:-240} [losses]=${LOSSES_SECONDS:-170}
 )
 export PYTHONUNBUFFERED=1
 # What one part compiles, all use; and so does a second call that names the same folder.
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$work/inductor}
 # To train_gpt.py these would be misspelt settings.
-export -n TOTAL_SECONDS SMOKE_SECONDS BENCH_SECONDS RUN_SECONDS VARIANTS_SECONDS PEER_SECONDS
+export -n TOTAL_SECONDS
+for part in "${!seconds[@]}"; do
+    export -n "${part^^}_SECONDS"
+done
 
 # ---- The parts. Each is run by a shell of its own, so that it can be cut.
 
@@ -51,7 +65,7 @@ bench() {
 
 run() {
     mkdir -p "$work/run" "$out/logs"
-    ln -s "$out/logs" "$work/run/logs"
+    ln -sfn "$out/logs" "$work/run/logs"
     python3 tests/bench/whole.py --work "$work/run" \
         --val-tokens "$val_tokens" --seconds "$((limit * 3 / 4))" # the rest is for verify.py
 }
@@ -64,8 +78,32 @@ peer() {
     python3 tests/bench/peer.py "$peer" --work "$work/peer" --steps "$peer_steps"
 }
 
-variants() {
-    python3 tests/bench/train.py --variants --steps "$steps"
+speed() {
+    python3 tests/bench/train.py --pairs speed --steps "$steps" --turns "$turns" \
+        --kernels "$out/kernels_plain.txt"
+}
+
+tests() {
+    COLUMNS=200 python3 -m pytest -v -m "$mark" $tests tests/test_gpu.py
+}
+
+tuned() {
+    python3 tests/bench/train.py --pairs tuned --steps "$steps" --turns "$turns" \
+        --kernels "$out/kernels.txt"
+}
+
+frontier() {
+    use_preset frontier
+    bench
+}
+
+documents() {
+    use_preset frontier
+    TTT_PROTOCOL=per_document run
+}
+
+losses() {
+    python3 tests/bench/train.py --losses "$losses"
 }
 
 # ---- Set-up
@@ -79,19 +117,31 @@ default() {
     done
 }
 
+# use_preset NAME: its settings and the data of its vocabulary; a rehearsal stays with the demo.
+use_preset() {
+    local vocabulary=1024
+    [ "$rehearse" != 1 ] || return 0
+    export PRESET=$1
+    [ "$PRESET" != frontier ] || vocabulary=8192
+    export DATA_PATH=$data/datasets/fineweb10B_sp$vocabulary
+    export TOKENIZER_PATH=$data/tokenizers/fineweb_${vocabulary}_bpe.model
+}
+
 # A minute of training is some 600 steps: schedule, momentum and EMA are a tenth of a full run's.
 sizes_of_the_gpu() {
-    mark=gpu steps=10 val_tokens=262144 peer_steps=20 peer=${PEER:-.dev/peer.py}
+    mark=gpu steps=10 turns=5 val_tokens=262144 peer_steps=20 losses=300
+    tests="" peer=${PEER:-.dev/peer.py}
     default PRESET=pcll TRAIN_BATCH_TOKENS=98304 # the share of one rank of eight
     default MAX_WALLCLOCK_SECONDS=63 WARMUP_STEPS=5 WARMDOWN_ITERS=300
     default MUON_MOMENTUM=0.95 MUON_MOMENTUM_WARMUP_STEPS=150 EMA_DECAY=0.98
 }
 
 sizes_of_the_rehearsal() {
-    mark="not gpu" steps=2 val_tokens=2048 peer_steps=4 peer=${PEER:-train_gpt.py}
+    mark="not gpu" steps=2 turns=1 val_tokens=2048 peer_steps=4 losses=6
+    tests="-k smoke" peer=${PEER:-train_gpt.py}
     default PRESET=demo CUDA_VISIBLE_DEVICES=
     default DATA_PATH="$work/demo" TOKENIZER_PATH="$work/demo/bpe_1024.model"
-    default DTYPE=float32 MODEL_DIM=128 # of the variants with another preset, too
+    default LOOP_LAST=1 LOOP_PASSES=2 # as PRESET=frontier has a recurrent span
     default NUM_LAYERS=6 TRAIN_SEQ_LEN=64 TRAIN_BATCH_TOKENS=512 MAX_WALLCLOCK_SECONDS=8
     default WARMDOWN_ITERS=20 CALIBRATION_TOKENS=512 TTT_CHUNK_TOKENS=1024 EVAL_STRIDE=32
 }
@@ -106,7 +156,7 @@ install() {
 }
 
 unpack() {
-    local archive wheel vocabulary
+    local archive wheel
     if [ "$rehearse" = 1 ]; then
         sizes_of_the_rehearsal
         return
@@ -121,9 +171,7 @@ unpack() {
     for archive in .dev/*.tar.xz; do
         [ ! -f "$archive" ] || tar -xJf "$archive" -C "$data"
     done
-    [ "$PRESET" = frontier ] && vocabulary=8192 || vocabulary=1024
-    export DATA_PATH=$data/datasets/fineweb10B_sp$vocabulary
-    export TOKENIZER_PATH=$data/tokenizers/fineweb_${vocabulary}_bpe.model
+    use_preset "$PRESET"
 }
 
 card() {
@@ -173,16 +221,17 @@ tabulate() {
     awk -F '\t' '{ printf "%-9s %-62.62s %s\n", $1, $2, $3 }'
 }
 
-[ $# -gt 0 ] || set -- smoke bench run peer variants
+[ $# -gt 0 ] || set -- smoke bench run peer
 for part in "$@"; do
     if [ -z "${seconds[$part]:-}" ]; then
-        echo "$part is not one of smoke, bench, run, peer, variants." >&2
+        echo "$part is not one of smoke, bench, run, peer, speed, tests, tuned, frontier, documents," \
+            "losses." >&2
         exit 2
     fi
 done
 unpack
-export mark steps val_tokens peer_steps peer work out
-export -f smoke bench run peer variants
+export mark tests steps turns val_tokens peer_steps losses peer work out data rehearse
+export -f smoke bench run peer speed tests tuned frontier documents losses use_preset
 for part in "$@"; do
     measure "$part"
 done

@@ -5,11 +5,13 @@ import os
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from bench import ablate, peer, train, whole
+from bench import ablate, peer, plain, train, whole
 from bench import eval as evaluation
 from conftest import ROOT, TINY, tiny_settings, write_shard
 
@@ -62,9 +64,12 @@ def test_no_part_has_more_than_its_seconds_or_than_is_left(tmp_path):
     assert figures(rows, "smoke") == {"seconds, NOT STARTED": "0: no time was left"}
 
 
+PARTS = "smoke bench run peer speed tests tuned frontier documents losses"
+
+
 @pytest.mark.slow
 def test_the_whole_rehearsal(tmp_path):
-    rows = rehearse(tmp_path)
+    rows = rehearse(tmp_path, *PARTS.split(), TOTAL_SECONDS="900")
     assert [row for row in rows if not NUMBER.match(row[2])] == []
     run = figures(rows, "run")
     assert run["verify.py, exit status"] == "0"
@@ -76,8 +81,13 @@ def test_the_whole_rehearsal(tmp_path):
     assert float(run["tokens a second in training"]) > 0 and "reserved for calibration, s" in run
     assert {"before export, plain, bpb", "after export, sliding window, s"} < run.keys()
     assert figures(rows, "peer")["steps"] == "4"
-    assert sorted(path.suffix for path in (tmp_path / "logs").iterdir()) == [".pcll", ".txt"]
-    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 8  # may come back
+    assert "step before the recurrence, ms" in figures(rows, "frontier")
+    documents = figures(rows, "documents")
+    assert float(documents["after adaptation per document, s"]) > 0
+    assert abs(float(figures(rows, "losses")["loss at step 6, difference"])) < 1e-3
+    logs = sorted(path.suffix for path in (tmp_path / "logs").iterdir())
+    assert logs == [".pcll", ".pcll", ".txt", ".txt"]
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) <= 20  # may come back
 
 
 def test_what_is_missing_is_a_sentence(tmp_path):
@@ -127,17 +137,114 @@ def test_attention_is_told_by_its_kernel(kernel, family):
     assert train.attention_by(kernel) == family
 
 
-def test_a_variant_that_fails_says_why(capsys, tmp_path):
-    wrong = train.Variant("no such switch", inductor={"no.such.switch": True})
-    train.bench_variant(wrong, {"PRESET": "demo"}, tmp_path, 1)
-    figure, value = capsys.readouterr().out.splitlines()[0].split("\t")
-    assert figure == "no such switch, ms" and value.startswith("failed, ")
+def run_bench(monkeypatch, *words: str) -> dict[str, float]:
+    """The figures that tests/bench/train.py prints with these arguments."""
+    printed = {}
+    monkeypatch.setattr(train, "show", lambda figure, value: printed.update({figure: float(value)}))
+    monkeypatch.setattr(sys, "argv", ["train.py", *words])
+    for name, value in TINY.items():
+        monkeypatch.setenv(name, value)
+    assert train.main() == 0
+    return printed
+
+
+def test_each_change_of_speed_is_timed_beside_the_plain_form(monkeypatch, tmp_path):
+    path = tmp_path / "kernels.txt"
+    words = ["--pairs", "speed", "--steps", "1", "--turns", "1", "--kernels", str(path)]
+    printed = run_bench(monkeypatch, *words)
+    for variant in train.SPEED:
+        own, other, ratio = (printed.pop(f"{variant.name}, {what}") for what in PAIR)
+        assert ratio == pytest.approx(own / other)
+    assert printed == {}
+    kernels = path.read_text().splitlines()
+    assert len(kernels) > 20
+    assert all(re.match(r" *[\d.]+ ms +[\d.]+ x \S", line) for line in kernels)
+
+
+def test_both_forms_train_to_the_same_loss(monkeypatch, tmp_path):
+    """Twenty steps in float32, where the forms differ in the order of one product."""
+    write_shard(tmp_path / "fineweb_train_000000.bin", np.arange(4096) % 60 + 1)
+    printed = run_bench(monkeypatch, "--losses", "20", f"DATA_PATH={tmp_path}")
+    assert list(printed)[0] == "loss at step 20, plain"
+    assert printed["loss at step 20, all together"] < 3.5  # of ln 64 = 4.16 at first
+    assert abs(printed["loss at step 20, difference"]) < 1e-3
+
+
+PAIR = ("ms", "ms of the other", "ratio")
+
+
+def forms(training: train.Training) -> set[str]:
+    """What a training has in place of train_gpt.py's own."""
+    modules = {type(module) for module in training.state.model.modules()}
+    own = {module.__name__ for module in modules if module.__module__ == plain.__name__}
+    return own | training.functions.keys()
+
+
+def test_each_change_of_speed_is_one(tmp_path, monkeypatch):
+    """What it leaves plain; as all are plain but for the change that is timed."""
+    seen = []
+    monkeypatch.setattr(
+        train_gpt.GPT, "compile", lambda self, **options: seen.append(options["options"])
+    )
+    everything = {"NarrowMLP", "ScalingBlock", "LateGainAttention", "accumulate_grads"}
+    expected = [
+        ("plain", everything, True),
+        ("no mix-order reductions", everything, False),
+        ("padded MLP", everything - {"NarrowMLP"}, True),
+        ("scales in the matrices", everything - {"ScalingBlock"}, True),
+        ("query gain before the rotation", everything - {"LateGainAttention"}, True),
+        ("one gradient copy", everything - {"accumulate_grads"}, True),
+        ("all together", set(), False),
+    ]
+    for variant, (name, own, mix_order) in zip((train.BEFORE, *train.SPEED), expected, strict=True):
+        training = train.make_training(TINY | {"COMPILE": "1"}, tmp_path, variant)
+        assert variant.name == name and forms(training) == own
+        assert seen.pop() == {"triton.mix_order_reduction": mix_order}
+
+
+def test_the_bench_computes_in_the_forms_that_it_names(tmp_path):
+    """Within it only: afterwards train_gpt.py is what it was."""
+    training = train.make_training(TINY, tmp_path, train.BEFORE)
+    own = train_gpt.accumulate_grads
+    with training.in_force():
+        assert train_gpt.accumulate_grads is plain.accumulate_grads
+        training.step()
+    assert train_gpt.accumulate_grads is own
+
+
+def test_compiled_normuon_takes_every_momentum_without_compiling_anew(tmp_path, monkeypatch):
+    """The same update as the plain one, to float32's rounding. No C++ compiler is needed."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    (tuned,) = [variant for variant in train.TUNED if variant.compiled_normuon]
+    compiled, own = (train.make_training(TINY, tmp_path, x) for x in (tuned, train.NOW))
+    before = 0
+    for step in range(4):
+        for training in (compiled, own):
+            for group in training.state.optimizers[0].param_groups:
+                group["momentum"] = 0.9 + 0.01 * step
+            with training.in_force():
+                training.step()
+        if step == 0:
+            before = train.compiled_graphs()
+    assert train.compiled_graphs() == before > 0
+    for p, other in zip(
+        compiled.state.model.parameters(), own.state.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(p, other, rtol=1e-3, atol=1e-4)
+
+
+def test_a_variant_that_fails_says_why(capsys):
+    def make(variant):
+        raise RuntimeError("no such kernel\nmore")
+
+    train.bench_pair(None, train.Variant("tuned"), make, None)
+    assert capsys.readouterr().out == "tuned, ms\tfailed, RuntimeError: no such kernel\n"
 
 
 def test_switches_of_the_variants_exist():
-    for variant in train.VARIANTS:
-        with train.in_force(variant):
-            pass
+    known = torch._inductor.list_options()
+    variants = (train.BEFORE, *train.SPEED, *train.TUNED)
+    assert {name for variant in variants for name in variant.options} <= set(known)
 
 
 def test_validation_is_cut(tmp_path):

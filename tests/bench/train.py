@@ -1,16 +1,18 @@
-"""Times training: steps, their parts and kernels, memory, compilation and recompilations.
+"""Times training: steps, their parts and kernels, memory, compilation, and one form beside another.
 
-    python tests/bench/train.py [--steps N] [--variants] [VARIABLE=VALUE ...]
+    python tests/bench/train.py [--steps N] [VARIABLE=VALUE ...]          steps, parts, kernels
+    python tests/bench/train.py --pairs speed|tuned [VARIABLE=VALUE ...]  one change after the other
+    python tests/bench/train.py --losses N [VARIABLE=VALUE ...]           what N steps train to
 
 Settings are train_gpt.py's environment variables; the default is the full preset on a GPU and the
-demo on a CPU, where tokens are random (times do not depend on them). TRAIN_BATCH_TOKENS=98304 is
-the share of one rank of eight.
+demo on a CPU, where tokens are random (times do not depend on them), but for --losses, which trains
+on DATA_PATH. TRAIN_BATCH_TOKENS=98304 is the share of one rank of eight.
 
 Every figure is a line "name, unit<TAB>value", printed as soon as it is known, so that a run that is
-cut loses only the rest. First come steps as in training, then two under PyTorch's profiler, then
-each part alone, with the device idle before and after it. With --variants it is only the time of a
-step, for one change of settings, kernels or compiler after the other: see VARIANTS, in the order of
-what they may be worth.
+cut loses only the rest. Without an option it is steps as in training, with the recurrent span, if
+there is one, off and on; then two under PyTorch's profiler (--kernels FILE: all of them), and each
+part alone, with the device idle before and after it. With --pairs two trainings take turns in one
+process: each change of SPEED beside the plain form, and of TUNED beside the script as it is.
 """
 
 import argparse
@@ -21,21 +23,23 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
-import torch._functorch.config
-import torch._inductor.config
+from torch import Tensor
 from torch._dynamo.utils import counters
 from torch.autograd import DeviceType
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
+from bench import plain  # noqa: E402
+
 import train_gpt  # noqa: E402
 
 HOPPER_FLOPS = 989e12  # operations a second, dense bfloat16
@@ -58,29 +62,36 @@ ATTENTION = {
 }
 
 
+MIX_ORDER = "triton.mix_order_reduction"
+
+
 @dataclass(frozen=True)
 class Variant:
-    """One change whose effect on the time of a step is asked for."""
+    """A way to compute a step; the default is train_gpt.py's own."""
 
     name: str
-    settings: dict[str, str] = field(default_factory=dict)
-    inductor: dict[str, object] = field(default_factory=dict)  # switches of torch._inductor.config
-    attention: SDPBackend | None = None  # the only kernel that is allowed
+    forms: tuple[type, ...] = ()  # of tests/bench/plain.py, in place of train_gpt.py's
+    plain_grads: bool = False  # an addition for each parameter's gradient
+    compiled_normuon: bool = False
+    options: dict[str, object] = field(default_factory=dict)  # of Inductor, on top
 
 
-VARIANTS = (
-    Variant("as it is"),
-    # With the recurrence, which is on for most of its training.
-    Variant("PRESET=frontier", settings={"PRESET": "frontier"}),
-    # A row of 1,500 bfloat16 is 3,000 bytes, and not a multiple of 16: 1,536 took 0.94 of the time.
-    # Would 1,504, of which four could be zeros that no file holds?
-    Variant("MLP_HIDDEN=1504", settings={"MLP_HIDDEN": "1504"}),
-    Variant("MLP_HIDDEN=1536", settings={"MLP_HIDDEN": "1536"}),
-    # Training takes cuDNN's or FlashAttention 3 where it can.
-    Variant("flash attention", attention=SDPBackend.FLASH_ATTENTION),
-    Variant("cuDNN's attention", attention=SDPBackend.CUDNN_ATTENTION),
-    Variant("coordinate_descent_tuning", inductor={"coordinate_descent_tuning": True}),
+MLP, SCALES, GAIN = plain.PLAIN
+BEFORE = Variant("plain", plain.PLAIN, plain_grads=True, options={MIX_ORDER: True})
+NOW = Variant("all together")
+SPEED = (
+    replace(BEFORE, name="no mix-order reductions", options={}),
+    replace(BEFORE, name="padded MLP", forms=(SCALES, GAIN)),
+    replace(BEFORE, name="scales in the matrices", forms=(MLP, GAIN)),
+    replace(BEFORE, name="query gain before the rotation", forms=(MLP, SCALES)),
+    replace(BEFORE, name="one gradient copy", plain_grads=False),
+    NOW,
 )
+TUNED = (
+    replace(NOW, name="compiled NorMuon", compiled_normuon=True),
+    replace(NOW, name="max-autotune GEMMs", options={"max_autotune_gemm": True}),
+)
+PAIRS = {"speed": (BEFORE, SPEED), "tuned": (NOW, TUNED)}
 
 
 @dataclass
@@ -158,6 +169,17 @@ class Training:
     state: train_gpt.TrainState
     stream: train_gpt.TokenStream
     finished: torch.cuda.Event | None  # an earlier step, by the GPU
+    functions: dict[str, Callable]  # in place of train_gpt.py's
+
+    @contextlib.contextmanager
+    def in_force(self):
+        """Within it train_gpt.py has this training's functions."""
+        own = {name: getattr(train_gpt, name) for name in self.functions}
+        vars(train_gpt).update(self.functions)
+        try:
+            yield
+        finally:
+            vars(train_gpt).update(own)
 
     def update(self) -> None:
         """A step at the full rates, and with the recurrence."""
@@ -172,21 +194,48 @@ class Training:
             self.finished.record()
 
 
-def make_training(environment: dict[str, str], folder: Path) -> Training:
-    """A training as train_gpt.py begins it, on random tokens and without a limit of time."""
-    own = {"DATA_PATH": str(folder), "MAX_WALLCLOCK_SECONDS": "0"}
-    s = train_gpt.load_settings(environment | own)
-    if not list(folder.glob("*.bin")):
+def make_training(
+    environment: dict[str, str], folder: Path | None, variant: Variant = NOW
+) -> Training:
+    """A training as train_gpt.py begins it; with a folder on random tokens, without a limit of
+    time."""
+    if folder:
+        environment = environment | {"DATA_PATH": str(folder), "MAX_WALLCLOCK_SECONDS": "0"}
+    s = train_gpt.load_settings(environment)
+    if folder and not list(folder.glob("*.bin")):
         write_shard(folder, s.vocab_size)
     train_gpt.ranks.init()
+    torch.manual_seed(s.seed)
     model = train_gpt.GPT(s, getattr(torch, s.dtype)).to(train_gpt.ranks.device)
+    plain.make_plain(model, *variant.forms)
     train_gpt.choose_attention()
+    known = torch._inductor.list_options()
+    options = {MIX_ORDER: False} | variant.options
     if train_gpt.is_compiled(s):
-        model.compile(dynamic=False)
+        options = {name: value for name, value in options.items() if name in known}
+        model.compile(dynamic=False, options=options)
+
     state = train_gpt.TrainState(model, s)
     train_gpt.set_lr_scale(state.optimizers, 1.0)
+    functions = {}
+    if variant.plain_grads:
+        functions["accumulate_grads"] = plain.accumulate_grads
+    if variant.compiled_normuon:
+        functions["normalize_rows"] = torch.compile(train_gpt.normalize_rows, dynamic=False)
+        compile_normuon(state.optimizers[0])
     finished = torch.cuda.Event() if on_gpu() else None
-    return Training(s, state, train_gpt.TokenStream(s, "train"), finished)
+    stream = train_gpt.TokenStream(s, "train")
+    return Training(s, state, stream, finished, functions)
+
+
+def compile_normuon(optimizer: train_gpt.NorMuon) -> None:
+    """Its momentum is a tensor to the compiler, which would compile anew for each number."""
+    compiled = torch.compile(optimizer.update_shard, dynamic=False)
+
+    def update_shard(grad: Tensor, average: Tensor, momentum: float) -> Tensor:
+        return compiled(grad, average, torch.tensor(momentum))
+
+    optimizer.update_shard = update_shard
 
 
 def training_flops(model: train_gpt.GPT, s: train_gpt.Settings) -> float:
@@ -295,24 +344,41 @@ def time_parts(training: Training, step: float, repeats: int) -> dict[str, float
 # ---- Kernels -------------------------------------------------------------------------------------
 
 
-def kernel_times(training: Training, steps: int = 2) -> dict[str, float]:
-    """Seconds a step of every kernel on the GPU, the costliest first (on a CPU: of operators)."""
+@dataclass
+class Kernel:
+    """A kernel on the GPU, or an operator on a CPU, in one step."""
+
+    seconds: float = 0.0
+    calls: float = 0.0
+
+
+def profile_kernels(training: Training, steps: int = 2) -> dict[str, Kernel]:
+    """All kernels of a step by name, the costliest first."""
     activities = [ProfilerActivity.CPU]
     if on_gpu():
         activities.append(ProfilerActivity.CUDA)
-    with profile(activities=activities) as recorded:
+    with training.in_force(), profile(activities=activities) as recorded:
         for _ in range(steps):
             training.step()
         wait()
-    times = Counter()
+
+    kernels = defaultdict(Kernel)
     for event in recorded.key_averages():
         if getattr(event, "is_user_annotation", False) or event.key.startswith(SPANS):
             continue
-        if not on_gpu():
-            times[event.key] += event.self_cpu_time_total / 1e6 / steps
-        elif event.device_type == DeviceType.CUDA:
-            times[event.key] += event.self_device_time_total / 1e6 / steps
-    return dict(times.most_common())
+        if on_gpu() and event.device_type != DeviceType.CUDA:
+            continue
+        duration = event.self_device_time_total if on_gpu() else event.self_cpu_time_total
+        kernels[event.key].seconds += duration / 1e6 / steps
+        kernels[event.key].calls += event.count / steps
+    return dict(sorted(kernels.items(), key=lambda item: -item[1].seconds))
+
+
+def write_kernels(training: Training, path: Path) -> None:
+    """A line for every kernel: milliseconds and calls in a step, and the name."""
+    kernels = profile_kernels(training)
+    lines = [f"{1000 * k.seconds:9.4f} ms {k.calls:6g} x {name}" for name, k in kernels.items()]
+    path.write_text("\n".join(lines) + "\n")
 
 
 def attention_by(name: str) -> str:
@@ -320,60 +386,76 @@ def attention_by(name: str) -> str:
     return next((family for part, family in ATTENTION.items() if part in name), "")
 
 
-def show_kernels(times: dict[str, float]) -> None:
+def show_kernels(kernels: dict[str, Kernel]) -> None:
     attention = Counter()
-    for name, duration in times.items():
+    for name, kernel in kernels.items():
         if family := attention_by(name):
-            attention[family] += duration
+            attention[family] += kernel.seconds
     for family, duration in attention.items():
         show(f"attention by {family}, ms", 1000 * duration)
-    show("all kernels, ms", 1000 * sum(times.values()))
-    for rank, (name, duration) in enumerate(list(times.items())[:COSTLIEST], 1):
+    show("all kernels, ms", 1000 * sum(kernel.seconds for kernel in kernels.values()))
+    for rank, (name, kernel) in enumerate(list(kernels.items())[:COSTLIEST], 1):
         short = " ".join(name.removeprefix("void ").split())[:46]
-        show(f"kernel {rank}: {short}, ms", 1000 * duration)
+        show(f"kernel {rank}: {short}, ms", 1000 * kernel.seconds)
 
 
 # ---- Main ----------------------------------------------------------------------------------------
 
 
-def bench(environment: dict[str, str], folder: Path, steps: int) -> None:
+def bench(environment: dict[str, str], folder: Path, args: argparse.Namespace) -> None:
     training = make_training(environment, folder)
-    show("parameters", sum(p.numel() for p in training.state.model.parameters()))
+    model = training.state.model
+    show("parameters", sum(p.numel() for p in model.parameters()))
     show_floor(training)
-    step = time_steps(training, steps)
+    if len(model.full_order) > len(model.blocks):
+        model.set_recurrence(False)
+        step = time_steps(training, args.steps)
+        show("step before the recurrence, ms", 1000 * step.seconds)
+        show("peak memory before the recurrence, GiB", step.peak_bytes / 2**30)
+        model.set_recurrence(True)
+    step = time_steps(training, args.steps)
     step.show()
-    show_kernels(kernel_times(training))
-    for name, duration in time_parts(training, step.seconds, steps).items():
+    show_kernels(profile_kernels(training))
+    if args.kernels:
+        write_kernels(training, args.kernels)
+    for name, duration in time_parts(training, step.seconds, args.steps).items():
         show(f"{name}, ms", 1000 * duration)
 
 
-@contextlib.contextmanager
-def in_force(variant: Variant):
-    """Within it the variant's compiler switches and kernels hold, and all is compiled anew."""
-    torch._dynamo.reset()
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(torch._inductor.config.patch(variant.inductor))
-        if variant.attention:
-            # A graph is cached by what it was before PyTorch chose the kernel.
-            stack.enter_context(torch._functorch.config.patch(enable_autograd_cache=False))
-            stack.enter_context(sdpa_kernel(variant.attention))
-        yield
+def bench_pairs(environment: dict[str, str], folder: Path, args: argparse.Namespace) -> None:
+    torch._dynamo.config.recompile_limit = 64  # each training compiles the same functions
+    first, others = PAIRS[args.pairs]
+    make = partial(make_training, environment, folder)
+    training = make(first)
+    with training.in_force():
+        time_steps(training, 1)
+    if args.kernels:
+        write_kernels(training, args.kernels)
+    for variant in others:
+        bench_pair(training, variant, make, args)
 
 
-def bench_variant(variant: Variant, environment: dict[str, str], folder: Path, steps: int) -> None:
-    """Prints the time of a step; a variant that does not run here says why."""
+def bench_pair(first: Training, variant: Variant, make: Callable, args: argparse.Namespace) -> None:
+    """Prints a step of the variant beside the first one's, and their ratio; a variant that does
+    not run here says why."""
     began = time.perf_counter()
     try:
-        with in_force(variant):
-            step = time_steps(make_training(environment | variant.settings, folder), steps)
+        training = make(variant)
+        with training.in_force():
+            step = time_steps(training, 1)
+        mine, others = time_turns((training, first), args.steps, args.turns)
     except Exception as error:  # of many kinds: compiler, driver, memory, an unknown switch
         sentence = str(error).strip().splitlines() or [""]
         show(f"{variant.name}, ms", f"failed, {type(error).__name__}: {sentence[0][:120]}")
     else:
-        show(f"{variant.name}, ms", 1000 * step.seconds)
+        show(f"{variant.name}, ms", 1000 * statistics.median(mine))
+        show(f"{variant.name}, ms of the other", 1000 * statistics.median(others))
+        ratios = [a / b for a, b in zip(mine, others, strict=True)]
+        show(f"{variant.name}, ratio", statistics.median(ratios))
         print(
-            f"({variant.name}: first step {step.first_seconds:.1f} s, {step.peak_bytes / 2**30:.1f}"
-            f" GiB, {time.perf_counter() - began:.1f} s in all)",
+            f"({variant.name}: ratios {' '.join(f'{x:.3f}' for x in sorted(ratios))}, first step "
+            f"{step.first_seconds:.1f} s, {step.peak_bytes / 2**30:.1f} GiB with both trainings, "
+            f"{time.perf_counter() - began:.1f} s in all)",
             flush=True,
         )
     gc.collect()
@@ -381,10 +463,62 @@ def bench_variant(variant: Variant, environment: dict[str, str], folder: Path, s
         torch.cuda.empty_cache()
 
 
+def time_turns(trainings: tuple[Training, ...], steps: int, turns: int) -> list[list[float]]:
+    """Seconds of a step of each training, in each of its turns."""
+    times = [[] for _ in trainings]
+    for _ in range(turns):
+        for training, durations in zip(trainings, times, strict=True):
+            with training.in_force():
+                wait()
+                began = time.perf_counter()
+                for _ in range(steps):
+                    training.step()
+                wait()
+            durations.append((time.perf_counter() - began) / steps)
+    return times
+
+
+def bench_losses(environment: dict[str, str], count: int) -> None:
+    """Prints what both forms train to in so many steps of the same batches and schedule."""
+    length = {"ITERATIONS": str(count), "WARMDOWN_ITERS": str(2 * count // 5)}
+    environment = environment | length | {"MAX_WALLCLOCK_SECONDS": "0", "CHECKPOINT_EVERY": "0"}
+    s = train_gpt.load_settings(environment)
+    if s.preset == "demo":
+        train_gpt.make_demo_data(s)
+
+    last = max(1, count // 10)
+    losses = {}
+    for variant in (BEFORE, NOW):
+        found = losses_of(make_training(environment, None, variant))
+        losses[variant.name] = found
+        show(f"loss at step {count}, {variant.name}", found[-1])
+        show(f"mean loss of the last {last} steps, {variant.name}", statistics.mean(found[-last:]))
+    difference = losses[NOW.name][-1] - losses[BEFORE.name][-1]
+    show(f"loss at step {count}, difference", f"{difference:.6f}")
+
+
+def losses_of(training: Training) -> list[float]:
+    """The loss of each step of train_gpt.py's training."""
+    own_step = train_gpt.train_step
+    losses = []
+
+    def train_step(state: train_gpt.TrainState, *rest) -> None:
+        own_step(state, *rest)
+        losses.append(state.grads[-1].clone())
+
+    training.functions |= dict(train_step=train_step, save_checkpoint=lambda *_: None)
+    with training.in_force():
+        train_gpt.train(training.state, training.stream, SimpleNamespace(s=training.s))
+    return [loss.item() for loss in losses]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--variants", action="store_true", help="only the variants' times")
+    parser.add_argument("--pairs", choices=sorted(PAIRS), help="only these pairs' times")
+    parser.add_argument("--turns", type=int, default=5, help="of each training of a pair")
+    parser.add_argument("--losses", type=int, metavar="N", help="only the losses of N steps")
+    parser.add_argument("--kernels", type=Path, metavar="FILE", help="for the list of all kernels")
     parser.add_argument("settings", nargs="*", metavar="VARIABLE=VALUE")
     args = parser.parse_args()
     environment = {"PRESET": "pcll" if on_gpu() else "demo"} | dict(os.environ)
@@ -394,14 +528,14 @@ def main() -> int:
         f" torch {torch.__version__}"
     )
     try:
+        train_gpt.load_settings(environment)  # what is wrong for all is said once
         with tempfile.TemporaryDirectory() as folder:
-            if not args.variants:
-                bench(environment, Path(folder), args.steps)
-                return 0
-            train_gpt.load_settings(environment)  # what is wrong for all is said once
-            for variant in VARIANTS:
-                if on_gpu() or variant.attention != SDPBackend.CUDNN_ATTENTION:
-                    bench_variant(variant, environment, Path(folder), args.steps)
+            if args.losses:
+                bench_losses(environment, args.losses)
+            elif args.pairs:
+                bench_pairs(environment, Path(folder), args)
+            else:
+                bench(environment, Path(folder), args)
         return 0
     except train_gpt.UserError as error:
         print(error)
