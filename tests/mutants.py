@@ -230,6 +230,45 @@ test_optimizer.py::test_normuon_equals_a_plain_loop_over_matrices
     NorMuon's second moment of 0.95
     - keepdim=True), 1 - beta2)
     + keepdim=True), 0.1)
+test_speed.py::test_in_bfloat16_the_mlp_is_a_multiple_of_128_wide
+    an MLP as wide as a GPU likes it
+    - % 128
+    + % 64
+test_speed.py::test_in_bfloat16_the_scales_are_in_the_weights
+    scales that cost no pass over the activations
+    - return linear(x, scale[:, None] * w)
+    + return scale.to(x.dtype) * linear(x, w)
+test_speed.py::test_in_float32_each_product_is_with_the_parameter_itself
+    matrices that calibration and adapters recognize
+    - if up.dtype != x.dtype:
+    + if True:
+test_speed.py::test_loss_and_gradients_are_those_of_the_plain_form
+[1500-pcll-NarrowMLP+ScalingBlock+LateGainAttention]
+    the scale of each output, not of each input
+    - return linear(x, scale[:, None] * w)
+    + return linear(x, scale.mean() * w)
+test_speed.py::test_gradients_add_up_in_the_flat_buffer
+    the gradients of all micro-batches
+    - torch._foreach_add_([p.grad
+    + torch._foreach_copy_([p.grad
+    parameters that a loss does not reach
+    - materialize_grads=True
+    + materialize_grads=False
+test_speed.py::test_mix_order_reductions_are_off_where_there_is_such_a_switch
+    a backward pass without Inductor's mix-order reductions
+    - options = {switch: False} if
+    + options = {} if
+    versions without the switch
+    - if switch in torch._inductor.list_options() else {}
+    + if switch else {}
+test_speed.py::test_any_number_of_ranks_exports_the_same_bytes
+    every tensor is encoded by one rank
+    - by_cost[ranks.rank :: ranks.world_size]
+    + by_cost[ranks.rank :: 2]
+test_speed.py::test_two_ranks_have_as_many_tensors_of_each_shape
+    ranks that take as long as each other
+    - (weights[name].size, weights[name].shape))
+    + weights[name].size)
 test_optimizer.py::test_every_parameter_is_in_one_group_with_its_rate[normuon]
     the embeddings' learning rate
     - embedding=(s.embed_lr,

@@ -483,7 +483,7 @@ def bench_losses(environment: dict[str, str], count: int) -> None:
     length = {"ITERATIONS": str(count), "WARMDOWN_ITERS": str(2 * count // 5)}
     environment = environment | length | {"MAX_WALLCLOCK_SECONDS": "0", "CHECKPOINT_EVERY": "0"}
     s = train_gpt.load_settings(environment)
-    if s.preset == "demo":
+    if s.preset == "demo" and not train_gpt.find_shards(s.data_path, "train"):
         train_gpt.make_demo_data(s)
 
     last = max(1, count // 10)
