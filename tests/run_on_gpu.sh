@@ -64,9 +64,10 @@ bench() {
 }
 
 run() {
-    mkdir -p "$work/run" "$out/logs"
-    ln -sfn "$out/logs" "$work/run/logs"
-    python3 tests/bench/whole.py --work "$work/run" \
+    local folder=$work/${1:-run}
+    mkdir -p "$folder" "$out/logs"
+    ln -s "$out/logs" "$folder/logs"
+    python3 tests/bench/whole.py --work "$folder" \
         --val-tokens "$val_tokens" --seconds "$((limit * 3 / 4))" # the rest is for verify.py
 }
 
@@ -99,7 +100,7 @@ frontier() {
 
 documents() {
     use_preset frontier
-    TTT_PROTOCOL=per_document run
+    TTT_PROTOCOL=per_document run documents
 }
 
 losses() {
