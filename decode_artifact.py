@@ -1,4 +1,4 @@
-"""Reads PCLL artifacts with numpy and zstandard alone, and specifies the format.
+r"""Reads PCLL artifacts with numpy and zstandard alone, and specifies the format.
 
     python decode_artifact.py artifact.pcll               header and a table of tensors
     python decode_artifact.py artifact.pcll --json        the same for machines
@@ -9,114 +9,112 @@
 
 The PCLL format, version 1
 ==========================
-All integers are little-endian. Everything needed to write a third decoder stands here.
+A reader MUST reject a file that departs from any rule outside Notes. Integers are little-endian;
+floats are IEEE 754, subnormals kept; floor and mod are of the real quotient: -3 mod 2 = 1.
 
-File
-    offset  size  field
-    0       4     magic, the bytes "PCLL"
-    4       2     version, u16 = 1
-    6       2     zero
-    8       4     content length C, u32: bytes of the content after decompression
-    12      4     frame length F, u32 = file length - 16
-    16      F     one zstd frame (RFC 8878): content size stated and equal to C, content checksum
-                  present, no dictionary; nothing follows it
+File      offset  type   field
+          0       4      the bytes "PCLL"
+          4       u16    version, 1
+          6       u16    0
+          8       u32    C, bytes of the content
+          12      u32    F, file length - 16
+          16      F      one zstd frame (RFC 8878): content size stated and equal to C, checksum
+                         present, Dictionary_ID absent or 0; nothing follows it
 
-Content, the C bytes inside the frame; the parts follow one another without gaps
-    1. config      u32 length, then that many bytes of JSON: one flat object from names to strings,
-                   integers (-2^63 to 2^63 - 1), floats or booleans; keys sorted by code point, no
-                   white space, ASCII only with valid Unicode behind the escapes, no NaN or
-                   infinity; byte for byte as Python's
-                   json.dumps(config, sort_keys=True, separators=(",", ":")) writes it
-    2. table       u16 number of tensors, then a record each, in the order of the tensors' names
-                   (bytewise): u8 name length, name, u8 codec, u8 number of dimensions, then u32 per
-                   dimension
-    3. side data   for each tensor in table order, by codec (below)
-    4. Huffman     if any tensor has codec 4: the number of bits of each lane, u32 each, then as
-                   many u16 words as hold all these bits
-    5. trellis     if any tensor has codec 3: the shared model (below), a u32 state per lane, u32
-                   word count, that many u16 words
+Content   part       type
+          config     u32 length; that many bytes of JSON
+          table      u16 number of tensors; a record each, names strictly ascending bytewise:
+                     u8 name length, name, u8 codec, u8 number of dimensions, u32 each dimension
+          side data  of each tensor in table order, by codec
+          Huffman    if a tensor has codec 4: u32 bits of each lane; as many u16 words as hold them
+          trellis    if a tensor has codec 3: model; u32 state of each lane; u32 count of words;
+                     u16 words
+          The parts follow one another without gaps; nothing follows the last.
 
-Codecs and their side data; n is the tensor's number of elements. There is no codec 2.
-    0 float32      4n bytes as four byte planes: all least significant bytes first, then the next,
-                   ...
-    1 float16      2n bytes as two byte planes
-    3 trellis      float32 step, 2^-100 <= step <= 2^100; i16 offset; i8 scale per row; i8 scale per
-                   column; i8 step per row, a; i8 step per column, b. The tensor has two or more
-                   dimensions, of which the first is at least 16
-    4 huffman      u8 number of levels K >= 1; K float16 centroids as two byte planes, finite,
-                   strictly increasing, no -0; K code lengths, u8 each, 0..16, with sum over levels
-                   of 2^-length = 1 (so 0 if and only if K = 1)
-    Rows are a tensor's first dimension, columns the product of the others (1 if there are none).
+Config    One flat JSON object in its one canonical form, ASCII without white space:
+          names      strictly ascending by code point
+          strings    \" \\ \b \f \n \r \t; other code points below 0x20 or above 0x7e as \uxxxx in
+                     lower case, above 0xffff as a surrogate pair; no lone surrogates
+          integers   -2^63 to 2^63 - 1; no "+", "-0" or leading zeros
+          floats     finite; the fewest digits that read back as the same float64, of those the
+                     nearest. 1e-4 <= |x| < 1e16 and zeros: digits on both sides of a point (1.0,
+                     -0.0); others: d or d.ddd, "e", sign, two or more digits (1e-05, 2.5e+16)
+          booleans   true, false
+          weights_crc32, if there: the CRC-32 of zlib over all values, float32, in table order
 
-Lanes. The elements that a stream codes are dealt out to L independent lanes, so that a decoder can
-work on L of them at once: L = 2^floor(log2(E / 64) / 2), at least 1 and at most 1024, where E is
-the number of elements that the stream codes, of all its tensors together. A tensor's elements
-(row-major) are taken L at a time; in each such step element i of the group belongs to lane i. A
-tensor's last group may be shorter and then uses the first lanes only; the next tensor starts again
-at lane 0.
+Codec     side data; R rows are the first dimension, C columns the product of the others (1 if none)
+0 float32 values as four byte planes: the lowest byte of each, then the second, ...
+1 float16 values as two byte planes, the low bytes first
+3 trellis f32 step, 2^-100 to 2^100; i16 offset; R x i8 row spread; C x i8 column spread; R x i8 row
+          exponent a; C x i8 column exponent b. At least two dimensions and 16 rows
+4 Huffman u8 K >= 1; K float16 centroids as two byte planes, strictly ascending, no -0; K x u8 code
+          length, 0..16, the sum of 2^-length being 1
+          Stored values and centroids are finite.
 
-Decoding huffman tensors. One stream of bits serves them all, in table order. The words hold the
-bits of lane 0, then those of lane 1, and so on, each word from its most significant bit on, without
-gaps between lanes.
-    1. Canonical codes: sort levels by (length, level); the first code is 0, each next one is the
-       previous plus 1, shifted left by the growth in length. A code is sent most significant bit
-       first.
-    2. In each step each lane in use decodes one code of the tensor and moves on by its length.
-       Lanes go on from where they are in the next tensor.
-    3. A decoded level k becomes the value float32(centroid[k]).
-    4. At the end each lane stands where its bits end, and the bits that fill up the last word are
-       zeros.
+Lanes     A stream of E elements, all tensors of its codec, has L lanes: the largest power of two
+          with 64 L^2 <= E, at least 1, at most 1024. Each tensor's elements (row-major) are taken
+          L at a time; in such a round element i belongs to lane i. A tensor's last round may be
+          short; the next tensor starts at lane 0. A lane that is never used has 0 bits, or the
+          state 2^16.
 
-Decoding trellis tensors. The shared model, once for all of them:
-    u8  v, log2 of the number of trellis states, one of 2..8
-    u16 K, the largest magnitude of an index, 0..2047: symbols 0..2K stand for indices -K..K
-    u8  number of contexts N, 1..64
-    u16 frequency for each context and symbol, N x (2K+1), context by context; each context's
-        frequencies add up to 2^14, or are all zero for a context that never occurs
-and then, with a 32-bit state x >= 2^16 per lane that starts as stored:
-    1. The context of the element in row r and column c is
-       offset + row scale[r] - a[r] + column scale[c] - b[c], clamped to 0..N-1. All of these are in
-       quarter octaves: scales of the ratio of weight to step, a[r] + b[c] of the ratio of the
-       element's own step to step, contexts of the ratio of weight to own step.
-    2. In each step, for each lane in use: slot = x mod 2^14; the symbol s is the one with
-       cum[s] <= slot < cum[s] + freq[s] in the element's context, cum being the sum of the
-       frequencies before s; x <- freq[s] * floor(x / 2^14) + slot - cum[s].
-    3. Then every lane in use with x < 2^16 receives the next word w of the stream, lowest lane
-       first: x <- 2^16 * x + w. (range ANS, arXiv 1311.2540; interleaved, arXiv 1402.3392)
-    4. At the end every state is 2^16, and no word is left over.
-    5. Trellis-coded quantisation: each row is a path through 2^v states that starts in state 0 and
-       takes one branch per column. In state s the union bit is u = s mod 2; the element with index
-       q has the point m = (4q + 1) * (1 - 2u); the next state is
-       floor(s/2) xor (u ? floor(h0/2) : 0) xor (q odd ? floor(h1/2) : 0), with Ungerboeck's parity
-       checks (IEEE Trans. IT 28, 1982), in octal: v = 2: h0 5, h1 2 | 3: 13, 4 | 4: 23, 4 |
-       5: 45, 10 | 6: 103, 24 | 7: 235, 126 | 8: 515, 362.
-    6. value = (float32(m) * row factor[r]) * column factor[c], each of the two products rounded to
-       float32. The row factor is 2^(a[r]/4) and the column factor (step/4) * 2^(b[c]/4), computed
-       in float64 and rounded once to float32, where 2^(e/4) is
-       ldexp(sqrt(sqrt(2^(e mod 4))), floor(e/4)) with correctly rounded square roots.
-    7. Every column factor is a normal float32, and for each tensor the value with m = 4K + 1 and
-       the largest row and column factor is finite. So all values are.
+Huffman   Words hold the bits of lane 0, then of lane 1, ..., without gaps, each word from its most
+          significant bit on: the bytes 34 12 are the bits 0001 0010 0011 0100. Zeros fill the last.
+          Canonical codes: by (length, level), the first is 0, each next one the previous plus 1,
+          shifted left by the growth in length; sent most significant bit first. In each round each
+          lane decodes one code; a level's value is its centroid. Each lane ends where its bits do.
 
-Limits, each checked before anything of that size is allocated or computed
-    file at most 2^28 bytes; C at most 2^20 + 64 * file length, elements of all tensors together at
-    most 2^16 + 64 * file length; config at most 2^16 bytes; 1..512 tensors; names of 1..100
-    characters out of a-z 0-9 _ . ; at most 4 dimensions (0 is a scalar), each at least 1
+Trellis   model: u8 v, 2..8; u16 K, 0..2047; u8 N, 1..64; N x (2K + 1) x u16 frequency, of the
+          indices -K..K in each context; those of a context add up to 2^14, or are all 0. Contexts
+          that no element has may have frequencies, and K and N may be larger than needed.
+          Each lane has a state x, stored and always at least 2^16. In each round, for each lane:
+          1. context = offset + row spread - a + column spread - b, in 32 bits, clamped to 0..N-1;
+             no element has an all-zero context.
+          2. slot = x mod 2^14; the index q is the one with cum <= slot < cum + frequency, where cum
+             is the sum of the frequencies before it; x = frequency * floor(x / 2^14) + slot - cum.
+          3. Then lanes with x < 2^16, the lowest first, take the next word w: x = 2^16 x + w.
+          At the end every state is 2^16 and no word is left.
+          Points: along each row from s = 0, u = s mod 2: point = (4q + 1)(1 - 2u);
+          s = floor(s / 2) xor (h0 if u) xor (h1 if q mod 2):
+              v     2   3   4   5   6   7   8
+              h0    2   5   9  18  33  78 166
+              h1    1   2   2   4  10  43 121
+          v = 5: q = 1, -2, 3, -1, 2 pass s = 0, 4, 2, 5, 20 and give points 5, -7, 13, 3, 9.
+          Values: (float32(point) * row factor) * column factor, each product rounded to float32;
+          row factor = 2^(a/4), column factor = (step / 4) * 2^(b/4), in float64, rounded once to
+          float32, with 2^(e/4) = sqrt(sqrt(2^(e mod 4))) * 2^floor(e/4), each root rounded.
+          Column factors are normal; point 4K + 1 by a tensor's largest factors has a finite value.
+          step 3f333333, a -3, b 3, point 5: factors 3f1837f0, 3e96b04a, value 3f5fffff.
 
-Disallowed, and why
-    bytes after the frame or the last part, gaps, overlaps           one file has one meaning
-    bits behind the last code that are not zeros                     no hidden payload
-    two tensors of one name, or names out of order                   all readers take the same one
-    a name that is another's with .npy behind it                     np.load takes one for the other
-    centroids, steps, floats, values that are NaN or infinite        a poisoned weight is no model
-    column factors that are zero or subnormal                        a step has its full precision
-    codes that are over- or under-full, levels that are equal        one model has one encoding
-    frequencies that do not add up, states that do not end at 2^16   every bit is accounted for
-    pickles, code, references to other files                         opening a file runs nothing
+Limits    checked before anything of that size is allocated: file 2^28 bytes; C 2^20 + 64 * file
+          length; elements 2^16 + 64 * file length; config 2^16 bytes; 1..512 tensors; names of
+          1..100 characters of a-z 0-9 _ . , none another's with .npy behind it; 0..4 dimensions,
+          each at least 1; Huffman bits 16 and trellis words 1 for each element
 
-The same weights and settings give the same bytes on one machine (given one version of zstd:
-requirements.txt pins it). Another may write others, as the trellis quantiser's error feedback uses
-the machine's linear algebra. A reader cannot check that, and needs not: it reads one meaning from
-one file, on any machine.
+Example   v = 5; a (19, 3, 5) and b (16, 2) have codec 3, c (7) 4, d (2) 1, e () 0. The file, and
+          the SHA-256 of each tensor's float32 values:
+50434c4c0100000040010000e600000028b52ffd644000c50600924c2f2c4059630b62ed4224030ff6c82ac7b3dc3e98
+312913ad927c698e134ca4b78dec07383aa0766989d865dd52a6395013a78091a81ae3079c708a8925ecd64b69b7c1a2
+393c3337d9538116d9d741f09ec4ff87678f731b999f7f3d4a7681e86d8476b82af346bddebaff1f4431d3ebac2907fe
+57afd1fc52e9f7de8766c1a7d34c3028fc493ae7d19a0171feafff17b42acafff77ff5bf415543f95b56994448ed857d
+b110cadbc22f6ca9b8ee8575df78157f582d53e94472b1b1ff8f0a20502fc3034fde5210288f9148020ff3101822a819
+3033cbadb9c7
+          a  802da2c751e736ab200f658453b8ceeda804cb522b0ae0dceb98c8423a253ede
+          b  925e2c978c9828113907f8b87ff4f0d0672d79bd96aaa812736e472277023c50
+          c  c15321c85b53118466fcebc00b3783e29acdb928a7cfc03b3745c60e1c730a64
+          d  34fd27653ece7269e60f26dad69cd6684807335fde49246aa5a43aea2a0632cb
+          e  fb360f7241a770dc32cade9a1d1273c92b13bd4959b1c130931312b7fe95e63f
+
+Notes     Exponents, spreads and contexts count quarter octaves: a + b is an element's own step over
+          step, the spreads its weight over step, the context its weight over its own step.
+          One file has one meaning, and no room for a hidden payload or a poisoned weight; opening
+          it runs nothing, and its limits bound memory and time. End states prove the entropy coder
+          alone: weights_crc32 proves the trellis and the steps, too; older files lack it.
+          Sources: range ANS (arXiv 1311.2540), interleaved (1402.3392); trellis-coded quantization
+          (Marcellin and Fischer, 1990); h0, h1: Ungerboeck's parity checks (IEEE Trans. IT 28,
+          1982), halved, as their lowest bit has done its work in u and q.
+          The same weights and settings give the same bytes on one machine and version of zstd;
+          another may write others, as error feedback uses the machine's linear algebra. A reader
+          needs not care: it reads one meaning from one file, on any machine.
 """
 
 from __future__ import annotations
@@ -130,6 +128,7 @@ import stat
 import struct
 import sys
 import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,11 +205,11 @@ class Codebook:
 
 
 @dataclass
-class Scales:
+class Grid:
     """Side data of a trellis tensor."""
 
-    row_scales: np.ndarray  # (rows,) int32, with offset, less a
-    column_scales: np.ndarray  # (columns,) int32, less b
+    row_spreads: np.ndarray  # (rows,) int32, with offset, less a
+    column_spreads: np.ndarray  # (columns,) int32, less b
     row_factors: np.ndarray  # (rows,) float32
     column_factors: np.ndarray  # (columns,) float32
 
@@ -407,26 +406,26 @@ def read_codebook(cursor: Cursor, tensor: Tensor) -> Codebook:
     return Codebook(centroids, lengths)
 
 
-def read_scales(cursor: Cursor, tensor: Tensor) -> Scales:
-    what = f"the scales and steps of tensor {tensor.name}"
+def read_grid(cursor: Cursor, tensor: Tensor) -> Grid:
+    what = f"the spreads and exponents of tensor {tensor.name}"
     step, offset = cursor.unpack("fh", what)
     require(
         2.0**-100 <= step <= 2.0**100, f"tensor {tensor.name} has a step out of 2^-100 to 2^100"
     )
 
     counts = (tensor.shape[0], math.prod(tensor.shape[1:]))
-    row_scales, column_scales, row_steps, column_steps = (
+    row_spreads, column_spreads, row_exponents, column_exponents = (
         cursor.array("i1", count, what) for count in 2 * counts
     )
-    factors = step_factors(step / 4, column_steps)
+    factors = step_factors(step / 4, column_exponents)
     require(
         bool((factors >= 2.0**-126).all() and np.isfinite(factors).all()),
         f"tensor {tensor.name} has a column factor that is zero, subnormal or infinite",
     )
-    return Scales(
-        row_scales=np.subtract(row_scales, row_steps, dtype=np.int32) + offset,
-        column_scales=np.subtract(column_scales, column_steps, dtype=np.int32),
-        row_factors=step_factors(1.0, row_steps),
+    return Grid(
+        row_spreads=np.subtract(row_spreads, row_exponents, dtype=np.int32) + offset,
+        column_spreads=np.subtract(column_spreads, column_exponents, dtype=np.int32),
+        row_factors=step_factors(1.0, row_exponents),
         column_factors=factors,
     )
 
@@ -437,7 +436,7 @@ def step_factors(unit: float, steps: np.ndarray) -> np.ndarray:
         return (unit * QUARTER_POWERS).astype(np.float32)[steps.astype(np.int16) + 128]
 
 
-READERS = {FLOAT32: read_floats, FLOAT16: read_floats, TRELLIS: read_scales, HUFFMAN: read_codebook}
+READERS = {FLOAT32: read_floats, FLOAT16: read_floats, TRELLIS: read_grid, HUFFMAN: read_codebook}
 
 # ---------------------------------------------------------------- streams
 
@@ -590,19 +589,17 @@ class TrellisStream:
         left = len(self.words) - self.position
         return 16 * left + float(np.log2(self.states / RANS_L).sum())
 
-    def decode(self, tensor: Tensor, scales: Scales) -> np.ndarray:
+    def decode(self, tensor: Tensor, grid: Grid) -> np.ndarray:
         """Weights, float32 in the tensor's shape."""
         largest = self.model.largest
         with np.errstate(over="ignore"):
-            top = (
-                np.float32(4 * largest + 1) * scales.row_factors.max() * scales.column_factors.max()
-            )
+            top = np.float32(4 * largest + 1) * grid.row_factors.max() * grid.column_factors.max()
         require(
             bool(np.isfinite(top)),
             f"tensor {tensor.name} has steps so large that a weight may be infinite",
         )
 
-        symbols = self.decode_symbols(element_contexts(scales, self.model))
+        symbols = self.decode_symbols(element_contexts(grid, self.model))
         require(
             int(symbols.max()) <= 2 * largest,
             f"tensor {tensor.name} uses a context that has no frequencies",
@@ -610,7 +607,7 @@ class TrellisStream:
 
         indices = symbols.astype(np.int32).reshape(tensor.shape[0], -1)
         indices -= largest
-        weights = trellis_weights(indices, scales, self.model.log2_states)
+        weights = trellis_weights(indices, grid, self.model.log2_states)
         return weights.reshape(tensor.shape)
 
     def decode_symbols(self, contexts: np.ndarray) -> np.ndarray:
@@ -648,21 +645,21 @@ class TrellisStream:
         require(bool((self.states == RANS_L).all()), "a trellis state does not end at 2^16")
 
 
-def element_contexts(scales: Scales, model: TrellisModel) -> np.ndarray:
+def element_contexts(grid: Grid, model: TrellisModel) -> np.ndarray:
     """(elements,) uint8."""
-    sums = np.add.outer(scales.row_scales, scales.column_scales)
+    sums = np.add.outer(grid.row_spreads, grid.column_spreads)
     return np.clip(sums, 0, len(model.frequencies) - 1, out=sums).astype(np.uint8).ravel()
 
 
-def trellis_weights(indices: np.ndarray, scales: Scales, log2_states: int) -> np.ndarray:
+def trellis_weights(indices: np.ndarray, grid: Grid, log2_states: int) -> np.ndarray:
     """(rows, columns) float32 from int32 indices, which it overwrites."""
     union = union_bits(indices & 1, log2_states)
     indices *= 4
     indices += 1
     np.negative(indices, out=indices, where=union)
     weights = indices.astype(np.float32)
-    weights *= scales.row_factors[:, None]
-    weights *= scales.column_factors
+    weights *= grid.row_factors[:, None]
+    weights *= grid.column_factors
     return weights
 
 
@@ -715,7 +712,7 @@ def parse_pcll(data: bytes) -> Parsed:
     config = read_config(cursor)
     tensors = read_table(cursor, len(data))
 
-    side = {}  # by name: Codebook, Scales, or the weights themselves
+    side = {}  # by name: Codebook, Grid, or the weights themselves
     for tensor in tensors:
         start = cursor.position
         side[tensor.name] = READERS[tensor.codec](cursor, tensor)
@@ -735,7 +732,21 @@ def parse_pcll(data: bytes) -> Parsed:
 
     left = len(content) - cursor.position
     require(not left, f"{left} bytes follow the last part at content byte {cursor.position}")
+    require_crc32(config, weights)
     return Parsed(config, tensors, weights)
+
+
+def require_crc32(config: dict, weights: dict[str, np.ndarray]) -> None:
+    """Of all weights, in the table's order, if the config states it."""
+    if "weights_crc32" in config:
+        stated = config["weights_crc32"]
+        crc = 0
+        for array in weights.values():
+            crc = zlib.crc32(np.ascontiguousarray(array, "<f4"), crc)
+        require(
+            type(stated) is int and stated == crc,
+            f"the weights have the CRC-32 {crc}, and the config states {stated!a:.60}",
+        )
 
 
 def read_bytes(path: str | os.PathLike) -> bytes:

@@ -1,5 +1,4 @@
-"""Checks a Parameter Golf submission without trusting who made it; shares no code with
-train_gpt.py.
+"""Checks a Parameter Golf submission and trusts nobody; shares no code with train_gpt.py.
 
     python verify.py artifact.pcll                      size, integrity, bits per byte
     python verify.py artifact.pcll --ttt --claim BPB    replays the adaptation, judges a claim
@@ -325,8 +324,8 @@ UNUSED = """adam_beta2 bigram_init_std calibration_seconds calibration_tokens co
     max_wallclock_seconds mlp_levels muon_momentum muon_momentum_warmup_start
     muon_momentum_warmup_steps other_levels preset qk_gain_init qkv_levels quantisation_nats
     scalar_lr scalar_weight_decay seed size_cap_bytes tokenizer_sha256 train_batch_tokens
-    trellis_states warmdown_floor warmdown_fraction warmdown_iters warmup_steps
-    weight_decay""".split()  # by training and export alone
+    trellis_states warmdown_floor warmdown_fraction warmdown_iters warmup_steps weight_decay
+    weights_crc32""".split()  # by training and export alone
 
 
 def is_allowed(value: object, values: tuple) -> bool:
@@ -967,7 +966,8 @@ def check_artifact(path: Path, options: argparse.Namespace) -> Iterator[Finding]
     except ArtifactError as error:
         yield Finding(FAILED, "integrity", str(error))
         return
-    detail = f"{len(weights)} tensors, by decode_artifact.py"
+    proof = " and the CRC-32 that the config states" if "weights_crc32" in config else ""
+    detail = f"{len(weights)} tensors, by decode_artifact.py{proof}"
     yield Finding(PROVEN, "integrity", detail, count, "weights")
 
     if unknown := unknown_parts(config, shapes):

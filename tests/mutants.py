@@ -422,8 +422,8 @@ test_calibration.py::test_steps_are_the_inverse_root_of_the_damped_cost[1.0]
     + rows = np.ones_like(moments.output_fisher)
 test_codec.py::test_contexts_say_how_large_weights_are
     codes by how large a row's weights are
-    - row_scales = np.clip(rows - offset + steps.rows, -127, 127)
-    + row_scales = np.zeros_like(rows)
+    - row_spreads = np.clip(rows - offset + steps.rows, -127, 127)
+    + row_spreads = np.zeros_like(rows)
 test_codec.py::test_trellis_stream_is_as_long_as_the_entropy_of_its_symbols[0.0]
     codes by how often a symbol occurs
     - counts * spare // (totals + 1)

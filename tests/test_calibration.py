@@ -198,7 +198,7 @@ def test_steps_are_the_inverse_root_of_the_damped_cost(step_scale):
     row, column = np.geomspace(30, 900, 64), np.geomspace(1, 30, 96)
     coded = encode_trellis(gaussian(64, 96), Moments(row, np.diag(column)), step_scale)
     size = step_scale * math.sqrt(12 * 1.3 / (row.mean() * column.mean()))
-    assert coded.steps.size == np.float32(size)
+    assert coded.steps.step == np.float32(size)
     damped = column / column.mean() + 0.01
     for steps, cost in ((coded.steps.rows, row / row.mean()), (coded.steps.columns, damped)):
         expected = -np.rint(2 * np.log2(cost))
@@ -208,7 +208,7 @@ def test_steps_are_the_inverse_root_of_the_damped_cost(step_scale):
 def test_steps_are_at_most_twice_and_at_least_a_64th_of_the_root_mean_square():
     w = gaussian(64, 256) * np.float32(2.0) ** np.arange(-16, 16).repeat(2)[:, None]
     coded = encode_trellis(w, Moments(np.ones(64), np.eye(256)), 0.25)
-    step = coded.steps.size * 2.0 ** (coded.steps.rows / 4)
+    step = coded.steps.step * 2.0 ** (coded.steps.rows / 4)
     ratio = np.sqrt(np.square(w).mean(axis=1)) / step
     eighth = 2**0.126  # half a quarter octave of rounding
     assert ratio.min() == pytest.approx(0.5, rel=eighth - 1)

@@ -9,6 +9,7 @@ import re
 import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from unittest.mock import patch
 
@@ -108,7 +109,7 @@ def test_round_trip_and_both_decoders(tensors, codec, step_scale):
         if tensor.codec == TRELLIS:  # a path takes the nearest of points that are two steps apart
             steps = tensor.steps
             own = np.exp2(np.add.outer(steps.rows, steps.columns) / 4).reshape(w.shape)
-            tolerance = 1.001 * steps.size * own + 2.0**-20 * largest
+            tolerance = 1.001 * steps.step * own + 2.0**-20 * largest
             assert (np.abs(decoded[name] - w) <= tolerance).all()
         elif tensor.codec == FLOAT32:
             assert largest >= 65504
@@ -137,7 +138,8 @@ def test_the_frame_is_what_zstd_22_makes_of_the_content():
     best = zstandard.ZstdCompressor(level=22, write_checksum=True).compress(content)
     assert artifact[16:] == best and len(best) < len(zstandard.compress(content, 3))
     assert artifact[:16] == struct.pack("<4sHHII", b"PCLL", 1, 0, len(content), len(best))
-    assert decode_artifact.parse_pcll(artifact).config == {"x": 1, "name": "a"}
+    config = decode_artifact.parse_pcll(artifact).config
+    assert config == {"x": 1, "name": "a", "weights_crc32": zlib.crc32(w.tobytes())}
 
 
 # ---------------------------------------------------------------- which tensor gets which codec
@@ -415,6 +417,24 @@ def test_fit_shrink_coarsens_only_what_is_too_large(exporter):
         assert all(size > cap for size in exporter.tries[:-1])  # it stops at the first that fits
     with pytest.raises(UserError, match="SIZE_CAP_BYTES=2000 is less than 1000 bytes of code and"):
         exporter(SIZE_CAP_BYTES=2000)
+
+
+def test_a_matrix_that_a_weight_keeps_in_float32_is_named():
+    """Before the tries, as it costs four bytes a weight."""
+    exporter = Exporter("trellis")
+    exporter.weights["blocks.1.attn.q"][3, 5] = -70_000
+    exporter.weights["smear_gate"][0] = 70_000  # is never quantized
+    s = tiny_settings()
+    lines = []
+    with patch.object(train_gpt, "log", lines.append):
+        artifact = train_gpt.export(exporter.weights, exporter.moments, {}, s, 1000)
+    name, *tries = lines
+    assert name == (
+        "warning: blocks.1.attn.q stays float32 at 32 bits a weight: it has one of 70000."
+    )
+    assert len(tries) == 1
+    tensors = {tensor.name: tensor for tensor in decode_artifact.parse_pcll(artifact).tensors}
+    assert tensors["blocks.1.attn.q"].codec == 0 and tensors["blocks.0.attn.q"].codec == 3
 
 
 @pytest.mark.parametrize("part", [0.8, 1.2])

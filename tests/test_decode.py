@@ -181,7 +181,7 @@ def test_trellis_by_hand():
 def test_values_are_rounded_at_each_product():
     step, steps = np.float32(0.1).item(), list(range(-128, 128))
     indices = [6, 2046, -8, 0] * 64 * 29  # all even, so that no path leaves state 0
-    tensor = Trellis((256, 29), indices, step, row_steps=steps, column_steps=steps[::9])
+    tensor = Trellis((256, 29), indices, step, row_exponents=steps, column_exponents=steps[::9])
     decoded = parse_pcll(build({}, {"w": tensor}).file())[2]["w"]
     powers = np.array([float(Decimal(2) ** (Decimal(e) / 4)) for e in steps])
     rows = powers.astype(np.float32).astype(float)
@@ -208,7 +208,7 @@ def test_steps_at_their_limits(step, index, row, column, further):
     infinite."""
 
     def container(column: int) -> Container:
-        steps = dict(row_steps=[row] * 16, column_steps=[column])
+        steps = dict(row_exponents=[row] * 16, column_exponents=[column])
         return build({}, {"w": Trellis((16, 1), [index] * 16, step, **steps)})
 
     assert_round_trip(container(column))

@@ -68,35 +68,37 @@ class Trellis:
     shape: tuple[int, ...]
     indices: list[int]  # of each element
     step: float  # a float32
-    row_scales: list[int] | None = None  # zeros when None, like the other lists
-    column_scales: list[int] | None = None
+    row_spreads: list[int] | None = None  # zeros when None, like the other lists
+    column_spreads: list[int] | None = None
     offset: int = 0
-    row_steps: list[int] | None = None
-    column_steps: list[int] | None = None
+    row_exponents: list[int] | None = None
+    column_exponents: list[int] | None = None
     codec: int = 3
 
     def __post_init__(self) -> None:
         columns = math.prod(self.shape[1:])
-        self.row_scales = self.row_scales or [0] * self.shape[0]
-        self.column_scales = self.column_scales or [0] * columns
-        self.row_steps = self.row_steps or [0] * self.shape[0]
-        self.column_steps = self.column_steps or [0] * columns
+        self.row_spreads = self.row_spreads or [0] * self.shape[0]
+        self.column_spreads = self.column_spreads or [0] * columns
+        self.row_exponents = self.row_exponents or [0] * self.shape[0]
+        self.column_exponents = self.column_exponents or [0] * columns
 
     def side(self) -> bytes:
-        numbers = self.row_scales + self.column_scales + self.row_steps + self.column_steps
+        numbers = (
+            self.row_spreads + self.column_spreads + self.row_exponents + self.column_exponents
+        )
         return struct.pack(f"<fh{len(numbers)}b", self.step, self.offset, *numbers)
 
     def context(self, element: int, contexts: int) -> int:
         row, column = divmod(element, math.prod(self.shape[1:]))
-        of_row = self.row_scales[row] - self.row_steps[row]
-        of_column = self.column_scales[column] - self.column_steps[column]
+        of_row = self.row_spreads[row] - self.row_exponents[row]
+        of_column = self.column_spreads[column] - self.column_exponents[column]
         return min(max(self.offset + of_row + of_column, 0), contexts - 1)
 
     def row_factor(self, row: int) -> np.float32:
-        return np.float32(quarter_power(self.row_steps[row]))
+        return np.float32(quarter_power(self.row_exponents[row]))
 
     def column_factor(self, column: int) -> np.float32:
-        return np.float32(self.step / 4 * quarter_power(self.column_steps[column]))
+        return np.float32(self.step / 4 * quarter_power(self.column_exponents[column]))
 
 
 def quarter_power(exponent: int) -> float:
@@ -202,8 +204,8 @@ def lane_count(elements: int) -> int:
     return lanes
 
 
-def steps(tensors: list, lanes: int) -> Iterator[list[tuple[Codebook | Trellis, int]]]:
-    """For each step, the tensor and the element that lane 0, lane 1, ... works on."""
+def rounds(tensors: list, lanes: int) -> Iterator[list[tuple[Codebook | Trellis, int]]]:
+    """For each round, the tensor and the element that lane 0, lane 1, ... works on."""
     for tensor in tensors:
         elements = math.prod(tensor.shape)
         for start in range(0, elements, lanes):
@@ -242,8 +244,8 @@ def canonical_codes(lengths: list[int]) -> list[str]:
 def encode_huffman(tensors: list[Codebook]) -> Huffman:
     codes = {id(tensor): canonical_codes(tensor.lengths) for tensor in tensors}
     lanes = [""] * lane_count(sum(math.prod(tensor.shape) for tensor in tensors))
-    for step in steps(tensors, len(lanes)):
-        for lane, (tensor, element) in enumerate(step):
+    for lap in rounds(tensors, len(lanes)):
+        for lane, (tensor, element) in enumerate(lap):
             lanes[lane] += codes[id(tensor)][tensor.levels[element]]
     bits = "".join(lanes)
     words = [int(bits[start : start + 16].ljust(16, "0"), 2) for start in range(0, len(bits), 16)]
@@ -266,16 +268,16 @@ def encode_trellis(tensors: list[Trellis], model: Model) -> Model:
         model.frequencies = [frequencies(count, 2 * model.largest + 1) for count in counts]
     model.states = [2**16] * lane_count(elements)
     model.words = []
-    for step in reversed(list(steps(tensors, len(model.states)))):  # the encoder walks backwards
-        for lane, (tensor, element) in reversed(list(enumerate(step))):
+    for lap in reversed(list(rounds(tensors, len(model.states)))):  # the encoder walks backwards
+        for lane, (tensor, element) in reversed(list(enumerate(lap))):
             row = model.frequencies[tensor.context(element, model.contexts)]
             symbol = tensor.indices[element] + model.largest
             frequency, start = row[symbol], sum(row[:symbol])
             if model.states[lane] >= frequency << 18:
                 model.words.append(model.states[lane] & 0xFFFF)
                 model.states[lane] >>= 16
-            rounds, rest = divmod(model.states[lane], frequency)
-            model.states[lane] = rounds * 2**14 + start + rest
+            times, rest = divmod(model.states[lane], frequency)
+            model.states[lane] = times * 2**14 + start + rest
     model.words.reverse()
     return model
 

@@ -12,11 +12,23 @@ import functools
 import json
 import math
 import struct
+import zlib
 from collections.abc import Callable, Iterator
 
 import zstandard
 
-from attacks.build import Codebook, Container, Floats, Huffman, Model, Trellis, build, sign, wrap
+from attacks.build import (
+    Codebook,
+    Container,
+    Floats,
+    Huffman,
+    Model,
+    Trellis,
+    build,
+    sign,
+    values,
+    wrap,
+)
 
 Files = Iterator[bytes]
 ATTACKS: dict[str, Callable[[], Files]] = {}
@@ -255,6 +267,16 @@ def config_that_is_not_canonical() -> Files:
 
 
 @attack
+def weights_of_another_crc32() -> Files:
+    """Any other number, or the right one as something else than an integer."""
+    container = sample()
+    crc = zlib.crc32(b"".join(values(tensor, 5).tobytes() for tensor in container.tensors))
+    for wrong in (crc ^ 1, crc - 2**32, 0, float(crc), str(crc), True):
+        container.config = json.dumps({"weights_crc32": wrong}, separators=(",", ":")).encode()
+        yield container.file()
+
+
+@attack
 def config_of_wrong_types() -> Files:
     texts = rb"""
         {"a":null} {"a":[]} {"a":[1]} {"a":{}} {"a":{"b":1}} {"a":NaN} {"a":Infinity}
@@ -429,10 +451,10 @@ def steps_that_are_no_scale() -> Files:
 def wrong_scales_and_steps() -> Files:
     """Too many or too few of them; offsets, scales and steps that lead to other contexts."""
     for field, at in (
-        ("row_scales", 5),
-        ("column_scales", 4),
-        ("row_steps", 5),
-        ("column_steps", 4),
+        ("row_spreads", 5),
+        ("column_spreads", 4),
+        ("row_exponents", 5),
+        ("column_exponents", 4),
     ):
         own = getattr(sample().tensors[4], field)
         for numbers in ([], [0] * (len(own) - 1), [0] * (len(own) + 1)):
@@ -449,7 +471,7 @@ def steps_that_overflow_or_vanish() -> Files:
     cases += [(2.0**100, 101, 0), (2.0**80, 127, 60), (2.0**70, 127, 127), (2.0**-100, 0, -97)]
     cases += [(2.0**-100, 0, -128), (2.0**-100, 127, -128), (2.0**-95, 0, -128)]
     for step, row, column in cases:
-        steps = dict(row_steps=[0] * 15 + [row], column_steps=[column] + [0] * 4)
+        steps = dict(row_exponents=[0] * 15 + [row], column_exponents=[column] + [0] * 4)
         yield build({}, {"t": Trellis((16, 5), [0, 7] * 40, step, **steps)}).file()
 
 

@@ -56,7 +56,7 @@ def seeds() -> list[bytes]:
         return [min(abs(x), most) for x in noise(elements, spread)]
 
     floats = [1.0, -2.0, 0.0, 3.5, -0.0]
-    steps = dict(row_steps=noise(16, 20), column_steps=noise(3, 20))
+    steps = dict(row_exponents=noise(16, 20), column_exponents=noise(3, 20))
     odd = [noise(17, 2), None, 3, noise(17, 1), noise(4, 1)]
     even = [None, noise(4, 2), -1, None, noise(4, 2)]
     far = {"a": Trellis((17, 2, 2), noise(68, 3), 2.0**-100, *odd)}
