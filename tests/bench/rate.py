@@ -7,12 +7,13 @@ FOLDER of --train holds fineweb_train_*.bin for the calibration; that of --data 
 of text that is not for the final score (held-out text of the training mix, say), scored whole by
 the checkpoint's sliding window. Every way to quantize makes files of about --bits a weight, by its
 step scale; the logarithm of the cost is then read between those nearest to each. The last table has
-means over the checkpoints, and their ratio to what strong entries do; a line below each way says
-what its files cost by the moments alone.
+means over the checkpoints, and their ratios to what strong entries do and to the best of that for
+each rate; a line below each way says what its files cost by the moments alone.
 
     int6, GPTQ      a step for each row, by its standard deviation (12.85 / 31 of it, embedding
                     20 / 127: entry 1394), GPTQ in order of importance over our moments, and the
-                    ideal zero-order entropy of each matrix, as if no coder lost anything
+                    ideal zero-order entropy of each matrix, as if no coder lost anything; also
+                    with other dampings, and with other steps of the embedding beside the rest
     huffman         k-means with the numbers of levels of ROLES, as 532 exports
     levels          the same error, by the trellis codec
     one step        the same step for every weight
@@ -41,6 +42,23 @@ import train_gpt  # noqa: E402
 from train_gpt import Moments  # noqa: E402
 
 PEER = "int6, GPTQ"
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """How strong entries quantize; the default is what entry 1394 does."""
+
+    damping: float = 0.01  # of the inputs' moments, as a part of their mean
+    embedding: float = 1.0  # times the usual step of the token embedding
+
+
+PEERS = {
+    PEER: Peer(),
+    f"{PEER}, damping 0.001": Peer(damping=0.001),
+    f"{PEER}, damping 0.1": Peer(damping=0.1),
+    f"{PEER}, embedding x 0.5": Peer(embedding=0.5),
+    f"{PEER}, embedding x 2": Peer(embedding=2.0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +116,7 @@ def scaled(moments: dict[str, Moments], name: str, factor: float) -> dict[str, M
 
 
 def cases(network: Network) -> dict[str, Case]:
-    """Every way to quantize, but the peer's, by its name."""
+    """Every way to quantize, but the peers', by its name."""
     moments = network.moments
     s = network.settings
     weights = {name: network.weights[name] for name in moments}
@@ -168,15 +186,17 @@ def recode(network: Network, case: Case, step_scale: float) -> float:
     return len(artifact) - 4 * train_gpt.lane_count(coded)
 
 
-def gptq(w: np.ndarray, columns: np.ndarray, steps: np.ndarray, limit: int) -> np.ndarray:
+def gptq(
+    w: np.ndarray, columns: np.ndarray, steps: np.ndarray, limit: int, damping: float
+) -> np.ndarray:
     """Whole numbers [R,C] for w / steps, each column's error made good by those after it.
 
     columns [C,C] are the inputs' moments and steps [R,1]. GPTQ (arXiv 2210.17323), the most
-    important columns first, damped by 1 % of the mean, as entry 1394 has it.
+    important columns first, as entry 1394 has it.
     """
     order = np.argsort(-np.diagonal(columns), kind="stable")
     damped = columns[order][:, order]
-    damped = damped + 0.01 * np.diagonal(damped).mean() * np.eye(len(damped))
+    damped = damped + damping * np.diagonal(damped).mean() * np.eye(len(damped))
     root = np.linalg.cholesky(np.linalg.inv(damped)).T  # upper triangular
 
     left = w[:, order].astype(np.float64)
@@ -194,7 +214,7 @@ def entropy_bytes(numbers: np.ndarray) -> float:
     return float(-(counts * np.log2(counts / counts.sum())).sum() / 8)
 
 
-def recode_as_peer(network: Network, multiplier: float) -> float:
+def recode_as_peer(network: Network, peer: Peer, multiplier: float) -> float:
     """Gives the model the weights that strong entries would export; returns their least bytes."""
     size = 0.0
     weights = {}
@@ -203,10 +223,10 @@ def recode_as_peer(network: Network, multiplier: float) -> float:
             weights[name] = w.astype(np.float16)
             size += 2 * w.size
             continue
-        clip, limit = (20.0, 127) if name == "tok_emb" else (12.85, 31)
+        clip, limit = (peer.embedding * 20.0, 127) if name == "tok_emb" else (12.85, 31)
         steps = multiplier * clip / limit * w.std(axis=1, keepdims=True)
         steps = steps.astype(np.float16).astype(np.float32)
-        numbers = gptq(w, network.moments[name].input_hessian, steps, limit)
+        numbers = gptq(w, network.moments[name].input_hessian, steps, limit, peer.damping)
         weights[name] = numbers * steps
         size += entropy_bytes(numbers) + 2 * len(w)
     state = {name: torch.from_numpy(w.astype(np.float32)) for name, w in weights.items()}
@@ -232,12 +252,10 @@ def cost_at(bits: float, points: list[tuple[float, float]]) -> float:
     return float(np.exp(np.interp(bits, rates, np.log(np.maximum(costs, 1e-6)))))
 
 
-def make_file(network: Network, case: Case | None, multiplier: float) -> float:
-    """Gives the model the weights of a file with so many times the steps, the peer's without a
-    case; its bits per weight."""
-    if case is None:
-        return 8 * recode_as_peer(network, multiplier) / network.size()
-    return 8 * recode(network, case, multiplier) / network.size()
+def make_file(network: Network, way: Case | Peer, multiplier: float) -> float:
+    """Gives the model the weights of a file with so many times the steps; its bits per weight."""
+    make = recode_as_peer if isinstance(way, Peer) else recode
+    return 8 * make(network, way, multiplier) / network.size()
 
 
 def sweep(network: Network, args: argparse.Namespace) -> dict:
@@ -246,7 +264,7 @@ def sweep(network: Network, args: argparse.Namespace) -> dict:
     print(f"{network.name}: {network.size()} weights; exact: {exact:.4f} bpb", flush=True)
     targets = [max(args.bits) + 0.1, *sorted(args.bits, reverse=True), min(args.bits) - 0.1]
     points: dict[str, list[tuple[float, float]]] = {}
-    for way, case in {PEER: None, **cases(network)}.items():
+    for way, case in (PEERS | cases(network)).items():
         if args.only and not any(word in way for word in args.only):
             continue
         points[way] = []
@@ -274,14 +292,19 @@ def main() -> None:
     args = parser.parse_args()
 
     swept = [sweep(load(path, args), args) for path in args.checkpoints]
-    print(f"\n{'bits per weight':24}", *(f"{bits:>15g}" for bits in args.bits))
-    for name in swept[0]:
-        cells = []
-        for bits in args.bits:
-            costs = [cost_at(bits, points[name]) for points in swept]
-            peers = [cost_at(bits, points.get(PEER, [(bits, 1.0)])) for points in swept]
-            cells.append(f"{np.mean(costs):8.5f} x{np.mean(costs) / np.mean(peers):5.3f}")
-        print(f"{name:24}", *cells)
+    means = {
+        way: [np.mean([cost_at(bits, points[way]) for points in swept]) for bits in args.bits]
+        for way in swept[0]
+    }
+    peers = [costs for way, costs in means.items() if way in PEERS] or [[1.0] * len(args.bits)]
+    best = np.min(peers, axis=0)
+    print(f"\n{'bits per weight':26}", *(f"{bits:>22g}" for bits in args.bits))
+    for way, costs in {**means, "the best of int6, GPTQ": best}.items():
+        ratios = zip(costs, peers[0], best, strict=True)
+        cells = [
+            f"{cost:8.5f} x{cost / peer:5.3f} x{cost / least:5.3f}" for cost, peer, least in ratios
+        ]
+        print(f"{way:26}", *cells)
 
 
 if __name__ == "__main__":
