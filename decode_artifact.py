@@ -18,56 +18,56 @@ File      offset  type   field
           6       u16    0
           8       u32    C, bytes of the content
           12      u32    F, file length - 16
-          16      F      one zstd frame (RFC 8878): content size stated and equal to C, checksum
-                         present, Dictionary_ID absent or 0; nothing follows it
+          16      F      one zstd frame (RFC 8878): content size stated and equal to C, window at
+                         most 2^27, checksum present and right, Dictionary_ID absent or 0
 
 Content   part       type
-          config     u32 length; that many bytes of JSON
-          table      u16 number of tensors; a record each, names strictly ascending bytewise:
+          config     u32 length, that many bytes of JSON
+          table      u16 number of tensors, then a record for each, names in strict bytewise order:
                      u8 name length, name, u8 codec, u8 number of dimensions, u32 each dimension
-          side data  of each tensor in table order, by codec
-          Huffman    if a tensor has codec 4: u32 bits of each lane; as many u16 words as hold them
-          trellis    if a tensor has codec 3: model; u32 state of each lane; u32 count of words;
-                     u16 words
-          The parts follow one another without gaps; nothing follows the last.
+          side data  of each tensor, in table order, in the form that its codec gives
+          Huffman    if a tensor has codec 4: L x u32 number of bits, the fewest u16 words that hold
+                     them (L: see Lanes)
+          trellis    if a tensor has codec 3: model, L x u32 state, u32 number of words, u16 words
 
 Config    One flat JSON object in its one canonical form, ASCII without white space:
           names      strictly ascending by code point
+          values     strings, integers, floats, true and false only
           strings    \" \\ \b \f \n \r \t; other code points below 0x20 or above 0x7e as \uxxxx in
                      lower case, above 0xffff as a surrogate pair; no lone surrogates
           integers   -2^63 to 2^63 - 1; no "+", "-0" or leading zeros
           floats     finite; the fewest digits that read back as the same float64, of those the
-                     nearest. 1e-4 <= |x| < 1e16 and zeros: digits on both sides of a point (1.0,
-                     -0.0); others: d or d.ddd, "e", sign, two or more digits (1e-05, 2.5e+16)
-          booleans   true, false
-          weights_crc32, if there: the CRC-32 of zlib over all values, float32, in table order
+                     nearest, of two the even one. 1e-4 <= |x| < 1e16 and zeros: digits on both
+                     sides of a point (1.0, -0.0); others: d or d.ddd, "e", sign, two or more digits
+          weights_crc32, if present: the CRC-32 (as in zlib) of all values, float32 in table order,
+          as an integer from 0 to 2^32 - 1
 
-Codec     side data; R rows are the first dimension, C columns the product of the others (1 if none)
+Codec     side data; rows are the first dimension, columns the product of the others (1 if none)
 0 float32 values as four byte planes: the lowest byte of each, then the second, ...
 1 float16 values as two byte planes, the low bytes first
-3 trellis f32 step, 2^-100 to 2^100; i16 offset; R x i8 row spread; C x i8 column spread; R x i8 row
-          exponent a; C x i8 column exponent b. At least two dimensions and 16 rows
-4 Huffman u8 K >= 1; K float16 centroids as two byte planes, strictly ascending, no -0; K x u8 code
-          length, 0..16, the sum of 2^-length being 1
-          Stored values and centroids are finite.
+3 trellis f32 step, 2^-100 to 2^100; i16 offset; i8 row spread of each row; i8 column spread of each
+          column; i8 row exponent a of each row; i8 column exponent b of each column. Two or more
+          dimensions, 16 or more rows
+4 Huffman u8 number of levels, 1 or more; a float16 centroid each as two byte planes, strictly
+          ascending, no -0; a u8 code length each, 0..16 (0 only of a single level), the sum of
+          2^-length being 1
 
-Lanes     A stream of E elements, all tensors of its codec, has L lanes: the largest power of two
-          with 64 L^2 <= E, at least 1, at most 1024. Each tensor's elements (row-major) are taken
-          L at a time; in such a round element i belongs to lane i. A tensor's last round may be
-          short; the next tensor starts at lane 0. A lane that is never used has 0 bits, or the
-          state 2^16.
+Lanes     A stream holds all tensors of its codec, E elements in all, in L lanes: L is the largest
+          power of two with 64 L^2 <= E, at least 1, at most 1024. A tensor's elements (row-major)
+          are taken L at a time; in such a round element i belongs to lane i. The last round of a
+          tensor may be short; the next tensor starts at lane 0.
 
-Huffman   Words hold the bits of lane 0, then of lane 1, ..., without gaps, each word from its most
-          significant bit on: the bytes 34 12 are the bits 0001 0010 0011 0100. Zeros fill the last.
+Huffman   Words hold the bits of lane 0, then of lane 1, ..., without gaps, most significant bit
+          first: the bytes 34 12 are the bits 0001 0010 0011 0100. Zeros fill up the last word.
           Canonical codes: by (length, level), the first is 0, each next one the previous plus 1,
-          shifted left by the growth in length; sent most significant bit first. In each round each
+          shifted left by the increase in length; sent most significant bit first. In a round each
           lane decodes one code; a level's value is its centroid. Each lane ends where its bits do.
 
-Trellis   model: u8 v, 2..8; u16 K, 0..2047; u8 N, 1..64; N x (2K + 1) x u16 frequency, of the
-          indices -K..K in each context; those of a context add up to 2^14, or are all 0. Contexts
-          that no element has may have frequencies, and K and N may be larger than needed.
-          Each lane has a state x, stored and always at least 2^16. In each round, for each lane:
-          1. context = offset + row spread - a + column spread - b, in 32 bits, clamped to 0..N-1;
+Trellis   model: u8 v (2^v states), 2..8; u16 K, 0..2047; u8 N, 1..64; N x (2K + 1) x u16 frequency,
+          of the indices -K..K in each context; those of a context add up to 2^14, or are all 0.
+          Contexts that no element has may have frequencies; K and N may be larger than needed.
+          Each lane has a state x, at least 2^16 between rounds. In each round, for each lane:
+          1. context = offset + row spread - a + column spread - b, exactly, clamped to 0..N-1;
              no element has an all-zero context.
           2. slot = x mod 2^14; the index q is the one with cum <= slot < cum + frequency, where cum
              is the sum of the frequencies before it; x = frequency * floor(x / 2^14) + slot - cum.
@@ -82,16 +82,25 @@ Trellis   model: u8 v, 2..8; u16 K, 0..2047; u8 N, 1..64; N x (2K + 1) x u16 fre
           Values: (float32(point) * row factor) * column factor, each product rounded to float32;
           row factor = 2^(a/4), column factor = (step / 4) * 2^(b/4), in float64, rounded once to
           float32, with 2^(e/4) = sqrt(sqrt(2^(e mod 4))) * 2^floor(e/4), each root rounded.
-          Column factors are normal; point 4K + 1 by a tensor's largest factors has a finite value.
-          step 3f333333, a -3, b 3, point 5: factors 3f1837f0, 3e96b04a, value 3f5fffff.
+          Point 4K + 1 times a tensor's largest factors is finite.
+          step 3f333333, a = b = -9, point 13: factors 3e5744fd, 3d16b04a, value 3dcde8d5 (bits).
 
-Limits    checked before anything of that size is allocated: file 2^28 bytes; C 2^20 + 64 * file
-          length; elements 2^16 + 64 * file length; config 2^16 bytes; 1..512 tensors; names of
-          1..100 characters of a-z 0-9 _ . , none another's with .npy behind it; 0..4 dimensions,
-          each at least 1; Huffman bits 16 and trellis words 1 for each element
+Limits    at most: file 2^28 bytes; C 2^20 + 64 * file length; 2^16 + 64 * file length elements in
+          all; config 2^16 bytes; 512 tensors, at least 1; names 100 characters, at least 1, out of
+          a-z, 0-9, "_" and "."; 4 dimensions, each at least 1; for each element of a stream 16
+          Huffman bits and 1 trellis word
 
-Example   v = 5; a (19, 3, 5) and b (16, 2) have codec 3, c (7) 4, d (2) 1, e () 0. The file, and
-          the SHA-256 of each tensor's float32 values:
+Reject    bytes after the frame or the last part, gaps, overlaps
+          bits behind the last code that are not zeros
+          two tensors of one name, or names out of order
+          a name that is another one plus ".npy"
+          centroids, steps, floats, values that are NaN or infinite
+          column factors that are zero or subnormal
+          codes that are over- or under-full, levels that are equal
+          frequencies that do not add up, states that do not end at 2^16
+
+Example   v = 5; tensors a (19, 3, 5) and b (16, 2) have codec 3, c (7) 4, d (2) 1, e () 0. The
+          file, and the SHA-256 of each tensor's float32 values:
 50434c4c0100000040010000e600000028b52ffd644000c50600924c2f2c4059630b62ed4224030ff6c82ac7b3dc3e98
 312913ad927c698e134ca4b78dec07383aa0766989d865dd52a6395013a78091a81ae3079c708a8925ecd64b69b7c1a2
 393c3337d9538116d9d741f09ec4ff87678f731b999f7f3d4a7681e86d8476b82af346bddebaff1f4431d3ebac2907fe
@@ -104,17 +113,10 @@ b110cadbc22f6ca9b8ee8575df78157f582d53e94472b1b1ff8f0a20502fc3034fde5210288f9148
           d  34fd27653ece7269e60f26dad69cd6684807335fde49246aa5a43aea2a0632cb
           e  fb360f7241a770dc32cade9a1d1273c92b13bd4959b1c130931312b7fe95e63f
 
-Notes     Exponents, spreads and contexts count quarter octaves: a + b is an element's own step over
-          step, the spreads its weight over step, the context its weight over its own step.
-          One file has one meaning, and no room for a hidden payload or a poisoned weight; opening
-          it runs nothing, and its limits bound memory and time. End states prove the entropy coder
-          alone: weights_crc32 proves the trellis and the steps, too; older files lack it.
-          Sources: range ANS (arXiv 1311.2540), interleaved (1402.3392); trellis-coded quantization
-          (Marcellin and Fischer, 1990); h0, h1: Ungerboeck's parity checks (IEEE Trans. IT 28,
-          1982), halved, as their lowest bit has done its work in u and q.
-          The same weights and settings give the same bytes on one machine and version of zstd;
-          another may write others, as error feedback uses the machine's linear algebra. A reader
-          needs not care: it reads one meaning from one file, on any machine.
+Notes     In quarter octaves exponents say how large an element's own step is relative to step,
+          spreads its weight relative to step, and contexts its weight relative to its own step.
+          End states prove the entropy coder alone, weights_crc32 the rest; older files lack it.
+          rANS: arXiv 1311.2540, 1402.3392. h0, h1: Ungerboeck (IEEE Trans. IT 28, 1982), halved.
 """
 
 from __future__ import annotations
@@ -141,6 +143,7 @@ MAGIC = b"PCLL"
 VERSION = 1
 HEADER = struct.Struct("<4sHHII")  # magic, version, zero, content length, frame length
 MAX_FILE = 2**28  # bytes
+MAX_WINDOW = 2**27  # bytes
 MAX_CONFIG = 2**16  # bytes
 MAX_TENSORS = 512
 MAX_DIMENSIONS = 4
@@ -278,6 +281,10 @@ def inflate(data: bytes) -> bytes:
         )
         require(about.has_checksum, "the zstd frame has no content checksum")
         require(about.dict_id == 0, f"the zstd frame asks for dictionary {about.dict_id}")
+        require(
+            about.window_size <= MAX_WINDOW,
+            f"the zstd frame needs a window of {about.window_size} bytes, above {MAX_WINDOW}",
+        )
         return zstandard.ZstdDecompressor().decompress(
             frame, max_output_size=content_size, read_across_frames=False, allow_extra_data=False
         )

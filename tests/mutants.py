@@ -65,6 +65,17 @@ def mutants_of(file: str, table: str) -> list[Mutant]:
 MODEL = mutants_of(
     "train_gpt.py",
     r"""
+test_specification.py::test_train_gpt_states_the_checksum_and_both_decoders_check_it
+    a checksum of the weights in every artifact
+    - config = config | dict(weights_crc32=
+    + config = config | dict(crc32=
+    a checksum that is checked before the scores
+    - if config.get("weights_crc32", crc) != crc:
+    + if False:
+test_codec.py::test_a_matrix_that_a_weight_keeps_in_float32_is_named
+    matrices that stay float32 are named
+    - if role_of(name).levels and largest >= HALF_LIMIT:
+    + if False:
 test_settings.py::test_the_numbers_of_the_system[pcll]
     eleven layers
     - num_layers: int = setting(11,
@@ -782,6 +793,14 @@ test_proof.py::test_the_first_line_says_which_score_it_is_of
 DECODING = mutants_of(
     "decode_artifact.py",
     r"""
+test_attacks.py::test_attack_is_refused_in_a_sentence[weights_of_another_crc32]
+    weights that are those the file was made of
+    - type(stated) is int and stated == crc,
+    + True,
+test_attacks.py::test_attack_is_refused_in_a_sentence[frames_with_a_large_window]
+    a window that every reader has memory for
+    - about.window_size <= MAX_WINDOW,
+    + True,
 test_attacks.py::test_refused_for_its_own_reason[holes_and_overlaps-bytes follow the last part]
     refused: bytes after the last part
     - require(not left, f"{left} bytes follow

@@ -23,7 +23,7 @@ def test_there_are_enough_of_each_file():
     counts = Counter(mutant.file for mutant in mutants.MUTANTS)
     assert counts.total() >= 60
     assert counts["train_gpt.py"] >= 40 and counts["verify.py"] >= 12
-    assert counts["decode_artifact.py"] >= 8  # the rows of "Disallowed, and why"
+    assert counts["decode_artifact.py"] >= 8  # the rows of "Reject"
     for name in ("check.py", "logs.py", "code.py", "pack.py"):
         assert counts[f"records/{name}"] >= 3, name
 

@@ -2,12 +2,14 @@
 the decoders do."""
 
 import hashlib
+import math
 import re
 import zlib
 
 import numpy as np
 import pytest
-from attacks.build import PARITY_CHECKS, Floats, Trellis, build, sign, values
+from attacks.build import PARITY_CHECKS, Floats, Trellis, build, sign, values, wrap
+from attacks.forge import raw_frame, sample
 
 import decode_artifact
 import train_gpt
@@ -85,14 +87,20 @@ def test_the_table_of_parity_checks():
 
 def test_the_vector_of_the_values():
     """In another order, or rounded once, the product is another number."""
-    assert "step 3f333333, a -3, b 3, point 5: factors 3f1837f0, 3e96b04a, value 3f5fffff." in TEXT
+    vector = "step 3f333333, a = b = -9, point 13: factors 3e5744fd, 3d16b04a, value 3dcde8d5"
+    assert vector in TEXT
     step = np.array([0x3F333333], np.uint32).view(np.float32)[0]
-    tensor = Trellis((16, 1), [1] * 16, float(step), row_exponents=[-3] * 16, column_exponents=[3])
+    tensor = Trellis((16, 1), [3] * 16, float(step), row_exponents=[-9] * 16, column_exponents=[-9])
     value = parse_pcll(build({}, {"w": tensor}).file()).weights["w"][0, 0]
-    assert value.view(np.uint32) == 0x3F5FFFFF
-    rows, columns = 2.0**-0.75, float(step) / 4 * 2.0**0.75
-    assert np.float32(5 * rows * columns) != value
-    assert np.float32(np.float32(5) * np.float32(columns)) * np.float32(rows) != value
+    assert value.view(np.uint32) == 0x3DCDE8D5
+
+    exact = 13.0, 2.0**-2.25, float(step) / 4 * 2.0**-2.25
+    point, row, column = (np.float32(x) for x in exact)
+    assert row.view(np.uint32) == 0x3E5744FD and column.view(np.uint32) == 0x3D16B04A
+    assert point * row * column == value
+    once = np.float32(float(point) * float(row) * float(column))
+    for other in (point * column * row, point * (row * column), once, np.float32(math.prod(exact))):
+        assert other.view(np.uint32) == 0x3DCDE8D4
 
 
 def with_config(text: str) -> bytes:
@@ -143,6 +151,12 @@ def test_configs_that_are_not_canonical(text, why):
 def test_escapes_of_the_canonical_form():
     text = r'{"a":"\"\\\b\f\n\r\t\u0001\u007f\u00e9\ud83d\ude00~/"}'
     assert parse_pcll(with_config(text)).config == {"a": '"\\\b\f\n\r\t\x01\x7fé😀~/'}
+
+
+def test_a_window_of_128_mib_is_read():
+    content = sample().content()
+    file = wrap(raw_frame(content, window=17 << 3), len(content))
+    assert parse_pcll(file).config == {"name": "sample", "width": 8}
 
 
 def test_the_text_is_no_longer_than_it_was():

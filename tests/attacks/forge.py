@@ -220,6 +220,14 @@ def frame_with_a_huge_window() -> Files:
 
 
 @attack
+def frames_with_a_large_window() -> Files:
+    """Valid otherwise: some readers take them, and others lack the memory."""
+    content = sample().content()
+    for descriptor in (17 << 3 | 1, 18 << 3, 20 << 3 | 7):  # 2^27 + 2^24 bytes, 2^28, almost 2^31
+        yield wrap(raw_frame(content, window=descriptor), len(content))
+
+
+@attack
 def zip_bomb() -> Files:
     """Runs of 128 KiB at four bytes each: 1 KB that inflates to 32 MB, and says so or does not."""
     run = struct.pack("<I", 2**17 << 3 | 1 << 1)[:3] + b"\0"
