@@ -45,6 +45,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -788,7 +789,27 @@ def block_order(s: Settings) -> list[int]:
     return blocks[: s.loop_first] + span * s.loop_passes + blocks[after:]
 
 
-class Attention(nn.Module):
+class Adaptable(nn.Module):
+    """A module whose matrices may have adapters: low-rank pairs, one for each row of a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.adapters = {}  # by the matrix's name: A [B,rank,C] and B [B,R,rank]
+
+    def linear(
+        self, x: Tensor, name: str, scale: Tensor | None = None, w: Tensor | None = None
+    ) -> Tensor:
+        """linear(x, W + B A, scale): x [B,T,C], W the matrix of this name, or w in its place."""
+        y = linear(x, getattr(self, name) if w is None else w, scale)
+        if name in self.adapters:
+            a, b = self.adapters[name]
+            if scale is not None:
+                b = scale[:, None] * b
+            y = y + x @ a.to(x.dtype).mT @ b.to(x.dtype).mT
+        return y
+
+
+class Attention(Adaptable):
     def __init__(self, s: Settings, index: int):
         super().__init__()
         self.head_dim = s.model_dim // s.num_heads
@@ -810,20 +831,20 @@ class Attention(nn.Module):
         if s.value_residual and index > 0:
             self.value_mix = parameter(2, fill=0.5)
 
-    def project_heads(self, x: Tensor, w: Tensor) -> Tensor:
+    def project_heads(self, x: Tensor, name: str) -> Tensor:
         """x [B,T,D] through a matrix and split into heads [B,heads,T,E]."""
-        return linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return self.linear(x, name).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """x [B,T,D], v_first [B,K,T,E], scale [D] -> output [B,T,D], this block's values."""
-        k = rotate(rms_norm(self.project_heads(x, self.k)), *rotary)
-        v_raw = v = self.project_heads(x, self.v)
+        k = rotate(rms_norm(self.project_heads(x, "k")), *rotary)
+        v_raw = v = self.project_heads(x, "v")
         if self.value_mix is not None:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        q = rms_norm(self.project_heads(x, self.q)) * self.q_gain.to(x.dtype)[:, None, None]
+        q = rms_norm(self.project_heads(x, "q")) * self.q_gain.to(x.dtype)[:, None, None]
         q = rotate(q, *rotary)
 
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -837,10 +858,10 @@ class Attention(nn.Module):
                 y = y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]
             else:  # 1 at first, as the weights are 0
                 y = y * 2 * torch.sigmoid(gate)[..., None]
-        return linear(y.flatten(-2), self.out, scale), v_raw
+        return self.linear(y.flatten(-2), "out", scale), v_raw
 
 
-class MLP(nn.Module):
+class MLP(Adaptable):
     def __init__(self, s: Settings):
         super().__init__()
         self.up = parameter(s.mlp_hidden, s.model_dim)
@@ -851,12 +872,12 @@ class MLP(nn.Module):
         """x [B,T,D], the output's scale [D] -> the output [B,T,D]."""
         up = self.up
         down = self.down
-        if up.dtype != x.dtype:  # where they are cast anyway, to a width that suits a GPU
+        if up.dtype != x.dtype and not self.adapters:  # they are cast: to a width that GPUs like
             spare = -len(up) % 128
             up = F.pad(up, (0, 0, 0, spare))
             down = F.pad(down, (0, spare))
-        x = F.leaky_relu(linear(x, up), self.negative_slope)
-        return linear(x.square(), down, scale)
+        x = F.leaky_relu(self.linear(x, "up", w=up), self.negative_slope)
+        return self.linear(x.square(), "down", scale, w=down)
 
 
 class Block(nn.Module):
@@ -883,7 +904,7 @@ class Block(nn.Module):
         return attended + self.mlp(x, self.mlp_scale), v
 
 
-class BigramHash(nn.Module):
+class BigramHash(Adaptable):
     """An embedding of hashed pairs of neighbouring tokens, added to the token embedding."""
 
     def __init__(self, s: Settings):
@@ -897,10 +918,10 @@ class BigramHash(nn.Module):
         last = len(self.table) - 1  # the bucket of a token without one before it
         bucket = ((36313 * tokens) ^ (27191 * tokens.roll(1, dims=1))) % last
         rows = F.embedding(torch.where(no_previous, last, bucket), self.table).to(dtype)
-        return self.scale.to(dtype) * linear(rows, self.proj)
+        return self.scale.to(dtype) * self.linear(rows, "proj")
 
 
-class GPT(nn.Module):
+class GPT(Adaptable):
     """The language model; the head shares its matrix with the token embedding."""
 
     def __init__(self, s: Settings, dtype: torch.dtype = torch.float32):
@@ -990,7 +1011,7 @@ class GPT(nn.Module):
 
         if at is not None:
             x = x[:, at]
-        logits = linear(rms_norm(x), self.tok_emb).float()
+        logits = self.linear(rms_norm(x), "tok_emb").float()
         logits = LOGIT_SOFTCAP * torch.tanh(logits / LOGIT_SOFTCAP)
         return logits if targets is None else nats_of(logits, targets)
 
@@ -1770,16 +1791,6 @@ FINEST = -4.0  # octaves of the step scale; what quantization costs there is too
 COARSEST = 10.0
 
 
-class ParameterUses(TorchFunctionMode):
-    """While active, hands each product and each look-up to `used`, whose result stands for it."""
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        if function in (F.linear, F.embedding):
-            result = self.used(function, args[0], args[1], result)
-        return result
-
-
 @dataclass
 class Factors:
     """Sums over tokens, for a matrix [R,C] with the inputs x and the gradients g at its outputs."""
@@ -1789,9 +1800,9 @@ class Factors:
     looked_up: Tensor  # [R]: of an embedding, the mean square of the gradient where r is looked up
 
 
-class FisherRecorder(ParameterUses):
-    """Accumulates the Fisher factors of each matrix over a float32 model's passes. The token
-    embedding is both a matrix and an embedding."""
+class FisherRecorder(TorchFunctionMode):
+    """While active, accumulates the Fisher factors of each matrix over a float32 model's passes.
+    The token embedding is both a matrix and an embedding."""
 
     def __init__(self, model: GPT):
         super().__init__()
@@ -1802,21 +1813,21 @@ class FisherRecorder(ParameterUses):
                 rows = p.new_ones(len(p))
                 self.factors[p] = Factors(1e-30 * rows, 1e-30 * eye, 0 * rows)
 
-    def used(self, function: Callable, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        factors = self.factors.get(w)
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function in (F.linear, F.embedding) and args[1] in self.factors:
+            result.register_hook(partial(self.record, function, args[0], self.factors[args[1]]))
+        return result
 
-        def add(gradient: Tensor) -> None:
-            squares = gradient.flatten(0, -2).square()
-            if function is F.embedding:
-                factors.looked_up.index_add_(0, x.flatten(), squares.mean(dim=-1))
-                return
-            inputs = x.detach().flatten(0, -2)
-            factors.output_fisher += inputs.square().sum(dim=1) @ squares
-            factors.input_hessian += (inputs * squares.sum(dim=1, keepdim=True)).T @ inputs
-
-        if factors:
-            y.register_hook(add)
-        return y
+    def record(self, function: Callable, x: Tensor, factors: Factors, gradient: Tensor) -> None:
+        """Adds up the factors of a product with the inputs x, or of a look-up of the indices x."""
+        squares = gradient.flatten(0, -2).square()
+        if function is F.embedding:
+            factors.looked_up.index_add_(0, x.flatten(), squares.mean(dim=-1))
+            return
+        inputs = x.detach().flatten(0, -2)
+        factors.output_fisher += inputs.square().sum(dim=1) @ squares
+        factors.input_hessian += (inputs * squares.sum(dim=1, keepdim=True)).T @ inputs
 
 
 def joint_moments(
@@ -2100,37 +2111,39 @@ class TestTimeTrainer:
             self.optimizer.step()
 
 
-class BatchedLoRA(ParameterUses):
-    """While active, adds to each matrix W [R,C] of the frozen model an adapter B A (LoRA, arXiv
-    2106.09685) of its own for every row of a batch.
+def attach_adapters(model: GPT, rows: int, s: Settings) -> torch.optim.AdamW:
+    """Gives each matrix [R,C] an adapter (LoRA, arXiv 2106.09685) for every row of a batch, and
+    returns what trains them, with 1530's settings.
 
     A [rows,rank,C] starts as rows of the fourth discrete cosine transform, of norm 1, which are
-    orthogonal up to the C-th; B [rows,R,rank] starts as zeros. AdamW's settings are 1530's.
+    orthogonal up to the C-th; B [rows,R,rank] starts as zeros.
     """
+    params = []
+    for path, p in model.named_parameters():
+        if not role_of(path).levels or path == "bigram.table":  # that one is only looked up
+            continue
+        size = p.size(1)
+        rank, column = (torch.arange(n, dtype=torch.float64) for n in (s.document_rank, size))
+        cosines = torch.outer(rank + 0.5, column + 0.5).mul(math.pi / size).cos()
+        a = (math.sqrt(2 / size) * cosines).to(p.device, torch.float32).repeat(rows, 1, 1)
+        b = a.new_zeros(rows, len(p), s.document_rank)
+        module, _, name = path.rpartition(".")
+        model.get_submodule(module).adapters[name] = a.requires_grad_(), b.requires_grad_()
+        params += a, b
+    return torch.optim.AdamW(params, s.document_lr, betas=(0.0, 0.999), weight_decay=0.5)
 
-    def __init__(self, model: GPT, rows: int, s: Settings):
-        super().__init__()
-        self.pairs = {}  # the parameter itself: its A and B
-        for name, p in model.named_parameters():
-            if role_of(name).levels and name != "bigram.table":  # that one is only looked up
-                size = p.size(1)
-                halves = (
-                    torch.arange(n, dtype=torch.float64) + 0.5 for n in (s.document_rank, size)
-                )
-                cosines = (torch.outer(*halves) * (math.pi / size)).cos() * math.sqrt(2 / size)
-                a = cosines.to(p.device, torch.float32).repeat(rows, 1, 1)
-                b = a.new_zeros(rows, len(p), s.document_rank)
-                self.pairs[p] = a.requires_grad_(), b.requires_grad_()
-        params = itertools.chain(*self.pairs.values())
-        self.optimizer = torch.optim.AdamW(
-            params, s.document_lr, betas=(0.0, 0.999), weight_decay=0.5
-        )
 
-    def used(self, function: Callable, x: Tensor, w: Tensor, y: Tensor) -> Tensor:
-        if function is F.linear and w in self.pairs:
-            a, b = (z.to(x.dtype).mT for z in self.pairs[w])
-            y = y + x @ a @ b
-        return y
+@contextlib.contextmanager
+def only_adapters_train(model: GPT) -> Iterator[None]:
+    """Within it the model's own weights have no gradient; afterwards it has no adapters."""
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.requires_grad_(True)
+        for module in model.modules():
+            if isinstance(module, Adaptable):
+                module.adapters.clear()
 
 
 class Evaluator:
@@ -2206,11 +2219,10 @@ class Evaluator:
     def score_documents(self, model: GPT, name: str) -> Score:
         """Scores each document by itself while it trains low-rank adapters of its own."""
         began = time.monotonic()
-        frozen = copy.deepcopy(model).to(model.dtype).requires_grad_(False)  # and not compiled
         ledger = Ledger(self.tokens, self.token_bytes, by_document=True)
         batches = document_batches(self.tokens, self.s.eval_batch_seqs)
         for documents in batches[ranks.rank :: ranks.world_size]:
-            for _ in self.score_and_adapt(frozen, ledger, documents):
+            for _ in self.score_and_adapt(model, ledger, documents):
                 done = ledger.scored.float().mean().item() * ranks.world_size
                 log.progress(name, done, began)
         ranks.all_reduce_(ledger.nats)
@@ -2221,33 +2233,38 @@ class Evaluator:
         """Scores documents int64 [S,2], (start, stop), side by side, and adapts in between.
 
         In each turn the next DOCUMENT_TOKENS of every document are scored, then learned from. The
-        inputs are padded to a power of two of them or to train_seq_len: a few static shapes.
+        inputs are padded to an eighth, a quarter, a half or all of train_seq_len, and the batch to
+        EVAL_BATCH_SEQS documents: four graphs.
         """
         size = self.s.document_tokens
-        start, stop = documents.T[..., None]
+        length = len(self.offsets)
+        rows = self.s.eval_batch_seqs if is_compiled(self.s) else len(documents)
+        real = torch.arange(rows, device=ranks.device)[:, None] < len(documents)
+        start, stop = pad_rows(documents, rows).T[..., None]
         longest = int((stop - start).max())
-        lora = BatchedLoRA(model, len(documents), self.s)
 
-        for low in range(0, longest, size):
-            end = (start + low + size).minimum(stop)  # [S,1]: behind what the turn scores
-            first = max(0, low + size - len(self.offsets))
-            width = size
-            while width < low + size - first:
-                width *= 2
-            inside = (start + first + self.offsets[:width]).minimum(end - 1)
-            positions = start + low + self.offsets[:size]
-            scored = positions < end
-            positions = positions.minimum(end - 1)
+        with only_adapters_train(model):
+            optimizer = attach_adapters(model, rows, self.s)
+            for low in range(0, longest, size):
+                end = (start + low + size).minimum(stop)  # [rows,1]: behind what the turn scores
+                needed = min(low + size, length)
+                width = next(
+                    w for w in (length // 8, length // 4, length // 2, length) if w >= needed
+                )
+                first = low + size - needed
+                inside = (start + first + self.offsets[:width]).minimum(end - 1)
+                positions = start + low + self.offsets[:size]
+                scored = (positions < end) & real
+                positions = positions.minimum(end - 1)
 
-            with lora:
                 logits = model(self.tokens[inside], at=low - first + self.offsets[:size])
-            ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
-            if low + size < longest:
-                _, targets = ledger.scored_tokens(positions)
-                lora.optimizer.zero_grad()  # what a document that has ended learns is never used
-                nats_of(logits, targets).mean(dim=1).sum().backward()
-                lora.optimizer.step()
-            yield
+                ledger.record(positions[scored], ledger.nll(positions, logits)[scored])
+                if low + size < longest:
+                    _, targets = ledger.scored_tokens(positions)
+                    optimizer.zero_grad()  # what a document that has ended learns is never used
+                    nats_of(logits, targets).mean(dim=1).sum().backward()
+                    optimizer.step()
+                yield
 
 
 # ---- Training ------------------------------------------------------------------------------------
@@ -2591,9 +2608,15 @@ def warm_up(state: TrainState, stream: TokenStream, evaluator: Evaluator) -> Non
         high = min(high, len(evaluator.token_bytes))
         ledger = Ledger(evaluator.tokens, evaluator.token_bytes)
         evaluator.window_nats(state.model, ledger, 0, high, s.eval_stride)
-        trainer = TestTimeTrainer(state.model, state.grads[:-1], s)
-        tokens = evaluator.tokens.new_zeros(s.ttt_batch_seqs * length)
-        trainer.learn(tokens, tokens.clone(), 0.0, epochs=1)
+        if s.ttt_protocol == "per_document":  # a document of train_seq_len passes all its graphs
+            ledger = Ledger(evaluator.tokens, evaluator.token_bytes, by_document=True)
+            document = torch.tensor([[0, min(length, len(evaluator.token_bytes))]])
+            for _ in evaluator.score_and_adapt(state.model, ledger, document.to(ranks.device)):
+                pass
+        elif s.ttt_protocol != "off":
+            trainer = TestTimeTrainer(state.model, state.grads[:-1], s)
+            tokens = evaluator.tokens.new_zeros(s.ttt_batch_seqs * length)
+            trainer.learn(tokens, tokens.clone(), 0.0, epochs=1)
     state.restore(before)
 
     if state.step == 0 and s.max_wallclock_seconds and s.codec == "trellis":

@@ -11,7 +11,7 @@ from test_evaluation import evaluator, exact_nats, pass_nats, random_tokens, sha
 
 import train_gpt
 import verify
-from train_gpt import BOS_ID, BatchedLoRA, Evaluator, Ledger, document_batches
+from train_gpt import BOS_ID, Evaluator, Ledger, document_batches
 
 
 def few_tokens(**changes) -> train_gpt.Settings:
@@ -72,15 +72,15 @@ def test_every_position_is_in_one_document(count, rows, seed):
 
 
 BATCHED = {  # by stream: the passes, and the shapes of their inputs
-    "of many lengths": (20, {(1, 5), (1, 10), (1, 16), (2, 5), (2, 10), (2, 16)}),
-    "a single pair": (1, {(1, 5)}),
-    "longer than the window": (18, {(1, 5), (1, 10), (1, 16)}),
+    "of many lengths": (20, {(1, 8), (1, 16), (2, 8), (2, 16)}),
+    "a single pair": (1, {(1, 8)}),
+    "longer than the window": (18, {(1, 8), (1, 16)}),
 }
 
 
 @pytest.mark.parametrize("stream", BATCHED)
 def test_documents_of_like_length_are_one_batch_of_few_shapes(stream):
-    """Widths are DOCUMENT_TOKENS times a power of two, or TRAIN_SEQ_LEN.
+    """Widths are an eighth, a quarter, a half or all of TRAIN_SEQ_LEN, that DOCUMENT_TOKENS fit.
 
     Of many lengths: turns of 41, of 30 and 17, of 16 less the last, of 3, of 1.
     """
@@ -191,18 +191,89 @@ def test_bfloat16_learns_as_well():
     assert np.abs(nats[1] - float32).mean() < 0.3 * np.abs(nats[0] - float32).mean()
 
 
+def adapters_of(model) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """A and B by the name of their matrix."""
+    found = {}
+    for path, module in model.named_modules():
+        for name, pair in getattr(module, "adapters", {}).items():
+            found[f"{path}.{name}".lstrip(".")] = pair
+    return found
+
+
 def test_adapters_begin_at_right_angles_and_as_nothing():
     """One for each row and matrix; the hash table of the bigram is only looked up."""
     s = few_tokens(DOCUMENT_RANK=7)
     model = random_model(s)
-    lora = BatchedLoRA(model, 3, s)
-    names = {name for name, p in model.named_parameters() if p in lora.pairs}
-    assert names == {name for name, p in model.named_parameters() if verify.is_adapted(name)}
-    for p, (a, b) in lora.pairs.items():
+    optimizer = train_gpt.attach_adapters(model, 3, s)
+    found = adapters_of(model)
+    assert found.keys() == {n for n, p in model.named_parameters() if verify.is_adapted(n)}
+    for name, (a, b) in found.items():
+        p = model.get_parameter(name)
         assert a.shape == (3, 7, p.size(1)) and b.shape == (3, len(p), 7)
         assert torch.equal(a[0], a[2]) and not b.any()
         # Cosines in float64, rounded to float32: each product of 7 x 32 is off by 32 * 6e-8.
         torch.testing.assert_close(a[0] @ a[0].T, torch.eye(7), atol=2e-6, rtol=0)
+    (group,) = optimizer.param_groups
+    assert len(group["params"]) == 2 * len(found)
+
+
+def test_afterwards_the_model_is_as_it_was():
+    """No adapters, and weights that train; also where the scoring is given up."""
+    s = few_tokens()
+    model = random_model(s)
+    tokens = documents_of([20])
+    e = evaluator(tokens, s)
+    ledger = Ledger(e.tokens, e.token_bytes, by_document=True)
+    turns = e.score_and_adapt(model, ledger, torch.tensor([[0, 19]]))
+    next(turns)
+    assert adapters_of(model) and not any(p.requires_grad for p in model.parameters())
+    turns.close()
+    assert not adapters_of(model) and all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_adapter_is_added_to_its_matrix(dtype):
+    """Also where the scales are multiplied into the matrices, as these are cast: float64."""
+    s = few_tokens()
+    model = random_model(s)
+    for p in model.parameters():
+        p.data = p.data.to(dtype)
+    train_gpt.attach_adapters(model, 1, s)
+    tokens = torch.randint(1, 64, (1, 16))
+    with torch.no_grad():
+        before = model(tokens)
+        for name, (_, b) in adapters_of(model).items():
+            if name != "tok_emb":  # is looked up as well, without its adapter
+                b.normal_(std=0.1)
+        adapted = model(tokens)
+        for name, (a, b) in adapters_of(model).items():
+            model.get_parameter(name).add_((b @ a)[0])
+        with train_gpt.only_adapters_train(model):
+            pass
+        merged = model(tokens)
+    assert not adapters_of(model) and not torch.allclose(before, merged, atol=0.1)
+    torch.testing.assert_close(adapted, merged, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_batches_have_all_their_rows():
+    """Two graphs, for the two widths, of EVAL_BATCH_SEQS rows each; and the scores of no compiler
+    to float32's rounding."""
+    s = few_tokens(COMPILE="1")
+    tokens = documents_of(LENGTHS)
+    graphs = []
+
+    def compile_graph(graph, inputs):
+        tokens = [x for x in inputs if isinstance(x, torch.Tensor) and x.dtype == torch.int64]
+        graphs.append(sorted(tuple(x.shape) for x in tokens))
+        return graph.forward
+
+    model = random_model(s)
+    torch._dynamo.reset()
+    model.compile(backend=compile_graph, dynamic=False)
+    found = nats_of(tokens, s, model)
+    torch._dynamo.reset()
+    assert sorted(graphs) == [[(3, 8), (5,)], [(3, 16), (5,)]]
+    np.testing.assert_allclose(found, nats_of(tokens, few_tokens()), rtol=0, atol=1e-3)
 
 
 # ---- An artifact in verify.py

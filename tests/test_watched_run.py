@@ -55,8 +55,8 @@ class Watched:
         return graph.forward
 
 
-@pytest.fixture(scope="module")
-def watched(tmp_path_factory) -> Watched:
+def watch(tmp_path_factory, **changes) -> Watched:
+    """One run with these settings in place of some of SETTINGS."""
     folder = tmp_path_factory.mktemp("watched")
     shutil.copytree(make_demo_data(tmp_path_factory.getbasetemp()), folder / "data/demo")
     seen = Watched()
@@ -87,7 +87,7 @@ def watched(tmp_path_factory) -> Watched:
         patch.setattr(train_gpt, "warm_up", warm_up)
         patch.setattr(train_gpt, "train_step", train_step)
         patch.setattr(train_gpt, "export", export)
-        done = run_here(folder, **SETTINGS)
+        done = run_here(folder, **SETTINGS | changes)
     torch._dynamo.reset()
 
     assert done.returncode == 0, done.stderr
@@ -96,7 +96,23 @@ def watched(tmp_path_factory) -> Watched:
     return seen
 
 
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory) -> Watched:
+    return watch(tmp_path_factory)
+
+
 # ---- Graphs
+
+
+def test_adaptation_per_document_has_four_graphs_more(tmp_path_factory):
+    """With inputs of an eighth, a quarter, a half and all of 256; all in the warm-up."""
+    changes = dict(TTT_PROTOCOL="per_document", ITERATIONS=2, VAL_LOSS_EVERY=0, DOCUMENT_TOKENS=32)
+    seen = watch(tmp_path_factory, **changes)
+    training, scoring = [(8, 256)] * 2, [(5, 256), (64,)]
+    documents = [[(5, width), (32,)] for width in (32, 64, 128, 256)]
+    expected = sorted(map(sorted, [training, training, scoring, *documents]))
+    assert sorted(map(sorted, seen.graphs)) == expected and seen.at_warm_up == [7]
+    assert any(line.startswith("headline: final_pcll_ttt_exact") for line in seen.lines)
 
 
 def test_one_graph_for_each_of_training_scoring_and_learning(watched):
