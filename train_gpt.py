@@ -238,6 +238,7 @@ PRESETS = {
         late_qat_threshold=0.0,
         fit="fill",
         eval_stride=64,
+        ttt_protocol="per_document",
         ttt_lr=0.005,
     ),
     # The entry as its author reports it. Its adaptation trains on the tokens that it then scores:
@@ -2111,6 +2112,13 @@ class TestTimeTrainer:
             self.optimizer.step()
 
 
+def static_width(needed: int, length: int) -> int:
+    """An eighth, a quarter, a half or all of the length, the least that holds so many."""
+    return next(
+        width for width in (length // 8, length // 4, length // 2, length) if width >= needed
+    )
+
+
 def attach_adapters(model: GPT, rows: int, s: Settings) -> torch.optim.AdamW:
     """Gives each matrix [R,C] an adapter (LoRA, arXiv 2106.09685) for every row of a batch, and
     returns what trains them, with 1530's settings.
@@ -2233,8 +2241,8 @@ class Evaluator:
         """Scores documents int64 [S,2], (start, stop), side by side, and adapts in between.
 
         In each turn the next DOCUMENT_TOKENS of every document are scored, then learned from. The
-        inputs are padded to an eighth, a quarter, a half or all of train_seq_len, and the batch to
-        EVAL_BATCH_SEQS documents: four graphs.
+        inputs are padded to a static width, and the batch to EVAL_BATCH_SEQS documents: four
+        graphs.
         """
         size = self.s.document_tokens
         length = len(self.offsets)
@@ -2248,9 +2256,7 @@ class Evaluator:
             for low in range(0, longest, size):
                 end = (start + low + size).minimum(stop)  # [rows,1]: behind what the turn scores
                 needed = min(low + size, length)
-                width = next(
-                    w for w in (length // 8, length // 4, length // 2, length) if w >= needed
-                )
+                width = static_width(needed, length)
                 first = low + size - needed
                 inside = (start + first + self.offsets[:width]).minimum(end - 1)
                 positions = start + low + self.offsets[:size]

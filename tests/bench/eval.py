@@ -1,6 +1,7 @@
 """Times our evaluation against a direct re-implementation of the loops that entries use.
 
     python tests/bench/eval.py [--tokens N] [--repeats R]
+    python tests/bench/eval.py --documents      what adaptation per document costs, counted
 
 Both score the same tokens with the same weights on the same device, in turn; the table shows
 medians and the median of the paired ratios. The entries' loop sends all positions of every window
@@ -9,6 +10,9 @@ is scored, compiled on a GPU, as in train_gpt.py; all is compiled before the clo
 are train_gpt.py's environment variables (default here: a network of 6 layers and width 256 in
 bfloat16, with windows of 512 tokens and stride 32). The tokens are random: scores mean nothing,
 times do.
+
+With --documents nothing runs: the operations and bytes of a preset's whole evaluation are counted
+on the documents of DATA_PATH's validation split, repeated to the length of the challenge's.
 """
 
 import argparse
@@ -42,6 +46,7 @@ SHAPE = dict(
     TTT_CHUNK_TOKENS="4096",
 )
 FULL_SPLIT = 62_021_632  # tokens of the challenge's validation split
+SPLIT_BY_VOCABULARY = {1024: FULL_SPLIT, 8192: 40_540_160}
 PEAK = 8 * 989e12  # operations a second of 8 H100, dense bfloat16
 
 
@@ -116,6 +121,75 @@ def count_operations(s: train_gpt.Settings) -> Operations:
     )
 
 
+@dataclass
+class DocumentCost:
+    """Of adaptation per document, over all ranks."""
+
+    turns: int = 0  # of a batch
+    forward: float = 0.0  # operations of scoring
+    backward: float = 0.0  # operations of learning: activations and adapters, no weights
+    bytes: float = 0.0  # that AdamW moves
+
+
+def count_documents(tokens: Tensor, s: train_gpt.Settings) -> DocumentCost:
+    """Of these tokens, with every batch full and every turn as wide as its graph: 2 operations for
+    each weight and token forward and 2 back, 2 and 4 for those of adapters, 2 T D a layer for
+    causal attention and 5 T D back."""
+    model = train_gpt.GPT(s)
+    weights = adapters = head = 0
+    passes = [model.order.count(index) for index in range(s.num_layers)]
+    for name, p in model.named_parameters():
+        if train_gpt.role_of(name).levels and name != "bigram.table":
+            times = passes[int(name.split(".")[1])] if name.startswith("blocks.") else 1
+            if name == "tok_emb":
+                head = p.numel()
+                continue
+            weights += times * p.numel()
+            adapters += times * s.document_rank * sum(p.shape)
+    held = sum(
+        s.document_rank * sum(p.shape)
+        for name, p in model.named_parameters()
+        if train_gpt.role_of(name).levels and name != "bigram.table"
+    )
+
+    cost = DocumentCost()
+    rows, size, length = s.eval_batch_seqs, s.document_tokens, s.train_seq_len
+    for batch in train_gpt.document_batches(tokens, rows):
+        longest = int(batch.diff().max())
+        for low in range(0, longest, size):
+            width = train_gpt.static_width(min(low + size, length), length)
+            attention = len(model.order) * width * s.model_dim
+            cost.turns += 1
+            cost.forward += rows * (width * 2 * (weights + adapters + attention) + size * 2 * head)
+            if low + size < longest:
+                back = 2 * weights + 4 * adapters + 5 * attention
+                cost.backward += rows * (width * back + size * 2 * head)
+                cost.bytes += rows * held * 4 * 7  # weight, moments: read and written; gradient
+    return cost
+
+
+def show_documents(s: train_gpt.Settings) -> None:
+    stream = train_gpt.TokenStream(s, "val")
+    tokens = torch.from_numpy(stream.read(0, stream.total).astype(np.int64))
+    documents = int((tokens == train_gpt.BOS_ID).sum())
+    whole = SPLIT_BY_VOCABULARY[s.vocab_size]
+    print(f"{documents} documents of {len(tokens)} tokens, repeated up to the split's {whole}")
+
+    cost = count_documents(tokens.repeat(-(-whole // len(tokens)))[:whole], s)
+    sliding = count_operations(s).ours * whole / FULL_SPLIT
+    learned = cost.forward + cost.backward
+    print(f"{'':14} {'turns':>8} {'PFLOP':>6} {'TB':>6}  seconds at 35 %, at 20 % of 8 H100")
+    show_cost("sliding window", "", sliding, 0.0)
+    show_cost("per document", str(cost.turns), learned, cost.bytes)
+
+
+def show_cost(name: str, turns: str, operations: float, moved: float) -> None:
+    """A row of the table; bytes are moved at 3 TB/s on each of 8."""
+    seconds = [operations / (share * PEAK) + moved / (8 * 3e12) for share in (0.35, 0.2)]
+    numbers = f"{operations / 1e15:6.0f} {moved / 1e12:6.0f}"
+    print(f"{name:14} {turns:>8} {numbers}  {seconds[0]:.0f}, {seconds[1]:.0f}")
+
+
 def timed(function: Callable) -> tuple[float, float]:
     """Seconds, and what the function returned."""
     began = time.perf_counter()
@@ -137,8 +211,7 @@ class Bench:
         self.grads = train_gpt.flatten_grads(model)[:-1]
         self.before = {name: w.clone() for name, w in model.state_dict().items()}
         train_gpt.choose_attention()
-        if train_gpt.is_compiled(s):
-            model.compile(dynamic=False)
+        train_gpt.compile_model(model, s)
         a_byte_each = np.ones(len(tokens) - 1, dtype=np.int64)  # no time depends on it
         self.evaluator = train_gpt.Evaluator(tokens, a_byte_each, s)
         self.tokens = self.evaluator.tokens
@@ -188,7 +261,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, default=16385)
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--documents", action="store_true", help="only count a preset's operations")
     args = parser.parse_args()
+    if args.documents:
+        show_documents(train_gpt.load_settings({"PRESET": "frontier"} | dict(os.environ)))
+        return
     s = train_gpt.load_settings(SHAPE | dict(os.environ))
     tokens = np.random.default_rng(0).integers(4, s.vocab_size, args.tokens)
     bench = Bench(tokens.astype(np.uint16), s)
