@@ -37,7 +37,8 @@ def test_the_preset_as_its_table_says():
     assert (s.weight_decay, s.embed_weight_decay, s.scalar_weight_decay) == (0.095, 0.085, 0.02)
     assert (s.muon_momentum, s.adam_beta2, s.ema_decay) == (0.97, 0.99, 0.9965)
     assert (s.warmdown_fraction, s.warmdown_floor, s.late_qat_threshold) == (0.75, 0.1, 0.0)
-    assert (s.eval_stride, s.ttt_lr) == (64, 0.005)
+    assert (s.eval_stride, s.ttt_protocol, s.ttt_lr) == (64, "per_document", 0.005)
+    assert (s.document_rank, s.document_lr, s.document_tokens) == (96, 0.0001, 48)
 
 
 def test_the_preset_has_36_million_weights_and_17_passes():
@@ -119,9 +120,9 @@ def test_random_sequences_are_the_same_on_any_ranks_and_change_by_step(tmp_path,
 STEPS = 20
 # The preset with four blocks, of which the middle two recur.
 SMALL = pairs(f"""
-    PRESET=frontier DTYPE=float32 NUM_LAYERS=4 XSA_LAST_N=4 PARALLEL_LAST_N=2 LOOP_FIRST=1
-    LOOP_LAST=2 BIGRAM_BUCKETS=0 MICRO_BATCH_SEQS=3 ITERATIONS={STEPS} MAX_WALLCLOCK_SECONDS=0
-    MUON_MOMENTUM_WARMUP_STEPS=10
+    PRESET=frontier DTYPE=float32 TTT_PROTOCOL=off NUM_LAYERS=4 XSA_LAST_N=4 PARALLEL_LAST_N=2
+    LOOP_FIRST=1 LOOP_LAST=2 BIGRAM_BUCKETS=0 MICRO_BATCH_SEQS=3 ITERATIONS={STEPS}
+    MAX_WALLCLOCK_SECONDS=0 MUON_MOMENTUM_WARMUP_STEPS=10
 """)
 KINDS = ("attn.q", "attn.k", "attn.v", "attn.out", "mlp.up", "mlp.down")
 MATRICES = {f"blocks.{i}.{kind}" for i in range(4) for kind in KINDS}

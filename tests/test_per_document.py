@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from artifacts import make, run, settings_of
+from bench.eval import count_documents
 from conftest import random_model, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
@@ -274,6 +275,22 @@ def test_compiled_batches_have_all_their_rows():
     torch._dynamo.reset()
     assert sorted(graphs) == [[(3, 8), (5,)], [(3, 16), (5,)]]
     np.testing.assert_allclose(found, nats_of(tokens, few_tokens()), rtol=0, atol=1e-3)
+
+
+def test_the_operations_of_documents_are_counted():
+    """Of 13 and 9 positions, side by side in two of three rows: three turns of five tokens, the
+    first with inputs of 8 and the others of 16; two are learned from."""
+    s = few_tokens(BIGRAM_BUCKETS=0)
+    cost = count_documents(torch.from_numpy(documents_of([13, 10]).astype(np.int64)), s)
+    assert cost.turns == 3
+    block = 2 * 32 * 32 + 2 * 16 * 32 + 2 * 48 * 32
+    adapters = 4 * (2 * 64 + 2 * 48 + 2 * 80)  # rank 4: outputs and inputs of each matrix
+    head = 5 * 64 * 32
+    forward = [3 * width * (block + adapters + width * 32) + head for width in (8, 16, 16)]
+    assert cost.forward == 3 * 2 * sum(forward)
+    back = [3 * w * (2 * block + 4 * adapters + 5 * w * 32) + 2 * head for w in (8, 16)]
+    assert cost.backward == 3 * sum(back)
+    assert cost.bytes == 2 * 3 * 4 * 7 * (3 * adapters + 4 * (64 + 32))
 
 
 # ---- An artifact in verify.py
