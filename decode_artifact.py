@@ -66,13 +66,13 @@ Huffman   Words hold the bits of lane 0, then of lane 1, ..., without gaps, most
 Trellis   model: u8 v (2^v states), 2..8; u16 K, 0..2047; u8 N, 1..64; N x (2K + 1) x u16 frequency,
           of the indices -K..K in each context; those of a context add up to 2^14, or are all 0.
           Contexts that no element has may have frequencies; K and N may be larger than needed.
-          Each lane has a state x, at least 2^16 between rounds. In each round, for each lane:
+          Each lane has a state x, at least 2^16 at first and between rounds. In a round, each lane:
           1. context = offset + row spread - a + column spread - b, exactly, clamped to 0..N-1;
              no element has an all-zero context.
           2. slot = x mod 2^14; the index q is the one with cum <= slot < cum + frequency, where cum
              is the sum of the frequencies before it; x = frequency * floor(x / 2^14) + slot - cum.
           3. Then lanes with x < 2^16, the lowest first, take the next word w: x = 2^16 x + w.
-          At the end every state is 2^16 and no word is left.
+          At the end every state is 2^16, also of lanes never used; no word is left or missing.
           Points: along each row from s = 0, u = s mod 2: point = (4q + 1)(1 - 2u);
           s = floor(s / 2) xor (h0 if u) xor (h1 if q mod 2):
               v     2   3   4   5   6   7   8

@@ -331,7 +331,7 @@ def test_weights_that_no_gradient_reaches_are_still_written():
 @pytest.mark.parametrize("preset", train_gpt.PRESETS)
 def test_presets_export_what_the_verifier_reads(preset, tmp_path):
     small = pairs("""NUM_LAYERS=3 MLP_HIDDEN=96 ROPE_DIMS=8 BIGRAM_BUCKETS=64 TRAIN_SEQ_LEN=32
-        EVAL_STRIDE=32 FIT=shrink VOCAB_SIZE=1024 LOOP_FIRST=0 LOOP_LAST=1""")
+        EVAL_STRIDE=32 DOCUMENT_TOKENS=16 FIT=shrink VOCAB_SIZE=1024 LOOP_FIRST=0 LOOP_LAST=1""")
     width = 16 * train_gpt.load_settings({"PRESET": preset}).num_heads
     s = train_gpt.load_settings(small | {"PRESET": preset, "MODEL_DIM": str(width)})
     weights = {name: w.numpy() for name, w in random_model(s).state_dict().items()}

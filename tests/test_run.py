@@ -22,6 +22,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, make_demo_data, pairs
+from torch._dynamo.utils import counters
 
 import train_gpt
 import verify
@@ -87,6 +88,7 @@ def ranks(world_size: int) -> list[dict]:
 def run_here(folder, **changes) -> subprocess.CompletedProcess:
     """Runs train_gpt.py in the folder inside this process, as a new one would do it on the CPU."""
     forget(folder, changes)
+    counters.clear()  # of graphs that were compiled in this process
     out, err = io.StringIO(), io.StringIO()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
