@@ -153,7 +153,8 @@ def test_each_change_of_speed_is_timed_beside_the_plain_form(monkeypatch, tmp_pa
     words = ["--pairs", "speed", "--steps", "1", "--turns", "1", "--kernels", str(path)]
     printed = run_bench(monkeypatch, *words)
     for variant in train.SPEED:
-        own, other, ratio = (printed.pop(f"{variant.name}, {what}") for what in PAIR)
+        names = (f"{variant.name}, {what}" for what in ("ms", "ms of the other", "ratio"))
+        own, other, ratio = map(printed.pop, names)
         assert ratio == pytest.approx(own / other)
     assert printed == {}
     kernels = path.read_text().splitlines()
@@ -168,9 +169,6 @@ def test_both_forms_train_to_the_same_loss(monkeypatch, tmp_path):
     assert list(printed)[0] == "loss at step 20, plain"
     assert printed["loss at step 20, all together"] < 3.5  # of ln 64 = 4.16 at first
     assert abs(printed["loss at step 20, difference"]) < 1e-3
-
-
-PAIR = ("ms", "ms of the other", "ratio")
 
 
 def forms(training: train.Training) -> set[str]:
@@ -202,16 +200,6 @@ def test_each_change_of_speed_is_one(tmp_path, monkeypatch):
         assert seen.pop() == {"triton.mix_order_reduction": mix_order}
 
 
-def test_the_bench_computes_in_the_forms_that_it_names(tmp_path):
-    """Within it only: afterwards train_gpt.py is what it was."""
-    training = train.make_training(TINY, tmp_path, train.BEFORE)
-    own = train_gpt.accumulate_grads
-    with training.in_force():
-        assert train_gpt.accumulate_grads is plain.accumulate_grads
-        training.step()
-    assert train_gpt.accumulate_grads is own
-
-
 def test_compiled_normuon_takes_every_momentum_without_compiling_anew(tmp_path, monkeypatch):
     """The same update as the plain one, to float32's rounding. No C++ compiler is needed."""
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
@@ -239,12 +227,6 @@ def test_a_variant_that_fails_says_why(capsys):
 
     train.bench_pair(None, train.Variant("tuned"), make, None)
     assert capsys.readouterr().out == "tuned, ms\tfailed, RuntimeError: no such kernel\n"
-
-
-def test_switches_of_the_variants_exist():
-    known = torch._inductor.list_options()
-    variants = (train.BEFORE, *train.SPEED, *train.TUNED)
-    assert {name for variant in variants for name in variant.options} <= set(known)
 
 
 def test_validation_is_cut(tmp_path):

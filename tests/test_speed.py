@@ -11,7 +11,7 @@ from conftest import random_model, tiny_settings
 from torch.overrides import TorchFunctionMode
 
 import train_gpt
-from train_gpt import Distributed, Moments, accumulate_grads, flatten_grads, linear
+from train_gpt import Distributed, Moments, accumulate_grads, flatten_grads
 
 # MLPs of 48 and of 1,500 hidden units are padded, one of 128 is not.
 WIDTHS = [48, 128, 1500]
@@ -104,14 +104,6 @@ def test_in_float32_each_product_is_with_the_parameter_itself():
     assert sorted(names) == sorted([*expected, "bigram.proj", "tok_emb"])
 
 
-def test_a_scale_of_each_output():
-    x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
-    scale = torch.tensor([1.0, 10.0, -1.0])
-    for weights in (w, w.double()):
-        y = linear(x, weights, scale.to(weights.dtype))
-        assert y.dtype == torch.float32 and y.tolist() == [[11.0, 170.0, -23.0]]
-
-
 def test_gradients_add_up_in_the_flat_buffer():
     """Of two losses, one of which one parameter does not reach."""
     model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 1))
@@ -120,11 +112,8 @@ def test_gradients_add_up_in_the_flat_buffer():
     x = torch.tensor([[1.0, -2.0]])
     accumulate_grads(model(x).sum(), params)
     accumulate_grads(model[0](x).sum(), params)
-    others = [
-        torch.autograd.grad(y.sum(), params, materialize_grads=True)
-        for y in (model(x), model[0](x))
-    ]
-    expected = torch.cat([(a + b).flatten() for a, b in zip(*others, strict=True)])
+    both = torch.autograd.grad(model(x).sum() + model[0](x).sum(), params)
+    expected = torch.cat([gradient.flatten() for gradient in both])
     torch.testing.assert_close(buffer[:-1], expected)
     assert buffer[-1] == 0 and buffer[:-1].abs().sum() > 0
 
@@ -144,11 +133,6 @@ def test_mix_order_reductions_are_off_where_there_is_such_a_switch(monkeypatch, 
     train_gpt.compile_model(model, tiny_settings(COMPILE="1"))
     options = {"triton.mix_order_reduction": False} if known else {}
     assert seen == [dict(dynamic=False, options=options)]
-
-
-def test_this_version_has_the_switch():
-    """If a later one has it no more, the table of what was measured says something else."""
-    assert "triton.mix_order_reduction" in torch._inductor.list_options()
 
 
 # ---- The export, shared out over the ranks
