@@ -29,6 +29,7 @@ import contextlib
 import copy
 import dataclasses
 import difflib
+import errno
 import hashlib
 import importlib.util
 import io
@@ -41,6 +42,7 @@ import shlex
 import signal
 import struct
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -433,7 +435,10 @@ class Distributed:
     def init(self) -> None:
         """Joins the ranks that torchrun started, and takes this rank's device."""
         names = {"RANK": 0, "LOCAL_RANK": 0, "WORLD_SIZE": 1}
-        rank, local_rank, world_size = (int(os.environ.get(*item)) for item in names.items())
+        try:
+            rank, local_rank, world_size = (int(os.environ.get(*item)) for item in names.items())
+        except ValueError as error:
+            raise UserError(f"{', '.join(names)} are whole numbers: {error}.") from None
         gpus = torch.cuda.device_count()
         if 0 < gpus <= local_rank:
             raise UserError(f"Process {local_rank} finds only {gpus} GPUs: start fewer processes.")
@@ -471,8 +476,6 @@ class Distributed:
 
 
 ranks = Distributed()
-
-CHECKPOINT_NAMES = "[0-9]" * 8 + ".pt"
 
 
 class Log:
@@ -533,7 +536,8 @@ log = Log()
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file that is either complete or absent, whatever happens in between."""
+    """Writes a file that is either complete or absent, whatever happens in between; an OSError
+    names it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
@@ -542,8 +546,24 @@ def write_atomically(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def require_room(files: list[tuple[Path, int]]) -> None:
+    """Raises UserError unless there is room for files of so many bytes, all at once; where a disk
+    cannot tell, it is believed. Nothing is left."""
+    with contextlib.ExitStack() as opened:
+        for path, size in files:
+            folder = next(parent for parent in path.absolute().parents if parent.is_dir())
+            file = opened.enter_context(tempfile.TemporaryFile(dir=folder))
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except (OSError, AttributeError) as error:  # macOS has no such function
+                if getattr(error, "errno", 0) in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+                    raise UserError(f"{path} needs {size} bytes: {error.strerror}.") from None
 
 
 # ---- Data: shards of tokens, the tokenizer's bytes, and the demo's corpus ------------------------
@@ -602,6 +622,13 @@ class TokenStream:
         self.shards = [open_shard(path) for path in paths]
         self.starts = [0, *itertools.accumulate(map(len, self.shards))]  # the last one is the end
         self.total = self.starts[-1]
+
+    def statement(self) -> dict[str, tuple[int, str]]:
+        """Of each shard by name its tokens, and the SHA-256 of the first 4,096."""
+        return {
+            Path(shard.filename).name: (len(shard), hashlib.sha256(shard[:4096]).hexdigest())
+            for shard in self.shards
+        }
 
     def read(self, start: int, count: int) -> Array:
         """`count` tokens (uint16) from a position; the first shard follows the last."""
@@ -2297,6 +2324,8 @@ class TrainState:
         self.step = 0
         self.seconds = 0.0  # of training
         self.reserved = 0.0  # seconds of the cap that are kept for calibration
+        self.tokenizer = ""  # SHA-256 of what cut the training data into tokens
+        self.shards = {}  # TokenStream.statement() of them
         self.saved = None  # the last checkpoint's path
 
     def parts(self) -> dict[str, Any]:
@@ -2306,7 +2335,8 @@ class TrainState:
     def state(self) -> dict[str, Any]:
         """What a training resumes from; its tensors are the live ones."""
         parts = {name: part.state_dict() for name, part in self.parts().items()}
-        return dict(step=self.step, seconds=self.seconds, reserved=self.reserved, **parts)
+        names = ("step", "seconds", "reserved", "tokenizer", "shards")
+        return {name: getattr(self, name) for name in names} | parts
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in ("step", "seconds", "reserved"):
@@ -2315,9 +2345,10 @@ class TrainState:
             part.load_state_dict(state[name])
 
     def save(self, folder: Path, s: Settings) -> None:
-        """Writes STEP.pt and keeps the newest two; UserError if the weights are not finite.
+        """Writes STEP.pt and keeps the one before it; UserError if the weights are not finite.
 
-        The file's last 32 bytes are the SHA-256 of those before.
+        Later steps' are of a training that was resumed from an earlier one, and go. The file's last
+        32 bytes are the SHA-256 of those before.
         """
         if not all(p.isfinite().all() for p in self.ema.parameters()):
             raise UserError(f"After step {self.step} the weights are not finite. {LOWER}")
@@ -2327,13 +2358,14 @@ class TrainState:
         path = folder / f"{self.step:08d}.pt"
         write_atomically(path, data + hashlib.sha256(data).digest())
 
-        others = {*folder.glob(CHECKPOINT_NAMES)} - {path}
-        for old in sorted(others, key=os.path.getmtime)[:-1]:
-            old.unlink()
         self.saved = path
+        paths = list_checkpoints(folder)
+        at = paths.index(path)
+        for other in paths[: max(0, at - 1)] + paths[at + 1 :]:
+            other.unlink()
 
     def load(self, path: Path, s: Settings) -> None:
-        """Resumes a checkpoint; UserError if it is damaged or of another configuration."""
+        """Resumes a checkpoint; UserError if it is damaged, or of another configuration or data."""
         data = path.read_bytes()
         try:
             if hashlib.sha256(data[:-32]).digest() != data[-32:]:
@@ -2344,6 +2376,7 @@ class TrainState:
                 saved = state["settings"].get(name)
                 if name not in LENGTH_SETTINGS and saved != own:
                     raise UserError(f"{name.upper()}={own}, but RESUME={path} has {saved}.")
+            self.check_data(state, path, s)
             self.restore(state)
         except UserError:
             raise
@@ -2351,13 +2384,44 @@ class TrainState:
             raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
         self.saved = path
 
+    def check_data(self, state: dict[str, Any], path: Path, s: Settings) -> None:
+        """Raises UserError unless a checkpoint's training goes on with the data that it had; there
+        may be more shards behind those that it has read."""
+        if self.tokenizer != state["tokenizer"]:
+            raise UserError(
+                f"TOKENIZER_PATH={s.tokenizer_path} is not what RESUME={path} was trained with."
+            )
+        before = state["shards"]
+        for name, statement in before.items():
+            if self.shards.get(name) != statement:
+                raise UserError(
+                    f"DATA_PATH={s.data_path} lacks the {name} that RESUME={path} was trained on."
+                )
+        added = [name for name in self.shards if name not in before]
+        total = sum(tokens for tokens, _ in before.values())
+        in_order = list(self.shards)[: len(before)] == list(before) and s.loader == "sequential"
+        if added and not (in_order and state["step"] * s.train_batch_tokens < total):
+            raise UserError(
+                f"DATA_PATH={s.data_path} has {added[0]}, without which RESUME={path} was trained: "
+                "it would go on elsewhere in the data."
+            )
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """A run's checkpoints, by their steps."""
+    name = re.compile(r"[0-9]{8}\.pt|[1-9][0-9]{8,18}\.pt")
+    paths = [path for path in folder.glob("*.pt") if name.fullmatch(path.name)]
+    return sorted(paths, key=lambda path: int(path.stem))
+
 
 def find_checkpoint(s: Settings) -> Path:
-    """The file that RESUME means; UserError if there is none."""
+    """The file that RESUME means; UserError if there is none. The latest is that of the last step,
+    of the run that has written last."""
     path = Path(s.resume)
     if s.resume == "latest":
-        paths = Path("checkpoints").glob(f"{s.run_id or '*'}/{CHECKPOINT_NAMES}")
-        path = max(paths, key=os.path.getmtime, default=path)
+        runs = filter(None, map(list_checkpoints, Path("checkpoints").glob(s.run_id or "*")))
+        latest = max(runs, key=lambda run: max(map(os.path.getmtime, run)), default=[path])
+        path = latest[-1]
     if not path.is_file():
         raise UserError(f"RESUME={s.resume}: there is no such checkpoint.")
     return path
@@ -2558,6 +2622,7 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
     (new,) = ranks.broadcast_objects(f"{time.strftime('%Y%m%d_%H%M%S')}_{os.getpid()}")
     resumed = checkpoint.resolve().parent.name if checkpoint else ""
     run_id = s.run_id or resumed or new
+    params = sum(p.numel() for p in model.parameters())
     if ranks.rank == 0:
         path = Path(s.artifact_path)
         if path.exists() and not path.is_file():
@@ -2565,6 +2630,11 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
         probe = path.with_name(f"{path.name}.probe")
         write_atomically(probe, b"")
         probe.unlink()
+        checkpoint_bytes = 16 * params  # at most: weights, EMA, and two moments of each weight
+        artifact_bytes = min(4 * params, s.size_cap_bytes)
+        files = [(Path("checkpoints", run_id), checkpoint_bytes)] * (1 if checkpoint else 3)
+        files += [(Path("logs", f"{run_id}.pcll"), artifact_bytes), (path, artifact_bytes)]
+        require_room([(path, size) for path, size in files if size])
         log.open(run_id, run_id == resumed)
         before = Path(log.file.name).read_bytes()
         if before and not before.startswith(source):
@@ -2583,7 +2653,6 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
         if name not in PER_RUN and value != usual[name]:
             changed.append(f"{name.upper()}={value}")
     log(f"changed:{' '.join(changed)}")
-    params = sum(p.numel() for p in model.parameters())
     log(
         f"preset:{s.preset} world_size:{ranks.world_size} device:{ranks.device.type} "
         f"dtype:{model.dtype} seed:{s.seed} model_params:{params}"
@@ -2696,7 +2765,9 @@ def log_end(scores: dict[str, Score], s: Settings) -> None:
         log(f"  {name:<44} {score.val_bpb:8.4f} bpb {score.seconds:8.1f} s{note}")
     log(f"headline: {FINAL_LINES[headline]} {scores[headline]}")
 
-    words = [s.artifact_path, "--data", s.data_path, "--tokenizer", s.tokenizer_path]
+    paths = (s.artifact_path, s.data_path, s.tokenizer_path)
+    artifact, data, tokenizer = (f"./{x}" if x.startswith("-") else x for x in paths)
+    words = [artifact, "--data", data, "--tokenizer", tokenizer]
     words += ["--claim", f"{scores[headline].val_bpb:.6f}"]
     if headline != SLIDING:
         words.append("--ttt")
@@ -2717,10 +2788,13 @@ def run(s: Settings) -> None:
     torch.manual_seed(s.seed)
     model = GPT(s, getattr(torch, s.dtype)).to(ranks.device)
     state = TrainState(model, s)
+    state.tokenizer = counter.sha256
+    state.shards = stream.statement()
     if checkpoint:
         state.load(checkpoint, s)
 
     start_log(source, model, s, checkpoint)
+    log(f"train_data:{len(stream.shards)} shards, {stream.total} tokens")
     attention = choose_attention()
     log(f"attention by {attention} kernel")
     compile_model(model, s)
@@ -2732,7 +2806,8 @@ def run(s: Settings) -> None:
         finish(state, stream, evaluator, counter.sha256, len(source))
     except BaseException as error:  # also a Ctrl-C
         if state.saved:
-            error.add_note(f" To continue: RESUME={state.saved}, all else the same.")
+            path = shlex.quote(str(state.saved))
+            error.add_note(f" To continue: RESUME={path}, all else the same.")
         raise
     if ranks.world_size > 1:
         dist.barrier()
@@ -2772,9 +2847,13 @@ def finish(
     weights = {name: w.cpu().numpy() for name, w in model.state_dict().items()}
     artifact = export(weights, moments, config, s, code_bytes)
     own = Path("logs", f"{log.run_id}.pcll")
-    if ranks.rank == 0:
-        write_atomically(own, artifact)
-        write_atomically(Path(s.artifact_path), artifact)
+    lost = []
+    for path in (own, Path(s.artifact_path)) if ranks.rank == 0 else ():
+        try:
+            write_atomically(path, artifact)
+        except OSError as error:
+            lost.append(user_message(error))
+            log(f"warning: {lost[-1]} The artifact is scored from memory.")
     total = code_bytes + len(artifact)
     log(
         f"artifact_sha256:{hashlib.sha256(artifact).hexdigest()} {own}\n"
@@ -2785,6 +2864,10 @@ def finish(
 
     scores = evaluate(state, artifact, evaluator)
     log_end(scores | {BEFORE: before}, s)
+    (lost,) = ranks.broadcast_objects(lost)
+    if lost:
+        score = next(iter(scores.values())).val_bpb
+        raise UserError(f"{' '.join(lost)} The artifact in memory scored val_bpb:{score:.8f}.")
     if s.ttt_protocol in ("score_first", "per_document") and next(iter(scores)) == SLIDING:
         raise UserError("The adaptation diverged and has no score: lower TTT_LR or DOCUMENT_LR.")
 

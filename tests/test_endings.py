@@ -98,22 +98,33 @@ def test_an_error_of_ours_keeps_its_traceback_and_names_the_checkpoint(home, mon
     assert caught.value.__notes__ == [CONTINUE]
 
 
-def test_a_full_disk_at_the_export(home, monkeypatch):
-    """The artifact that lies there stays as it was; with room again the run goes on."""
+@pytest.mark.parametrize(
+    "names", [["logs/test.pcll"], ["artifact.pcll"], ["logs/test.pcll", "artifact.pcll"]]
+)
+def test_a_full_disk_at_the_export(home, monkeypatch, names):
+    """The score is told, and what lies there stays as it was; with room again the run goes on."""
     (home / "artifact.pcll").write_bytes(b"earlier")
     write = train_gpt.write_atomically
 
     def full(path, data):
-        if path.suffix == ".pcll":
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        if str(path) in names and data:
+            raise OSError(errno.EFBIG, "File too large", str(path))
         write(path, data)
 
     with monkeypatch.context() as patch:
         patch.setattr(train_gpt, "write_atomically", full)
         done = run_here(home, **FAST)
+    sentences = [f"{name}: File too large." for name in names]
     assert done.returncode == 2
-    assert done.stderr == f"logs/test.pcll: No space left on device.{CONTINUE}\n"
-    assert (home / "artifact.pcll").read_bytes() == b"earlier"
+    bpb = number(ADAPTED, lines_of(home))
+    score = f" The artifact in memory scored val_bpb:{bpb}."
+    assert done.stderr == " ".join(sentences) + f"{score}{CONTINUE}\n"
+    for sentence in sentences:
+        assert f"\nwarning: {sentence} The artifact is scored from memory.\n" in done.stdout
+    kept = [name for name in ("logs/test.pcll", "artifact.pcll") if name not in names]
+    assert all((home / name).stat().st_size > 10_000 for name in kept)
+    assert "artifact.pcll" in kept or (home / "artifact.pcll").read_bytes() == b"earlier"
+
     again = run_here(home, RESUME="latest", **FAST)
     assert again.returncode == 0
     assert (home / "artifact.pcll").read_bytes() == (home / "logs/test.pcll").read_bytes()

@@ -7,6 +7,7 @@ import itertools
 import os
 import pickle
 import re
+import resource
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -150,7 +151,9 @@ class Training:
 def make(**changes) -> Training:
     s = tiny_settings(**CHANGES | changes)
     torch.manual_seed(s.seed)
-    return Training(s, TrainState(GPT(s), s), TokenStream(s, "train"))
+    t = Training(s, TrainState(GPT(s), s), TokenStream(s, "train"))
+    t.state.shards = t.stream.statement()
+    return t
 
 
 def assert_same(a: TrainState, b: TrainState) -> None:
@@ -516,14 +519,18 @@ def test_the_schedule_under_the_cap_is_resumed_exactly(home, clock):
     assert first.rates + second.rates == whole.rates
 
 
+def saved_in(folder: str | Path) -> list[int]:
+    """The steps of a folder's checkpoints."""
+    return sorted(int(path.stem) for path in Path(folder).glob("*.pt"))
+
+
 def test_the_newest_two_are_kept_and_found(home):
     t = make()
     for run in ("a", "b"):
         for _ in range(3):
             t.go(1)
             os.utime(t.save(home / "checkpoints" / run), (t.state.step, t.state.step))
-    names = [path.name for path in sorted((home / "checkpoints").glob("*/*"))]
-    assert names == ["00000002.pt", "00000003.pt", "00000005.pt", "00000006.pt"]
+    assert saved_in("checkpoints/a") + saved_in("checkpoints/b") == [2, 3, 5, 6]
     latest, of_a = tiny_settings(RESUME="latest"), tiny_settings(RESUME="latest", RUN_ID="a")
     assert str(find_checkpoint(latest)) == "checkpoints/b/00000006.pt"
     assert str(find_checkpoint(of_a)) == "checkpoints/a/00000003.pt"
@@ -632,13 +639,77 @@ def test_a_checkpoint_cannot_run_code(home):
     assert not (home / "evil").exists()
 
 
-def test_a_clock_that_goes_back_does_not_cost_the_newest(home):
+@pytest.mark.parametrize(
+    ("steps", "times", "kept"),
+    [
+        ((7, 8), (9, 8), [7, 8]),
+        ((1, 2, 3), (9, 8, 7), [2, 3]),  # the clock goes back
+        ((1, 2, 5, 6), (9e4, 9e4 + 1, 3, 4), [5, 6]),  # or was two hours fast
+        ((99_999_999, 100_000_000), (9, 8), [99_999_999, 100_000_000]),
+        ((4, 8, 3), (1, 2, 3), [3]),  # a training that was resumed from step 2
+        ((4, 8, 5), (1, 2, 3), [4, 5]),
+    ],
+)
+def test_within_a_run_the_step_decides_not_the_clock(home, steps, times, kept):
     t = make()
-    for step in (1, 2, 3):
-        t.state.step = step
-        path = t.save(home / "a")
-        os.utime(path, (4e9 - step, 4e9 - step))
-    assert path.name == "00000003.pt" and path.is_file()
+    for t.state.step, time in zip(steps, times, strict=True):
+        os.utime(t.save(home / "checkpoints/a"), (time, time))
+    assert saved_in("checkpoints/a") == kept
+    assert int(find_checkpoint(tiny_settings(RESUME="latest")).stem) == kept[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "changes", "step", "refusal"),
+    [
+        ("fineweb_train_0.bin", range(1, 64), {}, 4, "DATA_PATH=. lacks the fineweb_train_0.bin "),
+        ("fineweb_train_0.bin", [2] * 4000, {}, 4, "DATA_PATH=. lacks the fineweb_train_0.bin "),
+        ("fineweb_train_1.bin", [2] * 500, {}, 62, ""),  # 3,968 of 4,000 tokens are read
+        ("fineweb_train_1.bin", [2] * 500, {}, 63, "DATA_PATH=. has fineweb_train_1.bin, without"),
+        ("fineweb_train_1.bin", [2], dict(LOADER="random"), 4, "DATA_PATH=. has fineweb_train_1."),
+        ("fineweb_val_0.bin", [2] * 500, {}, 63, ""),
+        ("tokenizer", None, {}, 4, "TOKENIZER_PATH=data/demo/bpe_1024.model is not what RESUME="),
+    ],
+)
+def test_a_training_goes_on_with_its_own_data(home, name, tokens, changes, step, refusal):
+    t = make(**changes)
+    t.state.step = step
+    path = t.save(home / "a")
+    if tokens:
+        write_shard(home / name, tokens)
+    again = make(**changes)
+    again.state.tokenizer = "" if tokens else "another"
+    if not refusal:
+        again.state.load(path, again.s)
+        assert again.state.step == step
+        return
+    with pytest.raises(UserError) as caught:
+        again.state.load(path, again.s)
+    assert str(caught.value).startswith(refusal) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "sentence"),
+    [
+        ((20_000, 1), "a/x.pt needs 20000 bytes: File too large."),
+        ((1, 20_000), "b/y.pcll needs 20000 bytes: File too large."),
+        ((9_000, 9_000), ""),
+    ],
+)
+def test_room_is_looked_for_before_it_is_needed(home, sizes, sentence):
+    """A file may have 10,000 bytes here."""
+    (home / "a").mkdir()
+    files = [*zip((Path("a/x.pt"), Path("b/y.pcll")), sizes, strict=True)]
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, usual[1]))
+    said = ""
+    try:
+        train_gpt.require_room(files)
+    except UserError as error:
+        said = str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert said == sentence
+    assert not list((home / "a").iterdir()) and not (home / "b").exists()
 
 
 def test_only_its_own_checkpoints_are_taken_away(home):
@@ -922,6 +993,7 @@ def test_a_failed_write_leaves_no_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError):
+    with pytest.raises(OSError) as caught:
         write_atomically(tmp_path / "a.pcll", b"data")
+    assert user_message(caught.value) == f"{tmp_path}/a.pcll: No space left on device."
     assert not list(tmp_path.iterdir())
