@@ -2794,7 +2794,8 @@ def run(s: Settings) -> None:
         state.load(checkpoint, s)
 
     start_log(source, model, s, checkpoint)
-    log(f"train_data:{len(stream.shards)} shards, {stream.total} tokens")
+    name = Path(s.data_path).name
+    log(f"train_loader:dataset:{name} train_shards:{len(stream.shards)} tokens:{stream.total}")
     attention = choose_attention()
     log(f"attention by {attention} kernel")
     compile_model(model, s)
