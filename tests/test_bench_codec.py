@@ -7,6 +7,8 @@ import pytest
 from bench import codec
 from bench.codec import Matrix, author_decode_tensor, author_encode, author_kmeans
 
+import train_gpt
+
 LEVELS = {  # by the name of a tensor
     "blocks.3.mlp.up": 48,
     "encoder.layer.0.intermediate.dense.weight": 48,
@@ -46,6 +48,21 @@ def test_table(tmp_path, monkeypatch, capsys, matrix):
     rows = {line[:16].strip(): line[16:].split() for line in lines[3:]}
     assert rows["author's PCLL"][3] == "+0.00%"
     assert float(rows["trellis"][3][:-1]) < -4
+
+
+def test_stages_of_an_artifact(tmp_path, monkeypatch, capsys):
+    w = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    moments = train_gpt.Moments(np.full(64, 100.0), np.eye(512))
+    coded = {"mlp.up": train_gpt.encode_trellis(w, moments, 1.0)}
+    (tmp_path / "a.pcll").write_bytes(train_gpt.encode_pcll({}, coded))
+    monkeypatch.setattr(sys, "argv", ["codec.py", str(tmp_path / "a.pcll")])
+    assert codec.main() == 0
+    first, _, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("a.pcll: 32,768 weights in the trellis")
+    bits = [float(line.split()[-4]) for line in lines]
+    float32, by_matrix, by_context, rans, whole = bits
+    assert float32 == 32 and 3 < by_context < by_matrix < 5
+    assert by_context < rans < by_context + 0.6 and whole > rans
 
 
 def test_bad_input_is_a_sentence(tmp_path, monkeypatch, capsys):

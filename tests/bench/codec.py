@@ -3,6 +3,7 @@
     python tests/bench/codec.py                 on made-up weights, like Muon's: Gaussian, with
                                                 log-normal scales of rows and of columns
     python tests/bench/codec.py WEIGHTS.npz     on an .npz of float arrays
+    python tests/bench/codec.py ARTIFACT.pcll   what each stage leaves of an artifact's weights
 
 Only matrices of more than 65,536 elements are coded, embeddings left aside. A tensor's name gives
 its number of k-means levels: 48 for the MLP, 80 for q, k and v, 64 for others. Columns:
@@ -197,6 +198,46 @@ def our_result(
     return Result(method, len(file), errors, encoding, decoding)
 
 
+# ---------------------------------------------------------------- stages of an artifact
+
+
+def entropy(counts: np.ndarray) -> float:
+    """Bits of all that was counted, by the ideal code for each row of the counts."""
+    totals = counts.sum(axis=-1, keepdims=True)
+    return float(-(counts * np.log2(np.maximum(counts, 1) / np.maximum(totals, 1))).sum())
+
+
+def stages(data: bytes) -> dict[str, float]:
+    """Bits of all that the trellis codes, after each stage, and of the whole file."""
+    cursor = decode_artifact.Cursor(decode_artifact.inflate(data))
+    decode_artifact.read_config(cursor)
+    tensors = decode_artifact.read_table(cursor, len(data))
+    side = {t.name: decode_artifact.READERS[t.codec](cursor, t) for t in tensors}
+    coded = [t for t in tensors if t.codec == decode_artifact.TRELLIS]
+    stream = decode_artifact.TrellisStream(cursor, sum(t.size for t in coded))
+
+    model = stream.model
+    counts = np.zeros((len(coded), *model.frequencies.shape))
+    for count, tensor in zip(counts, coded, strict=True):
+        contexts = decode_artifact.element_contexts(side[tensor.name], model)
+        np.add.at(count, (contexts, stream.decode_symbols(contexts)), 1)
+    return {
+        "float32": 32.0 * counts.sum(),
+        "indices, the ideal code of each matrix": entropy(counts.sum(axis=1)),
+        "indices, the ideal code of each context": entropy(counts.sum(axis=0)),
+        "rANS: states and words": 32.0 * len(stream.states) + 16 * len(stream.words),
+        "all else by zstd: the whole artifact": 8.0 * len(data),
+    }
+
+
+def show_stages(path: str) -> None:
+    found = stages(decode_artifact.read_bytes(path))
+    weights = found["float32"] / 32
+    print(f"{path}: {weights:,.0f} weights in the trellis\n")
+    for stage, bits in found.items():
+        print(f"{stage:44}{bits / 8:>14,.0f} bytes{bits / weights:>10.4f} bits a weight")
+
+
 # ---------------------------------------------------------------- weights, table, main
 
 
@@ -249,9 +290,13 @@ def line_of(result: Result, author: Result, matrices: list[Matrix]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("weights", nargs="?", help="an .npz; made-up weights if there is none")
+    help_text = "an .npz or .pcll; made-up weights if there is none"
+    parser.add_argument("weights", nargs="?", help=help_text)
     source = parser.parse_args().weights or "made-up weights"
     try:
+        if source.endswith(".pcll"):
+            show_stages(source)
+            return 0
         weights = made_up() if source == "made-up weights" else dict(np.load(source))
         matrices = matrices_of(weights)
         decode_artifact.require(bool(matrices), "there is no matrix of more than 65,536 elements")
