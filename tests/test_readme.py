@@ -62,12 +62,12 @@ def settings_section() -> str:
         f"<details><summary>All {len(train_gpt.FIELDS)} environment variables</summary>",
         "",
         "Source of a default: the number of an entry (532 is the one rebuilt here), *base* for "
-        "the challenge's",
-        "baseline script, *challenge* for its rules, or *ours*. A preset changes some of them.",
+        "the challenge's baseline script, *challenge* for its rules, or *ours*. A preset changes "
+        "some of them.",
     ]
+    lines += ["", "| variable | default | what | source |", "| --- | --- | --- | --- |"]
     for section, rows in sections.items():
-        lines += ["", f"**{section}**", ""]
-        lines += ["| variable | default | what | source |", "| --- | --- | --- | --- |"]
+        lines.append(f"| **{section}** | | | |")
         lines += [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([*lines, "", "</details>", ""])
 
