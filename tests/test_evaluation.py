@@ -399,12 +399,12 @@ def test_a_chunk_is_learned_by_the_formulas(kind, protocol, clip, monkeypatch):
             assert (p - before.get_parameter(name)).abs().max() > 1e-5, name
 
 
-def verify_nats(tokens, s, name: str) -> np.ndarray:
+def verify_nats(tokens, s, name: str, precision=float64, model=exact_model) -> np.ndarray:
     """Nats of each position by verify.py, which shares no code with train_gpt.py."""
     config = dataclasses.asdict(s) | dict(skip_gates=s.skips == "gated", logit_softcap=30.0)
     config |= dict(unet_skips=s.skips != "off", ttt_optimizer="sgd", ttt_grad_clip=1.0)
-    with float64():
-        weights = {name: w.numpy() for name, w in exact_model(s).state_dict().items()}
+    with precision():
+        weights = {name: w.numpy() for name, w in model(s).state_dict().items()}
         subject = verify.Subject(config, weights, tokens, len, verify.parse(["artifact.pcll"]))
         run = verify.Pass(name, s.eval_stride)
         each, enter = [], run.enter

@@ -1,5 +1,7 @@
 """Adaptation per document: each learns from its own scored tokens alone, and as verify.py does."""
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,20 @@ def test_scores_are_those_of_verify(stream, changes):
     learns = max(stop - start for start, stop in pairs_of(tokens)) > s.document_tokens
     fixed = exact_nats_of(tokens, few_tokens(**changes | dict(DOCUMENT_LR=0)))
     assert (np.abs(expected - fixed).max() > 0.05) == learns
+
+
+@pytest.mark.parametrize("rate", [1e-4, 1e-3, 1e-2])
+@pytest.mark.parametrize("rank", [4, 96])
+def test_in_float32_the_two_drift_apart_by_a_part_of_the_rate(rate, rank):
+    """AdamW divides a gradient by its size: where a sum cancels to rounding, its order decides on a
+    step of DOCUMENT_LR. Such gradients are small, and so is what the step does; a rank above the
+    width has no more of them."""
+    s = few_tokens(DOCUMENT_LR=rate, DOCUMENT_RANK=rank)
+    tokens = documents_of(LENGTHS)
+    precision = dict(precision=contextlib.nullcontext, model=random_model)
+    theirs = verify_nats(tokens, s, verify.PER_DOCUMENT, **precision)
+    difference = nats_of(tokens, s) - theirs
+    assert np.abs(difference).max() < rate and abs(difference.mean()) < rate / 100 + 1e-6
 
 
 def test_no_later_token_and_no_other_document_moves_a_score():
