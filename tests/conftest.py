@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["OMP_NUM_THREADS"] = "1"  # also of what the tests start: several run side by side
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # also of what they start: several run side by side
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
