@@ -293,27 +293,27 @@ class Model:
 
 MAX_WEIGHTS = 2**27  # 16 MB at one bit each
 MAX_WORK = 2**42  # multiplications of a window: a quarter of an hour of a slow core
+LARGEST = 9 * 10**18  # that train_gpt.py takes
 SIZES = """vocab_size model_dim num_heads num_kv_heads mlp_hidden train_seq_len eval_stride
-    ttt_batch_seqs document_rank document_tokens"""
+    document_rank"""
 COUNTS = """rope_dims xsa_last_n parallel_last_n loop_first loop_last bigram_buckets bigram_dim
     smear_dims gate_dims ttt_epochs"""
 FLAGS = """ln_scale smear_gate value_residual gated_attention unet_skips skip_gates bos_reset"""
 CONFIG = {  # the lowest and the highest value, or all texts, of every setting that matters here
     **dict.fromkeys(SIZES.split(), (1, 65536)),
-    **dict.fromkeys(COUNTS.split(), (0, 2**24)),
+    **dict.fromkeys(COUNTS.split(), (0, LARGEST)),
+    **dict.fromkeys(("ttt_batch_seqs", "ttt_chunk_tokens", "document_tokens"), (1, LARGEST)),
     **dict.fromkeys(FLAGS.split(), (False, True)),
     "num_layers": (1, 256),
     "loop_passes": (1, 16),
-    "mlp_negative_slope": (-10.0, 10.0),
-    "rope_base": (1.0, 1e9),
+    "mlp_negative_slope": (-10.0, 9e18),
+    "rope_base": (1e-300, 9e18),
     "logit_softcap": (1e-3, 1e6),
     "eval_doc_reset": (False, False),
     "ttt_protocol": ("off", "score_first", "per_document", "train_then_score"),
     "ttt_optimizer": ("adamw", "sgd"),
-    "ttt_chunk_tokens": (1, 2**31),
-    "ttt_lr": (0.0, 1000.0),
     "ttt_grad_clip": (1e-9, 1e9),
-    "document_lr": (0.0, 1000.0),
+    **dict.fromkeys(("ttt_lr", "document_lr"), (0.0, 9e18)),
 }
 ABSENT = dict.fromkeys(["parallel_last_n", "loop_first", "loop_last", "gate_dims", "smear_dims"], 0)
 ABSENT |= dict(loop_passes=1, skip_gates=False, eval_doc_reset=False)  # in a file without them
@@ -1025,7 +1025,7 @@ def check_network(
     yield Finding(PROVEN, "tokenizer", f"{tokenizer} has the artifact's sha256 {sha256[:16]}")
 
     tokens = read_tokens(folder, config["vocab_size"])
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.read_bytes())
     bytes_of = cache(lambda count: count_bytes(tokens[: count + 1], pieces))
     subject = Subject(config, weights, tokens, bytes_of, options, folder, lines)
     size = bytes_of(subject.targets)

@@ -26,7 +26,7 @@ from statistics import fmean, variance
 from typing import NamedTuple
 
 if __name__ == "__main__":  # imports start at the root
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
     from records.report import end_on_interrupt
 
     end_on_interrupt("check.py")
@@ -73,7 +73,7 @@ BPB_FIELDS = ("val_bpb", "mean_val_bpb", "val_bpb_mean", "val_bpb_exact", "mean_
 MEAN_FIELD = re.compile(r"(?i)^(?=.*bpb)(?=.*(mean|avg|aver))(?!.*(std|dev|delta|base|pre|gain))")
 RESULT_FIELDS = ("results", "result", "metrics", "summary", "final", "scores", "evaluation")
 SEED_FIELDS = ("seed", "seeds", "seed_results", "per_seed", "val_bpb_seeds", "val_bpb_per_seed")
-SEED_KEY = re.compile(r"(?:val_bpb_)?(?:seed)?[_ ]*([0-9]{1,12})")
+SEED_KEY = re.compile(r"(?:val_bpb_)?(?:seed)?[_ ]*([0-9]{1,20})")
 SAID_SEEDS = re.compile(r'(?i)\b(\d|two|three|four|five)[-_ ]?seeds?\b(?!ed|": (?:false|null))')
 WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
 TRAINED_ON_VAL = re.compile(  # as a README says it, unless it says that it does not
@@ -297,10 +297,9 @@ class Entry:
         if self.legal() and claim:
             yield self.explained(self.way) if self.way else self.unexplained()
         else:
-            detail = (
-                "no log states a legal val_bpb" if claim else "submission.json states no val_bpb"
-            )
-            yield Finding(NOT_CHECKABLE, "val_bpb", detail + quoted(self.scores), claim)
+            lacking = "no log states a legal" if claim else "submission.json states no"
+            detail = f"{lacking} val_bpb{quoted(self.scores)}"
+            yield Finding(NOT_CHECKABLE, "val_bpb", detail, claim)
 
     def explained(self, way: Way) -> Finding:
         """The finding on a val_bpb that logs state: a suspicion if it was chosen from several."""
@@ -310,9 +309,8 @@ class Entry:
         again = [one for one, score in pairs if one.log == score.log and one.bpb > score.bpb + 2e-4]
         own = next(log for log in self.logs if log.name == first.log)
         alike = [log for log in self.logs if log.shape == own.shape and log.seed != own.seed]
-        others = [
-            log.last_scores()[first.label] for log in alike if first.label in log.last_scores()
-        ]
+        last = [log.last_scores() for log in alike]
+        others = [scores[first.label] for scores in last if first.label in scores]
         chosen = len(way.scores) == 1 and others and first.bpb < min(one.bpb for one in others)
 
         verdict = CONSISTENT if way.digits >= LEAST_DIGITS else NOT_CHECKABLE
@@ -458,8 +456,7 @@ class Entry:
     def check_evaluation(self) -> Finding:
         """The slowest claimed pass; passes together are stated, as no rule limits them."""
         own = {log: log.seconds_of(self.score_of(log)) for log in self.used}
-        any_pass = {log: log.longest("eval").value for log in self.used}
-        log = max(self.used, key=lambda log: (own[log], any_pass[log]), default=Log(""))
+        log = max(own, key=lambda log: (own[log], log.longest("eval").value), default=Log(""))
         total = log.longest("eval_total")
         seconds = own.get(log, 0.0)
         line = next((score.quote for score, time in log.passes if time == seconds), "")
@@ -565,10 +562,8 @@ class Entry:
         for what, line in hits.items():
             yield Finding(SUSPICION, "pattern", what, line=line)
         if unread or not self.code.used:
-            detail = (
-                f"not searched: what is packed in {', '.join(unread) or 'a script: none is here'}"
-            )
-            yield Finding(NOT_CHECKABLE, "pattern", detail)
+            script = ", ".join(unread) or "a script: none is here"
+            yield Finding(NOT_CHECKABLE, "pattern", f"not searched: what is packed in {script}")
         elif not hits:
             yield Finding(CONSISTENT, "pattern", "nothing that has invalidated entries before")
 

@@ -90,24 +90,32 @@ MAX_PACKED = 4  # programs within programs
 UNPACK_MEMORY = 96 << 20  # bytes of a decoder; xz at preset 9 takes 65 MiB
 RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "dict_size": UNPACK_MEMORY // 2}]
 FAULTS = (ValueError, lzma.LZMAError, zlib.error, EOFError, MemoryError)
+STATEMENT = re.compile(rb"(?:^|[\r\n])(?:\xef\xbb\xbf)?(?:import|from|def|class)\s")
+OTHER_CODING = re.compile(  # that line 1 or 2 names, and whose ASCII may be something else
+    rb"\s*(?:#[^\r\n]*[\r\n]\s*)?#[^\r\n]*coding[:=][ \t]*(?!(?i:utf.?8|latin|iso.?8859|ascii))\w"
+)
 
 
 def read_programs(file: Path, folder: Folder) -> list[str]:
-    """A file's text and the programs that are packed in it; [] for what is no text."""
-    content = folder.bytes(file)
-    if not content or b"\0" in content:
-        return []
-    texts = [content.decode("utf-8-sig", "replace")]
+    """A file's text and the programs that are packed in it; [] for what is not read as text."""
+    texts = [source_text(folder.bytes(file))]
     for text in texts:  # grows on the way
-        inner = packed_program(text) if len(texts) <= MAX_PACKED else ""
+        inner = source_text(packed_program(text)) if len(texts) <= MAX_PACKED else ""
         texts += [inner] if inner and inner not in texts else []
-    return texts
+    return texts if texts[0] else []
 
 
-def packed_program(text: str) -> str:
+def source_text(content: bytes) -> str:
+    """A script's text, each line ended by \\n; empty for no text and for unusual codings."""
+    if b"\0" in content or OTHER_CODING.match(content):
+        return ""
+    return re.sub("\r\n?", "\n", content.decode("utf-8-sig", "replace"))
+
+
+def packed_program(text: str) -> bytes:
     """The program in one of the largest literals of another; empty where there is none."""
     literals = sorted((found[0].strip() for found in LITERALS.finditer(text)), key=len)
-    for joined in [one for one in literals[:-3:-1] if len(one) > 500 and one[-1] in "\"'"]:
+    for joined in [one for one in literals[:-3:-1] if len(one) > 50 and one[-1] in "\"'"]:
         quote = joined[-1]
         joined = re.sub(rf"{quote}\s*[rb]{{0,2}}{quote}", "", joined)
         literal = re.sub(rf"^[rb]{{0,2}}{quote}+|{quote}+$", "", joined)
@@ -115,21 +123,21 @@ def packed_program(text: str) -> str:
             with suppress(*FAULTS):
                 if program := unpacked(decode(literal)):
                     return program
-    return ""
+    return b""
 
 
-def unpacked(data: bytes) -> str:
-    """The program that a decompressor makes of data; empty where none does."""
+def unpacked(data: bytes) -> bytes:
+    """The whole program that a decompressor makes of all data; empty where none does."""
     for decompressor in (
         lzma.LZMADecompressor(memlimit=UNPACK_MEMORY),
         lzma.LZMADecompressor(lzma.FORMAT_RAW, None, RAW_LZMA),
         zlib.decompressobj(zlib.MAX_WBITS | 32),
     ):
         with suppress(*FAULTS):
-            program = decompressor.decompress(data, TEXT_BYTES).decode()
-            if re.search(r"(?m)^(?:import|from|def|class)\s", program):
+            program = decompressor.decompress(data, TEXT_BYTES + 1)
+            if decompressor.eof and not decompressor.unused_data and STATEMENT.search(program):
                 return program
-    return ""
+    return b""
 
 
 def stays_packed(programs: list[str]) -> bool:

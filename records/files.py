@@ -1,6 +1,7 @@
 """The regular files of a stranger's folder, read within a budget. Nothing else is opened: no link
 that leads out, no pipe, no device. What is left out is named."""
 
+import json
 import os
 import stat
 import time
@@ -23,9 +24,7 @@ class Folder:
     until: float  # process time in seconds
     bytes_left: int
     files: list[Path] = field(default_factory=list)  # regular ones, nearest the top first
-    unread: dict[str, None] = field(
-        default_factory=dict
-    )  # names of what is not opened, or not whole
+    unread: dict[str, None] = field(default_factory=dict)  # names of what is not read whole
     contents: dict[Path, bytes] = field(default_factory=dict)
 
     def name(self, path: Path) -> str:
@@ -43,14 +42,14 @@ class Folder:
         """A file's content; empty where it is over TEXT_BYTES, or over what is left to read."""
         if path not in self.contents:
             size = path.stat().st_size
-            readable = self.allows(
-                size if size <= TEXT_BYTES else BUDGET_BYTES + 1, self.name(path)
-            )
+            cost = size if size <= TEXT_BYTES else BUDGET_BYTES + 1
+            readable = self.allows(cost, self.name(path))
             self.contents[path] = open_regular(path).read(TEXT_BYTES) if readable else b""
         return self.contents[path]
 
     def text(self, path: Path) -> str:
-        return self.bytes(path).decode("utf-8-sig", "replace")
+        content = self.bytes(path)
+        return content.decode(json.detect_encoding(content), "replace")  # as UTF-16, too
 
 
 def open_regular(path: Path) -> BinaryIO:

@@ -89,7 +89,7 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
     ),
     "untimed calibration": r"(?i)\bcollected hessians\b|\bcalibrating with\b",
     "own text": r"(?i)(?:gptq|calib).*(?:self|autoreg|generat)|(?:self|autoreg|generat).*calib",
-    "seed": r"(?<![\w.])seed[:=] ?([0-9]{1,12})\b",
+    "seed": r"(?<![\w.])seed[:=] ?([0-9]{1,20})\b",
     "world_size": r"\bworld_size[:=] ?([0-9]{1,6})",
     "val_tokens": r"(?:\bval_tokens[:=]|Val(?:idation)? tokens:|val_loader:.{0,400}tokens:) ?BYTES",
     "vocab_size": r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])",
@@ -181,9 +181,8 @@ class Log:
         self.scores = deque(maxlen=MAX_KEPT)  # of kind final and illegal
         self.running = deque(maxlen=MAX_KEPT)
         self.passes: list[tuple[Score, float]] = []  # with the seconds that its line states
-        self.trained = False  # whether there was a line of the training
         self.steps = 0  # lines that look like a step's, of any form
-        found = re.search(r"seed[-_]?([0-9]{1,12})", Path(name).name)
+        found = re.search(r"seed[-_]?([0-9]{1,20})(?![0-9])", Path(name).name)
         self.named_seed = int(found[1]) if found else None
 
     def last(self, fact: str, default: int | None = None) -> float | int | None:
@@ -224,7 +223,6 @@ class Log:
 
         scores = self.read_scores(text, quote) if "bpb" in text.lower() else []
         if TRAINING.match(text):  # what was evaluated before it was a validation
-            self.trained = True
             self.passes.clear()
             for fact in ("eval", "eval_total", "adaptation", "a log that ends in an error"):
                 self.facts[fact].clear()

@@ -13,9 +13,9 @@ records/track_TRACK/DATE_NAME/:
     requirements.txt    the versions that the logs state
     artifact.pcll       with --artifact
 The score is that of a log's one final line, which its headline repeats; what a log labels NOT LEGAL
-is never a score. Where a run was resumed on other hardware, or with other versions or settings, the
-folder states them in turn. The track 10min_16mb is for runs on 8 H100 GPUs within 10 minutes of
-training, calibration included, and 10 of evaluation. Nothing of a log is executed or parsed as
+is never a score. The README says where a run was resumed, and has hardware, versions, settings and
+data in turn where they changed. The track 10min_16mb is for runs on 8 H100 GPUs within 10 minutes
+of training, calibration included, and 10 of evaluation. Nothing of a log is executed or parsed as
 code, and an error leaves nothing behind.
 """
 
@@ -37,7 +37,7 @@ from statistics import mean, stdev
 from tempfile import TemporaryDirectory
 
 if __name__ == "__main__":  # imports start at the root
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from records.check import CAP_BYTES, LIMIT_S, STEP_S, WORLD_SIZE
 from records.files import open_regular
@@ -50,7 +50,7 @@ PER_RUN = ("seed", "run_id", "artifact_path", "checkpoint_every", "resume", "cha
 SEGMENT = (  # versions, GPU, settings and world size: how a run begins, and goes on when resumed
     r"^(python .+) GPU (.+)\n((?:\w+:.*\n)*)preset:\S+ world_size:([1-9]\d{0,5}) "
 )
-STEP = re.compile(r"step:(\d{1,12})/\d+ train_loss:(\d{1,9}\.\d{1,15}) ")
+STEP = re.compile(r"step:(\d{1,19})/\d+ train_loss:(\d{1,39}\.\d{1,15}) ")
 FINAL = "final_pcll_ttt_exact or final_pcll_sliding_exact"
 
 
@@ -65,6 +65,8 @@ class Segment:
     gpu: str  # "NVIDIA H100 80GB HBM3"
     settings: dict[str, str]  # name -> value
     world_size: int
+    resumed: list[str]  # the step, where it is no beginning
+    train_data: list[str]  # "3 shards, 28365024 tokens"; older logs do not say
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ class Run:
     text: str  # the lines that follow the source
     segments: list[Segment]
     hardware: str
+    train_data: str
     versions: dict[str, str]
     settings: dict[str, str]  # and "changed": those that the preset has otherwise
     losses: dict[int, float]  # of the training, by step
@@ -97,9 +100,7 @@ class Run:
 
     def setting(self, name: str) -> str:
         if name not in self.settings:
-            raise UnusableInput(
-                f"{self.path} does not state the setting {name} in its lines name:value."
-            )
+            raise UnusableInput(f"{self.path} does not state the setting {name} as name:value.")
         return self.settings[name]
 
     def count(self, name: str) -> int:
@@ -122,13 +123,14 @@ def all_in_turn(tables: list[dict[str, str]]) -> dict[str, str]:
 def read_run(path: Path) -> Run:
     """Reads the log of a finished run of train_gpt.py; UnusableInput says what it lacks."""
     data = read_file(path, LOG_BYTES)
-    source, rows = split_log(path, data.decode(errors="replace"))
+    source, rows = split_log(path, data)
     text = "\n".join(rows)
-    starts = list(re.finditer(SEGMENT, text, re.M))
-    last = text[starts[-1].end() :].split("\n") if starts else []
+    parts = re.split(SEGMENT, text, flags=re.M)  # four facts and all that follows, by turns
+    segments = [read_segment(*parts[i : i + 5]) for i in range(1, len(parts), 5)]
+    last = parts[-1].split("\n")
     finals = [row for row in last if FINAL_LINE.match(row)]
     found = {
-        "versions, settings and world_size": starts,
+        "versions, settings and world_size": segments,
         "train_loss": list(filter(None, map(STEP.match, rows))),
         "train_time": stated("train", rows),
         "calibration_time": stated("calibration", last),
@@ -155,12 +157,9 @@ def read_run(path: Path) -> Run:
     code_bytes = found["Code size"][-1]
     own_bytes = len(source.encode())
     if code_bytes != own_bytes:
-        raise UnusableInput(
-            f"{path} states a code of {code_bytes} bytes, but its source has {own_bytes}."
-        )
+        raise UnusableInput(f"{path} states {code_bytes} bytes, but its source has {own_bytes}.")
     artifact_bytes = found["Serialized model pcll"][-1]
     losses = {int(step[1]): float(step[2]) for step in found["train_loss"]}
-    segments = [read_segment(*start.groups()) for start in starts]
     return Run(
         path=path,
         data=data,
@@ -168,6 +167,7 @@ def read_run(path: Path) -> Run:
         text=text,
         segments=segments,
         hardware=in_turn(f"{segment.world_size} x {segment.gpu}" for segment in segments),
+        train_data=in_turn(data for segment in segments for data in segment.train_data),
         versions=all_in_turn([segment.versions for segment in segments]),
         settings=all_in_turn([segment.settings for segment in segments]),
         losses=losses,
@@ -203,14 +203,13 @@ def read_file(path: Path, limit: int) -> bytes:
     return data
 
 
-def split_log(path: Path, text: str) -> tuple[str, list[str]]:
+def split_log(path: Path, data: bytes) -> tuple[str, list[str]]:
     """The source that a log begins with, and the lines of the run, without colour codes, prefixes
     of a launcher, and the source where a later segment repeats it."""
+    text = data.decode(errors="replace")
     source, rule, _ = text.partition(f"\n{RULE}\n")
-    if not rule or "\0" in text or "\ufffd" in text:
-        raise UnusableInput(
-            f"{path} is not a log that begins with its run's source, closed by a line of 80 '='."
-        )
+    if not rule or b"\0" in data or text.encode() != data:
+        raise UnusableInput(f"{path} is not a log that begins with its run's source and 80 '='.")
     rows = [row.text for row in read_lines(path)]
     begin = rows.index(RULE) + 1
     embedded = "\n".join(rows[:begin])
@@ -220,13 +219,15 @@ def split_log(path: Path, text: str) -> tuple[str, list[str]]:
     return source, lines
 
 
-def read_segment(versions: str, gpu: str, settings: str, world_size: str) -> Segment:
+def read_segment(versions: str, gpu: str, settings: str, world_size: str, rest: str) -> Segment:
     words = versions.split()
     return Segment(
         versions=dict(zip(words[::2], words[1::2], strict=False)),
         gpu=gpu.replace("none", "CPU"),
         settings=dict(re.findall(r"^(\w+):(.*)$", settings, re.M)),
         world_size=int(world_size),
+        resumed=re.findall(r"^resumed from .+ at step (\d{1,19})$", rest, re.M),
+        train_data=re.findall("^train_data:(.+)$", rest, re.M),
     )
 
 
@@ -251,14 +252,13 @@ def check_runs(runs: list[Run], track: str) -> None:
     for run in runs:
         own = shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
+            names = ", ".join(differ[:4])
             raise UnusableInput(
-                f"{runs[0].path} and {run.path} differ in more than the seed: "
-                f"{', '.join(differ[:4])}."
+                f"{runs[0].path}, {run.path} differ in more than the seed: {names}."
             )
         if run.results["bytes_total"] > CAP_BYTES:
             raise UnusableInput(
-                f"{run.path} states {run.results['bytes_total']} bytes in all, above the cap of "
-                f"{CAP_BYTES}."
+                f"{run.path} states {run.results['bytes_total']} bytes in all, above {CAP_BYTES}."
             )
         if track == "10min_16mb":
             check_track(run)
@@ -270,6 +270,7 @@ def shared(run: Run) -> dict:
         "source": run.source,
         "versions": run.versions,
         "hardware": run.hardware,
+        "training data": run.train_data,
         "final line": run.kind,
         "validation text": run.scored,
         **{name.upper(): value for name, value in run.settings.items() if name not in PER_RUN},
@@ -284,6 +285,8 @@ def check_track(run: Run) -> None:
             f"{said} is for runs on {WORLD_SIZE} H100 GPUs, not on {run.hardware}; "
             "--track non_record_16mb is for all others."
         )
+    if before := run.segments[0].resumed:
+        raise UnusableInput(f"{said} needs all steps in one log, not from {before[0]} on.")
     train = run.results["train_seconds"]
     calibration = run.results["calibration_seconds"]
     evaluation = max(run.results["eval_total_seconds"], run.results["eval_seconds"])
@@ -405,6 +408,15 @@ ROW = (
 )
 
 
+def resumes(run: Run) -> str:
+    """At which steps a run was resumed, and what its log does not show; empty if it was not."""
+    steps = [step for segment in run.segments for step in segment.resumed]
+    said = f"resumed at step {', then '.join(steps)}" if steps else ""
+    if run.segments[0].resumed:
+        said += f"; the steps before {steps[0]} are of another log, which is not here"
+    return said
+
+
 def readme(runs: list[Run], table: dict) -> str:
     spread = f", standard deviation {table['val_bpb_std']:.5f}" if len(runs) > 1 else ""
     versions = ", ".join(" ".join(pair) for pair in table["versions"].items())
@@ -420,6 +432,9 @@ def readme(runs: list[Run], table: dict) -> str:
         "- Calibration reads training tokens and counts as training. The time of evaluation is "
         "that of the scored pass alone; submission.json has the logs' eval_total_time as well.",
     ]
+    if runs[0].train_data:
+        facts.append(f"- Training data: {runs[0].train_data}.")
+    facts += [f"- Seed {run.seed}: {resumes(run)}." for run in runs if resumes(run)]
     facts += [
         f"- Resumed with another setting: {name}={value}."
         for name, value in runs[0].settings.items()
@@ -480,10 +495,8 @@ def read_artifact(path: Path, runs: list[Run]) -> bytes:
     sha256 = hashlib.sha256(data).hexdigest()
     named = [run.results["artifact_sha256"] for run in runs]
     if sha256 not in named:
-        raise UnusableInput(
-            f"{path} has the sha256 {sha256} and is no artifact of the logs, which state "
-            f"{', '.join(named)}."
-        )
+        stated = ", ".join(named)
+        raise UnusableInput(f"{path}, sha256 {sha256}, is no artifact of the logs: {stated}.")
     return data
 
 
@@ -493,11 +506,11 @@ def read_artifact(path: Path, runs: list[Run]) -> bytes:
 def pack(args: argparse.Namespace) -> str:
     """Writes the record folder; returns what to say about it."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}", args.name):
-        raise UnusableInput(
-            f"NAME must be letters, digits and _ . + -, at most 80, not {args.name!r}."
-        )
+        raise UnusableInput(f"NAME must be up to 80 letters, digits and _.+-, not {args.name!r}.")
     if not args.author.strip():
         raise UnusableInput("--author is missing: submission.json has to say whose entry it is.")
+    if re.search("[\ud800-\udfff]", args.author + args.github_id + args.blurb):
+        raise UnusableInput("--author, --github-id and --blurb must be text in UTF-8.")
     runs = sorted(map(read_run, args.logs), key=lambda run: run.seed)
     check_runs(runs, args.track)
     args.date = record_date(args.date, args.logs)
@@ -541,12 +554,15 @@ def write_file(path: Path, data: bytes) -> None:
 def run_tool(program: str, work: Callable[[], str]) -> int:
     """Prints what the work returns; or, after an error, its one sentence. The exit code."""
     try:
-        print(work())
+        said = work()
+        if sys.stdout:  # paths as they are, in any encoding
+            sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
+        print(said, flush=True)
         return 0
     except UnusableInput as error:
         problem = str(error)
     except OSError as error:
-        problem = f"{error.filename}: {error.strerror}."
+        problem = f"{error.filename or 'stdout'}: {error.strerror}."
     except KeyboardInterrupt:
         print(f"{program}: {STOPPED}", file=sys.stderr)
         return 130

@@ -23,10 +23,11 @@ from statistics import mean
 import zstandard
 
 if __name__ == "__main__":  # imports start at the root
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 import decode_artifact as pcll
-from records.pack import Run, read_run, run_tool, write_file
+from records.files import TEXT_BYTES
+from records.pack import Run, read_file, read_run, run_tool, write_file
 from records.report import UnusableInput
 
 try:
@@ -87,15 +88,9 @@ def name_lines(ax: "plt.Axes", curves: dict[str, Points]) -> None:
     ends = [(*points[-1], name) for name, points in curves.items()]
     for x, y, name in sorted(ends, key=lambda end: (end[1], -end[0])):
         height = max(to_axes.transform((x, y))[1], height + 0.08)  # the names stay apart
-        ax.annotate(
-            textwrap.fill(name, 26),
-            (x, y),
-            (1.04, height),
-            textcoords="axes fraction",
-            va="center",
-            annotation_clip=False,
-            arrowprops=leader,
-        )
+        place = dict(xytext=(1.04, height), textcoords="axes fraction", va="center")
+        text = textwrap.fill(name, 26)
+        ax.annotate(text, (x, y), annotation_clip=False, arrowprops=leader, **place)
 
 
 def plain_log_axis(ax: "plt.Axes", values: list[float]) -> None:
@@ -111,9 +106,8 @@ def draw_loss(runs: list[Run]) -> bytes:
     curves = {}
     for run in runs:
         batch = run.count("train_batch_tokens") / 1e6
-        curves[f"seed {run.seed}"] = [
-            (step * batch, loss) for step, loss in sorted(run.losses.items())
-        ]
+        points = [(step * batch, loss) for step, loss in sorted(run.losses.items())]
+        curves[f"seed {run.seed}"] = points
     ax = plt.subplots()[1]
     plain_log_axis(ax, [x for points in curves.values() for x, _ in points])
     for points, (grey, style) in zip(curves.values(), cycle(LINES), strict=False):
@@ -132,10 +126,8 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
     row = r"^  ((?:before|after) .+?) +(\d+\.\d+) bpb "
     tables = [dict(re.findall(row, run.text, re.M)) for run in runs]
     names = set(tables[0]).intersection(*tables)
-    stages = [
-        (name, mean(float(table[name]) for table in tables))
-        for name in sorted(names, key=stage_order)
-    ]
+    order = sorted(names, key=stage_order)
+    stages = [(name, mean(float(table[name]) for table in tables)) for name in order]
     if len(stages) < 2:
         return None
     ax = plt.subplots(figsize=(14, 7.5))[1]
@@ -201,10 +193,9 @@ def draw_bytes(data: bytes, code: int) -> bytes:
 
 def show(readme: str, names: list[str]) -> str:
     """The README with a section of the pictures that it does not show yet."""
-    new = [
-        f"![{name}]({name})\n\n{CAPTIONS[name]}\n" for name in names if f"]({name})" not in readme
-    ]
-    heading = [] if "\n## Pictures\n" in readme or not new else ["## Pictures\n"]
+    lacking = [name for name in names if f"]({name})" not in readme]
+    new = [f"![{name}]({name})\n\n{CAPTIONS[name]}\n" for name in lacking]
+    heading = [] if re.search("(?m)^## Pictures\\s*$", readme) or not new else ["## Pictures\n"]
     return "\n".join([readme, *heading, *new])
 
 
@@ -213,7 +204,9 @@ def plot(folder: Path) -> str:
     runs = sorted(map(read_run, folder.glob("train_seed*.log")), key=lambda run: run.seed)
     if not runs:
         raise UnusableInput(f"{folder} is no record folder: it has no train_seed*.log.")
-    text = (folder / "README.md").read_text("utf-8", "surrogateescape")
+    text = read_file(folder / "README.md", TEXT_BYTES).decode("utf-8", "surrogateescape")
+    if "\0" in text:
+        raise UnusableInput(f"{folder / 'README.md'} is no text in UTF-8.")
     drawn = {"loss.png": draw_loss(runs), "bpb.png": draw_bpb(runs)}
     if (artifact := folder / "artifact.pcll").exists():
         try:
@@ -229,11 +222,8 @@ def plot(folder: Path) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    about, _, rest = __doc__.partition("\n\n")
     form = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        "plot.py", description=about, epilog=rest, formatter_class=form
-    )
+    parser = argparse.ArgumentParser("plot.py", description=__doc__, formatter_class=form)
     parser.add_argument("folder", type=Path, help="the record folder")
     folder = parser.parse_args(argv).folder
     if plt is None:

@@ -130,11 +130,11 @@ def print_runs(runs: tuple[RunRow, ...]) -> None:
         rows.append(("mean", *(fmean(column) if column else None for column in stated)))
         rows.append(("deviation", *(stdev(c) if len(c) > 1 else None for c in stated)))
     if rows:
-        print(f"  seed      {'val_bpb':>14}{'bytes':>14}{'training s':>14}{'evaluation s':>14}")
+        print(f"  seed{'val_bpb':>30}{'bytes':>14}{'training s':>14}{'evaluation s':>14}")
     for name, *values in rows:
         pairs = zip(values, (".6f", ",.0f", ".1f", ".1f"), strict=True)
         cells = ["-" if value is None else f"{value:{form}}" for value, form in pairs]
-        print(f"  {name:<10}" + "".join(f"{cell:>14}" for cell in cells))
+        print(f"  {name:<20}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def print_finding(finding: Finding) -> None:

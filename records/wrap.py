@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":  # imports start at the root
-    sys.path[0] = str(Path(__file__).resolve().parent.parent)
+    sys.path[: not sys.flags.safe_path] = [str(Path(__file__).resolve().parent.parent)]
 
 from records.code import packed_program
 from records.files import TEXT_BYTES
@@ -41,11 +41,10 @@ def wrap(name: str, source: bytes) -> bytes:
 
 
 def unwrap(name: str, source: bytes) -> bytes:
-    """The program that a script unpacks first; UnusableInput if there is none."""
-    program = packed_program(source.decode("utf-8-sig", "replace"))
-    if not program:
-        raise UnusableInput(f"{name} unpacks no other program.")
-    return program.encode()
+    """The program that a script unpacks first, byte by byte; UnusableInput if there is none."""
+    if program := packed_program(source.decode("utf-8-sig", "replace")):
+        return program
+    raise UnusableInput(f"{name} unpacks no other program that is whole.")
 
 
 def convert(args: argparse.Namespace) -> str:

@@ -1012,6 +1012,10 @@ test_folder_bounds.py::test_a_file_is_read_whole_or_not[train_gpt.py-1000000]
     patterns: a script that is not read is named
     - return not programs or bool(
     + return bool(programs) and bool(
+test_code_size.py::test_what_stays_packed_is_named
+    a program that is not whole is not unpacked
+    - if decompressor.eof and not decompressor.unused_data and
+    + if
 test_code_size.py::test_a_pattern_and_its_honest_likeness[trains on the validation shards]
     patterns: what is switched off is no suspicion
     - not in ("", "0",
@@ -1088,7 +1092,7 @@ test_wrap.py::test_it_is_small_and_comes_back_to_the_letter
     - preset=9 | lzma.PRESET_EXTREME
     + preset=0
     what was wrapped comes back
-    - return program.encode()
+    - return program
     + return source
 """,
 )
@@ -1173,7 +1177,7 @@ def run(mutants: list[Mutant]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("mutants.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("mutants.py", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="part of a mutant's words")
     only = parser.parse_args(argv).only.lower()
     chosen = [m for m in MUTANTS if only in f"{m.file} {m.breaks} {m.test}".lower()]

@@ -58,6 +58,7 @@ INNER = f"import os\ndef f():\n    key = context ^ target\n{NOISE}".encode()
 B85 = packed(INNER)
 B64 = base64.b64encode(zlib.compress(INNER))
 RAW = packed(INNER, format=lzma.FORMAT_RAW, filters=[{"id": lzma.FILTER_LZMA2, "preset": 9}])
+TWO = base64.b85encode(lzma.compress(INNER) + lzma.compress(b"x = 1\n")).decode()
 TWICE = packed(f"import os\nexec(lzma.decompress(base64.b85decode({B85!r})))".encode(), preset=9)
 A, B = B85[:600], B85[600:]
 PACKED = {
@@ -68,6 +69,8 @@ PACKED = {
     "three quotes": f'exec(lzma.decompress(base64.b85decode("""{B85}""")))',
     "zlib in base64": f"S=b64decode({B64!r})\nS=zlib.decompress(S)\nexec(S)",
     "raw lzma": f"exec(lzma.decompress(b85decode({RAW!r}), format=FORMAT_RAW, filters=F))",
+    "latin-1": f"exec(lzma.decompress(b85decode({packed(INNER + bytes([0xE9]))!r})))",
+    "CR": INNER.decode().replace("\n", "\r"),
     "twice": f"exec(lzma.decompress(b85decode({TWICE!r})))",
 }
 
@@ -87,6 +90,9 @@ def test_a_packed_script_is_unpacked_and_searched(tmp_path, way):
     "script",
     [
         "eval(decode(b'abc'))",
+        f"exec(lzma.decompress(base64.b85decode({B85[:-50]!r})))",
+        f"exec(lzma.decompress(base64.b85decode({TWO!r})))",
+        "#!/usr/bin/python\n# -*- coding: utf-7 -*-\nkey = context +AF4- target",
         f"exec(lzma.decompress({lzma.compress(INNER)!r}))",
         f"exec(zstd.decompress({zstandard.compress(INNER)!r}))",
     ],

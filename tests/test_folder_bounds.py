@@ -36,6 +36,7 @@ LOOP = """    for j in val_tokens:
 SCRIPTS = {
     "a line of a word that patterns begin with": costly("gptq"),
     "a line of calls": costly("exec( "),
+    "comments": costly("# \r#coding=utf-8 "),
     "hashes": costly("= ^ "),
     "escaped quotes": costly('\\"'),
     "functions": "".join(f"def f{i}(a):\n    pass\n" for i in range(40_000)),

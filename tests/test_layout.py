@@ -15,7 +15,7 @@ ARROWS = {  # file -> the project's modules that it imports
     "verify.py": "decode_artifact check code files logs report",
     "records/check.py": "code files logs report",
     "records/pack.py": "check files logs report",
-    "records/plot.py": "decode_artifact pack report",
+    "records/plot.py": "decode_artifact files pack report",
     "records/wrap.py": "code files pack report",
     "records/code.py": "files",
     "records/logs.py": "files",

@@ -20,7 +20,8 @@ from records import pack
 from records.check import check_folder
 
 RULE = "\n" + "=" * 80 + "\n"
-SCORES = {1337: 3.0, 42: 3.1, 7: 3.2}  # seed -> val_bpb in the made-up logs: 3.1 +- 0.1
+LARGEST = 9 * 10**18  # seed, and number of steps
+SCORES = {1337: 3.0, 42: 3.1, LARGEST: 3.2}  # seed -> val_bpb in the made-up logs: 3.1 +- 0.1
 H100 = "GPU NVIDIA H100 80GB HBM3"
 ON_8_GPUS = [("GPU none", H100), ("world_size:1", "world_size:8")]
 SLIDING = ("^((?:headline: )?final_pcll_)ttt", r"\1sliding")
@@ -134,7 +135,8 @@ def refused(tmp_path, capsys):
 def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log):
     larger = ("^Serialized model pcll: .*", "Serialized model pcll: 123456 bytes")
     log = edit(log, *ON_8_GPUS)
-    logs = {42: seeded(log, 42), 1337: seeded(log, 1337), 7: seeded(log, 7, larger)}
+    log = edit(log, ("^step:3/3 ", f"step:{LARGEST}/{LARGEST} "))
+    logs = {42: seeded(log, 42), 1337: seeded(log, 1337), LARGEST: seeded(log, LARGEST, larger)}
     artifact = tiny / "artifact.pcll"
     options = (*TRACK, "--artifact", artifact, "--github-id=ab", "--blurb=Small.")
     folder = packed(tmp_path, *logs.values(), options=options)
@@ -160,7 +162,7 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log):
         bytes_total=code + model,
         artifact_bytes=model,
         artifact_sha256=hashlib.sha256(artifact.read_bytes()).hexdigest(),
-        steps=3,
+        steps=LARGEST,
         train_seconds=seconds("step.* train_time"),
         calibration_seconds=seconds("calibration_time"),
         eval_seconds=seconds("final.* eval_time"),
@@ -169,27 +171,26 @@ def test_three_seeds_make_a_folder_that_verifies(tmp_path, tiny, log):
     said = [table[name] for name in "name author github_id date track blurb".split()]
     assert said == ["entry", "A B", "ab", "2026-03-01", "10min_16mb", "Small."]
     assert {int(seed): row["val_bpb"] for seed, row in table["seed_results"].items()} == SCORES
-    assert (table["seeds"], table["val_bpb"], table["val_bpb_std"]) == ([7, 42, 1337], 3.1, 0.1)
+    assert table["seeds"] == [42, 1337, LARGEST]
+    assert (table["val_bpb"], table["val_bpb_std"]) == (3.1, 0.1)
     sizes = table["bytes_code"], table["artifact_bytes"], table["bytes_total"]
     assert sizes == (code, 123456, code + 123456)  # of the largest
     assert table["hardware"] == "8 x NVIDIA H100 80GB HBM3"
     assert "score-first adaptation" in table["protocol"]
-    findings = check_folder(folder).findings
-    doubts = {found.check for found in findings if found.verdict in ("FAILED", "SUSPICION")}
+    report = check_folder(folder)
+    assert sorted(run.seed for run in report.runs) == [42, 1337, LARGEST]
+    doubts = {found.check for found in report.findings if found.verdict in ("FAILED", "SUSPICION")}
     assert doubts == {"split"}  # the demo's text, in the record track
 
 
-def test_a_log_alone(tmp_path, log, capsys):
-    """No deviation; the date is the log's, and the check can be pasted anywhere."""
+def test_a_log_alone(tmp_path, log):
+    """No deviation; the date is the log's."""
     (path,) = write(tmp_path, log)
     os.utime(path, (0, 1_000_000_000))  # 2001-09-09 01:46 UTC
-    out = tmp_path / "it's here"
-    assert run_pack("entry", path, "--author=me", "--out", out) == 0
-    (made,) = out.glob("track_non_record_16mb/2001-09-0*_entry")
+    assert run_pack("entry", path, "--author=me", "--out", tmp_path) == 0
+    (made,) = tmp_path.glob("track_non_record_16mb/2001-09-0*_entry")
     assert table_of(made)["val_bpb_std"] is None
     assert "deviation" not in (made / "README.md").read_text()
-    words = shlex.split(capsys.readouterr().out.partition("Check it: ")[2])
-    assert words == ["python", str(ROOT / "verify.py"), str(made.resolve())]
 
 
 def test_what_is_not_legal_stands_apart_with_its_label(tmp_path, log):
@@ -264,6 +265,26 @@ def test_what_differs_between_segments_is_stated(tmp_path, refused, log, with_so
     assert "not on 1 x NVIDIA A100, then 8 x NVIDIA H100 80GB HBM3;" in sentence
 
 
+def test_where_a_run_was_resumed_and_on_what_it_was_trained(tmp_path, refused, log):
+    """A log whose first segment was resumed lacks the steps before."""
+    more = (
+        r"\1\ntrain_data:4 shards, 9000 tokens\nresumed from checkpoints/at step 9/x.pt at step 2"
+    )
+    log = edit(log, *ON_8_GPUS, (r"^(preset:.* model_params:\d+)$(\ntrain_data:.*)?", more))
+    begun = resumed(log, ("^train_data:4", "train_data:3"), ("^resumed from .*", ""))
+    facts = (packed(tmp_path / "a", begun, options=TRACK) / "README.md").read_text()
+    assert "\n- Training data: 3 shards, 9000 tokens, then 4 shards, 9000 tokens.\n" in facts
+    assert "\n- Seed 1337: resumed at step 2.\n" in facts
+
+    text = resumed(log, ("at step 2$", "at step 1"))
+    facts = (packed(tmp_path / "b", text) / "README.md").read_text()
+    assert "\n- Training data: 4 shards, 9000 tokens.\n" in facts
+    other = "the steps before 1 are of another log, which is not here"
+    assert f"\n- Seed 1337: resumed at step 1, then 2; {other}.\n" in facts
+    said = refused("entry", *write(tmp_path, text), *TRACK)
+    assert "the track 10min_16mb needs all steps in one log, not from 1 on." in said
+
+
 def test_a_resumed_run_has_the_score_of_its_last_segment(tmp_path, refused, log):
     """Also where the first one had ended."""
     lines = log.partition(RULE)[2]
@@ -311,9 +332,10 @@ def test_the_logs_of_the_records_here_make_the_same_record(tmp_path, folder):
 
 
 def test_nothing_of_a_source_is_executed(tmp_path, log):
-    source = f"import os\nos.remove({str(tmp_path / '0.txt')!r})\nraise SystemExit(7)\n"
+    source = f"\ufeff# \ufffd\r\nimport os\nos.remove({str(tmp_path / '0.txt')!r})\n"
     folder = packed(tmp_path, with_source(log, source))
-    assert (folder / "train_gpt.py").read_text() == source and (tmp_path / "0.txt").exists()
+    assert (folder / "train_gpt.py").read_bytes() == source.encode()
+    assert (tmp_path / "0.txt").exists()
 
 
 # ---- What is refused
@@ -325,6 +347,7 @@ WORDS = [
     *([name, "NAME must be"] for name in NAMES),
     *(["entry", "--date", day, "--date must be"] for day in (*DAYS, "9" * 5000)),
     *(["entry", "--author", author, "--author is missing"] for author in ("", " ")),
+    *(["entry", f"{o}=\udcff", "must be text in UTF-8"] for o in ("--author", "--blurb")),
 ]
 
 
@@ -421,6 +444,7 @@ APART = {  # edits of a second log, of another seed -> what the sentence says
     "hardware.": [("world_size:1", "world_size:2")],
     "versions.": [("numpy [0-9.]+", "numpy 1.0")],
     "final line.": [SLIDING],
+    "training data.": [("^(preset:demo w.*)", r"\1\ntrain_data:4 shards, 9 tokens")],
     "validation text.": [(r"(ttt_exact ).* bytes:\d+", NINE)],
 }
 
@@ -437,7 +461,7 @@ def test_logs_that_differ(refused, tmp_path, log, what):
 def test_two_logs_of_a_seed(refused, tmp_path, log):
     """Settings that differ from run to run make no other run of it."""
     names = ("^run_id:.*", "run_id:b"), ("^artifact_path:.*", "artifact_path:b.pcll")
-    said = refused("entry", *write(tmp_path, seeded(log, 7), log, edit(log, *names)))
+    said = refused("entry", *write(tmp_path, seeded(log, 42), log, edit(log, *names)))
     assert "are both of seed 1337" in said
     assert packed(tmp_path, log, seeded(log, 42, *names)).is_dir()
 

@@ -73,7 +73,9 @@ def test_all_pictures_are_grey_shown_and_the_same_again(folder, tiny):
 
 
 def test_a_picture_that_the_readme_shows_elsewhere_stays_there(folder, drawn):
+    """And all else to the byte."""
     before = (folder / "README.md").read_bytes() + b"\n![x](loss.png) \xff ![Bits](bpb.png)\n"
+    before = before.replace(b"\n", b"\r\n")
     (folder / "README.md").write_bytes(before)
     assert plot.main([str(folder)]) == 0
     assert (folder / "README.md").read_bytes() == before
@@ -158,6 +160,7 @@ def test_help_needs_no_matplotlib(tmp_path):
         ("train_seed42.log", lambda data: b"step:1/2\n", "train_seed42.log is not a log that"),
         ("artifact.pcll", lambda data: data[:-1], "artifact.pcll: the header announces"),
         ("README.md", None, "README.md: No such file"),
+        ("README.md", lambda data: data.decode().encode("utf-16"), "README.md is no text in UTF-8"),
         ("train_seed*.log", None, "is no record folder: it has no train_seed"),
     ],
 )

@@ -13,6 +13,10 @@ import sys
 from pathlib import Path
 
 import pytest
+
+if __name__ == "__main__":  # python -P leaves the script's folder out
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from conftest import ROOT
 from test_pack import ON_8_GPUS, edit, seeded, tiny_run
 from test_run import SMALL

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from bench import ablate, peer, plain, train, whole
-from bench import eval as evaluation
 from conftest import ROOT, TINY, tiny_settings, write_shard
 
 import train_gpt
@@ -279,9 +278,7 @@ def test_no_part_is_longer_than_its_step(tmp_path):
         assert all(-1e-9 < seconds <= step for seconds in parts.values())
 
 
-@pytest.mark.parametrize(
-    "bench", [ablate, evaluation, train, whole], ids=lambda bench: bench.__name__
-)
+@pytest.mark.parametrize("bench", [ablate, train, whole], ids=lambda bench: bench.__name__)
 def test_benches_stop_at_an_unknown_name(tmp_path, monkeypatch, capsys, bench):
     """By main(), or by what calls it."""
     monkeypatch.chdir(tmp_path)

@@ -4,6 +4,7 @@ never a traceback."""
 import ast
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,9 @@ from records import check, code
 VERIFY = ROOT / "verify.py"
 CHECK = ROOT / "records" / "check.py"
 BOTH = [VERIFY, CHECK]
+LOG = ROOT / "records/track_non_record_16mb/2026-11-26_cpu_6x256_pcll/train_seed42.log"
+BY_HAND = "decode_artifact verify records/check records/pack records/plot records/wrap".split()
+BY_HAND += ["tests/mutants", "tests/attacks/fuzz_folders", "tests/bench/whole"]
 INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"
 
 
@@ -49,9 +53,10 @@ def hear_ctrl_c() -> None:
 
 
 @pytest.mark.parametrize("program", BOTH)
-def test_ctrl_c_in_the_imports(tmp_path, program):
+@pytest.mark.parametrize("safe", ["", "1"])
+def test_ctrl_c_in_the_imports(tmp_path, program, safe):
     (tmp_path / "numpy.py").write_text(INTERRUPTED)
-    path = os.environ | {"PYTHONPATH": str(tmp_path)}
+    path = os.environ | {"PYTHONPATH": str(tmp_path), "PYTHONSAFEPATH": safe}
     done = run(program, tmp_path, env=path, preexec_fn=hear_ctrl_c)
     assert is_sentence(done, f"{program.name}: stopped by Ctrl-C\n"), done.stderr
 
@@ -100,6 +105,12 @@ def test_the_report_is_the_same(folder, capsys):
     plain = json.loads(capsys.readouterr().out)
     for program, flags in ((VERIFY, ["-I"]), (CHECK, ["-I"]), (CHECK, ["-O"])):
         assert json.loads(run(program, folder, "--json", flags=flags).stdout) == plain
+
+
+@pytest.mark.parametrize("script", BY_HAND)
+def test_help_without_docstrings_and_the_folder_of_the_script(script):
+    done = run(ROOT / f"{script}.py", "--help", flags=["-I", "-OO"])
+    assert done.returncode == 0 and done.stderr == "" and done.stdout
 
 
 def test_no_check_is_an_assertion():
@@ -176,7 +187,27 @@ def test_a_script_that_is_a_link_out_of_the_folder_is_not_taken(home, capsys):
     assert size["verdict"] == "NOT CHECKABLE" and "no train_gpt.py here" in size["detail"]
 
 
-# ---------------------------------------------------------------- names
+# ---------------------------------------------------------------- names, encodings
+
+
+@pytest.mark.parametrize("stdout", ["ascii", "utf-8:strict"])
+def test_a_printed_command_survives_any_path(tmp_path, stdout):
+    out = tmp_path / os.fsdecode(b"-o 'x\" \xc3\xa9\xff")
+    how = dict(env=os.environ | {"PYTHONIOENCODING": stdout}, errors="surrogateescape")
+    done = run(ROOT / "records/pack.py", "entry", LOG, "--author=me", "--out", out, **how)
+    assert done.returncode == 0, done.stderr
+    words = shlex.split(done.stdout.partition("Check it: ")[2])
+    assert words == ["python", str(VERIFY), *map(str, out.glob("track_*/*_entry"))]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_texts_as_windows_writes_them(tmp_path, encoding):
+    files = entry(runs(), blurb="trained on the validation set")
+    plain = check.check_folder(write(tmp_path, files))
+    texts = {name: text for name, text in files.items() if name != "train_gpt.py"}
+    encoded = {name: text.encode(encoding) for name, text in texts.items()}
+    report = check.check_folder(write(tmp_path, encoded))
+    assert (report.runs, report.findings) == (plain.runs, plain.findings)
 
 
 def test_names_that_are_no_utf8(home, capsys):
@@ -185,6 +216,8 @@ def test_names_that_are_no_utf8(home, capsys):
     for file in (b"train_\xff1.log", b"train_\xfe.py", b"weights\xff.bin", b"READ\xffME"):
         (folder / os.fsdecode(file)).write_text("import sys\nopen(sys.argv[1])\nseed:1\n")
     artifact = make(home).rename(folder / os.fsdecode(b"arti\xfffact.pcll"))
+    model = shutil.copy("data/demo/bpe.model", os.fsdecode(b"\xff.model"))
+    assert verify.main([str(artifact), "--tokenizer", model]) == 0
     for words in ([folder], [folder, "--json"], [artifact]):
         verify.main([*map(str, words)])
         said = capsys.readouterr()

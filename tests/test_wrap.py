@@ -2,6 +2,7 @@
 
 import base64
 import lzma
+import os
 import subprocess
 import sys
 import zlib
@@ -33,17 +34,30 @@ def test_it_is_small_and_comes_back_to_the_letter(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["back.py", "wrapped.py"]
 
 
-def test_it_runs_as_the_script_does(tmp_path):
+SCRIPT = """# coding: {}
+import sys
+from dataclasses import dataclass
+@dataclass
+class Name:
+    text: str
+print(__name__, sys.argv[1:], Name(__file__) == Name(sys.argv[0]), ascii('é'))
+sys.exit(3)
+"""
+ENCODINGS = [("latin-1", "\n"), ("utf-8", "\r"), ("utf-8-sig", "\r\n")]
+
+
+@pytest.mark.parametrize("encoding, end", ENCODINGS)
+def test_it_runs_as_the_script_does_and_comes_back(tmp_path, encoding, end):
     """As the main program, with its arguments, and it finds its file."""
-    script, wrapped = tmp_path / "script.py", tmp_path / "wrapped.py"
-    script.write_text(
-        "import sys\nfrom dataclasses import dataclass\n@dataclass\nclass Size:\n    n: int\n"
-        "print(__name__, sys.argv[1:], Size(len(open(__file__).read()) > 0))\nsys.exit(3)\n"
-    )
-    assert run_wrap(script, wrapped) == 0
+    script, wrapped, back = (tmp_path / os.fsdecode(name) for name in (b"\xff.py", b"w", b"b"))
+    source = SCRIPT.format(encoding).replace("\n", end).encode(encoding)
+    script.write_bytes(source)
+    assert run_wrap(script, wrapped) == run_wrap("--unwrap", wrapped, back) == 0
+    assert back.read_bytes() == source
     for path in (script, wrapped):
         done = subprocess.run([sys.executable, path, "a b"], capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (3, "__main__ ['a b'] Size(n=True)\n"), done.stderr
+        said = "__main__ ['a b'] True '\\xe9'\n"
+        assert (done.returncode, done.stdout) == (3, said), done.stderr
 
 
 def test_a_record_made_with_it(tmp_path):
@@ -73,7 +87,7 @@ def test_any_spelling_is_taken_out(tmp_path):
     [
         (["text.md", "out.py"], "text.md is no Python program: "),
         (["plain.py", "plain.py"], "plain.py is the script itself: give another name."),
-        (["--unwrap", "plain.py", "out.py"], "plain.py unpacks no other program."),
+        (["--unwrap", "plain.py", "out.py"], "plain.py unpacks no other program that is whole."),
         (["--unwrap", "large.py", "out.py"], "large.py has more than 1000000 bytes."),
         (["/dev/zero", "out.py"], "/dev/zero: is no regular file."),
         (["absent.py", "out.py"], "absent.py: No such file or directory."),

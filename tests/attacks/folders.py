@@ -69,7 +69,8 @@ def runs(scores: dict[int, float] | None = None, **changes) -> Files:
 def changed(logs: Files, *pairs: tuple[str, str]) -> Files:
     """The logs with texts in place of others, each of which is in them."""
     for old, new in pairs:
-        assert all(old in text for text in logs.values())
+        if not all(old in text for text in logs.values()):
+            raise ValueError(f"a log lacks {old!r}")
         logs = {name: text.replace(old, new) for name, text in logs.items()}
     return logs
 

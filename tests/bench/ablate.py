@@ -111,7 +111,7 @@ def table_row(part: str, outcomes: list[Outcome], full: list[Outcome]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[1337, 42, 7])
     parser.add_argument("--only", nargs="*", choices=PARTS, default=list(PARTS), metavar="NAME")
     parser.add_argument("--variant", nargs="+", default=[], metavar="NAME=VALUE,...")

@@ -180,7 +180,8 @@ def author_result(matrices: list[Matrix]) -> Result:
     first = matrices[0]
     part = min(LOOP_WEIGHTS, first.w.size)
     looped, decoding = timed(author_decode_tensor, file, first.name, part)
-    assert np.array_equal(looped, decoded[first.name].ravel()[:part])
+    if not np.array_equal(looped, decoded[first.name].ravel()[:part]):
+        raise ValueError(f"the author's loop decodes {first.name} to other weights")
     errors = {m.name: m.mse(decoded[m.name]) for m in matrices}
     decoding *= sum(m.w.size for m in matrices) / part
     return Result("author's PCLL", len(file), errors, encoding, decoding)
@@ -289,7 +290,7 @@ def line_of(result: Result, author: Result, matrices: list[Matrix]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     help_text = "an .npz or .pcll; made-up weights if there is none"
     parser.add_argument("weights", nargs="?", help=help_text)
     source = parser.parse_args().weights or "made-up weights"

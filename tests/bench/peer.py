@@ -46,7 +46,7 @@ def adapted(source: str) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("script", type=Path)
     parser.add_argument("--work", type=Path, required=True, help="folder for all that it writes")
     parser.add_argument("--steps", type=int, default=20)

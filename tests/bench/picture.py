@@ -116,7 +116,7 @@ def draw(rows: list[Row], curves: dict[str, plot.Points]) -> bytes:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("readme", type=Path, nargs="?", default=ROOT / "README.md")
     add("rates", type=Path, nargs="?", default=ROOT / "records/measurements.md")

@@ -282,7 +282,7 @@ def sweep(network: Network, args: argparse.Namespace) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--train", required=True, help="folder of fineweb_train_*.bin")
     parser.add_argument("--data", required=True, help="folder of fineweb_val_*.bin")

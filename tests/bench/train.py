@@ -513,7 +513,7 @@ def losses_of(training: Training) -> list[float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--pairs", choices=sorted(PAIRS), help="only these pairs' times")
     parser.add_argument("--turns", type=int, default=5, help="of each training of a pair")

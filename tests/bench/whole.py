@@ -192,7 +192,7 @@ def findings_of(text: str) -> list[dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for all that it writes")
     parser.add_argument("--val-tokens", type=int, default=262_144, metavar="N")
     parser.add_argument("--seconds", type=float, default=3600.0, help="for train_gpt.py at most")
