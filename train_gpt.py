@@ -98,7 +98,7 @@ def setting(default: Any, text: str, source: str, allowed: str | tuple = "at lea
     if choices:
         allowed = f"one of {', '.join(choices)}"
     elif isinstance(default, str):
-        allowed = "any text"
+        allowed = "one line of text"
     metadata = dict(text=text, source=source, choices=choices, allowed=allowed)
     return field(default=default, metadata=metadata)
 
@@ -310,7 +310,7 @@ def parse_value(name: str, text: str) -> Any:
     allowed = FIELDS[name].metadata["allowed"]
     if text in choices:
         return text == "1" if kind is bool else text
-    if kind is str and not choices:
+    if allowed == "one line of text" and text.isprintable() and text == text.strip():
         return text
     with contextlib.suppress(ValueError, KeyError):
         low, high = NUMBERS[allowed]
@@ -2627,6 +2627,10 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
         path = Path(s.artifact_path)
         if path.exists() and not path.is_file():
             raise UserError(f"ARTIFACT_PATH={path} is a folder or a device.")
+        try:
+            embedded = f"{source.decode()}\n{'=' * 80}"
+        except UnicodeDecodeError:
+            raise UserError(f"{__file__} is not UTF-8, as its log has to be.") from None
         probe = path.with_name(f"{path.name}.probe")
         write_atomically(probe, b"")
         probe.unlink()
@@ -2640,7 +2644,7 @@ def start_log(source: bytes, model: GPT, s: Settings, checkpoint: Path | None) -
         if before and not before.startswith(source):
             raise UserError(f"{log.file.name} begins with another script: set a new RUN_ID.")
         if not before:
-            log(f"{source.decode()}\n{'=' * 80}", console=False)
+            log(embedded, console=False)
 
     versions = [f"{module.__name__} {module.__version__}" for module in (torch, np, zstandard)]
     gpu = torch.cuda.get_device_name() if ranks.device.type == "cuda" else "none"

@@ -66,7 +66,7 @@ class Segment:
     settings: dict[str, str]  # name -> value
     world_size: int
     resumed: list[str]  # the step, where it is no beginning
-    train_data: list[str]  # "3 shards, 28365024 tokens"; older logs do not say
+    train_data: list[str]  # "NAME train_shards:3 tokens:28365024"; older logs do not say
 
 
 @dataclass(frozen=True)
@@ -227,7 +227,7 @@ def read_segment(versions: str, gpu: str, settings: str, world_size: str, rest: 
         settings=dict(re.findall(r"^(\w+):(.*)$", settings, re.M)),
         world_size=int(world_size),
         resumed=re.findall(r"^resumed from .+ at step (\d{1,19})$", rest, re.M),
-        train_data=re.findall("^train_data:(.+)$", rest, re.M),
+        train_data=re.findall("^train_loader:dataset:(.+)$", rest, re.M),
     )
 
 

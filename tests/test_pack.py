@@ -267,18 +267,17 @@ def test_what_differs_between_segments_is_stated(tmp_path, refused, log, with_so
 
 def test_where_a_run_was_resumed_and_on_what_it_was_trained(tmp_path, refused, log):
     """A log whose first segment was resumed lacks the steps before."""
-    more = (
-        r"\1\ntrain_data:4 shards, 9000 tokens\nresumed from checkpoints/at step 9/x.pt at step 2"
-    )
-    log = edit(log, *ON_8_GPUS, (r"^(preset:.* model_params:\d+)$(\ntrain_data:.*)?", more))
-    begun = resumed(log, ("^train_data:4", "train_data:3"), ("^resumed from .*", ""))
+    data = "x train_shards:4 tokens:9000"
+    more = rf"\1\ntrain_loader:dataset:{data}\nresumed from checkpoints/at step 9/x.pt at step 2"
+    log = edit(log, *ON_8_GPUS, (r"^(preset:.* model_params:\d+)$(\ntrain_loader:.*)?", more))
+    begun = resumed(log, ("train_shards:4", "train_shards:3"), ("^resumed from .*", ""))
     facts = (packed(tmp_path / "a", begun, options=TRACK) / "README.md").read_text()
-    assert "\n- Training data: 3 shards, 9000 tokens, then 4 shards, 9000 tokens.\n" in facts
+    assert f"\n- Training data: x train_shards:3 tokens:9000, then {data}.\n" in facts
     assert "\n- Seed 1337: resumed at step 2.\n" in facts
 
     text = resumed(log, ("at step 2$", "at step 1"))
     facts = (packed(tmp_path / "b", text) / "README.md").read_text()
-    assert "\n- Training data: 4 shards, 9000 tokens.\n" in facts
+    assert f"\n- Training data: {data}.\n" in facts
     other = "the steps before 1 are of another log, which is not here"
     assert f"\n- Seed 1337: resumed at step 1, then 2; {other}.\n" in facts
     said = refused("entry", *write(tmp_path, text), *TRACK)
@@ -444,7 +443,9 @@ APART = {  # edits of a second log, of another seed -> what the sentence says
     "hardware.": [("world_size:1", "world_size:2")],
     "versions.": [("numpy [0-9.]+", "numpy 1.0")],
     "final line.": [SLIDING],
-    "training data.": [("^(preset:demo w.*)", r"\1\ntrain_data:4 shards, 9 tokens")],
+    "training data.": [
+        ("^(preset:demo w.*)", r"\1\ntrain_loader:dataset:x train_shards:4 tokens:9")
+    ],
     "validation text.": [(r"(ttt_exact ).* bytes:\d+", NINE)],
 }
 

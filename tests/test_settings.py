@@ -207,6 +207,14 @@ def test_a_range_holds_its_ends_and_nothing_beyond(name):
         assert str(caught.value) == f"{name} must be {whole}{allowed}, not {text!r}."
 
 
+@pytest.mark.parametrize("text", ["a\nb.pcll", "e ", "f\udcff"])
+def test_a_path_that_no_line_of_a_log_could_hold(text):
+    assert parse_value("DATA_PATH", "é 'quoted' -x") == "é 'quoted' -x"
+    with pytest.raises(UserError) as caught:
+        parse_value("DATA_PATH", text)
+    assert str(caught.value) == f"DATA_PATH must be one line of text, not {text!r}."
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -331,7 +339,7 @@ def test_help_states_presets_and_every_setting(monkeypatch, capsys, arguments):
         "NUM_LAYERS=11\n      transformer blocks (above 0)\n",
         "CODEC=trellis\n      of the matrices; huffman: 532 (one of trellis, huffman)\n",
         "LN_SCALE=1\n      scale the normed inputs of layer i by 1/sqrt(i+1) (one of 0, 1)\n",
-        "RUN_ID=\n      name of logs/RUN_ID.txt; empty: date, time and process (any text)\n",
+        "RUN_ID=\n      name of logs/RUN_ID.txt; empty: date, time and process (one line of",
     ):
         assert f"\n  {row}" in text
 

@@ -940,6 +940,9 @@ def test_a_resumed_run_has_the_name_of_its_folder(tmp_path, monkeypatch, path, r
     with pytest.raises(UserError, match="begins with another script: set a new RUN_ID"):
         start(Path(path), source=b"other")
     start(Path(path), source=b"other", RUN_ID="other")
+    with pytest.raises(UserError, match=r"train_gpt.py is not UTF-8, as its log has to be\.$"):
+        start(Path(path), source=b"# -*- coding: latin-1 -*-\n# \xe9", RUN_ID="latin")
+    assert not Path("logs/latin.txt").exists()
     with pytest.raises(UserError, match="RUN_ID=other"):
         start(Path(path), source=b"other", RUN_ID="other")
 
