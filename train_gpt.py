@@ -2316,7 +2316,9 @@ LOWER = "Lower the learning rates."
 class TrainState:
     """All that changes while a model trains, and that a checkpoint therefore holds."""
 
-    def __init__(self, model: GPT, s: Settings):
+    def __init__(self, model: GPT, s: Settings, tokenizer: str = "", shards: dict | None = None):
+        """tokenizer is the SHA-256 of what cut the training data into tokens, shards the
+        TokenStream.statement() of them."""
         self.model = model
         self.ema = copy.deepcopy(model)
         self.grads = flatten_grads(model)  # at its end the loss
@@ -2324,8 +2326,8 @@ class TrainState:
         self.step = 0
         self.seconds = 0.0  # of training
         self.reserved = 0.0  # seconds of the cap that are kept for calibration
-        self.tokenizer = ""  # SHA-256 of what cut the training data into tokens
-        self.shards = {}  # TokenStream.statement() of them
+        self.tokenizer = tokenizer
+        self.shards = shards or {}
         self.saved = None  # the last checkpoint's path
 
     def parts(self) -> dict[str, Any]:
@@ -2364,8 +2366,11 @@ class TrainState:
         for other in paths[: max(0, at - 1)] + paths[at + 1 :]:
             other.unlink()
 
-    def load(self, path: Path, s: Settings) -> None:
-        """Resumes a checkpoint; UserError if it is damaged, or of another configuration or data."""
+    def load(self, path: Path, s: Settings) -> list[str]:
+        """Resumes a checkpoint; UserError if it is damaged, or of another configuration or data.
+
+        Returns the names of the shards that it did not have, behind those that it has read.
+        """
         data = path.read_bytes()
         try:
             if hashlib.sha256(data[:-32]).digest() != data[-32:]:
@@ -2376,17 +2381,17 @@ class TrainState:
                 saved = state["settings"].get(name)
                 if name not in LENGTH_SETTINGS and saved != own:
                     raise UserError(f"{name.upper()}={own}, but RESUME={path} has {saved}.")
-            self.check_data(state, path, s)
+            added = self.check_data(state, path, s)
             self.restore(state)
         except UserError:
             raise
         except Exception:  # of many kinds: whoever wrote the file could sum it up, too
             raise UserError(f"RESUME={path} is not a whole checkpoint of this script.") from None
         self.saved = path
+        return added
 
-    def check_data(self, state: dict[str, Any], path: Path, s: Settings) -> None:
-        """Raises UserError unless a checkpoint's training goes on with the data that it had; there
-        may be more shards behind those that it has read."""
+    def check_data(self, state: dict[str, Any], path: Path, s: Settings) -> list[str]:
+        """The added shards; UserError if the training would not go on in the data that it had."""
         if self.tokenizer != state["tokenizer"]:
             raise UserError(
                 f"TOKENIZER_PATH={s.tokenizer_path} is not what RESUME={path} was trained with."
@@ -2405,6 +2410,7 @@ class TrainState:
                 f"DATA_PATH={s.data_path} has {added[0]}, without which RESUME={path} was trained: "
                 "it would go on elsewhere in the data."
             )
+        return added
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -2791,11 +2797,8 @@ def run(s: Settings) -> None:
     stream = TokenStream(s, "train")
     torch.manual_seed(s.seed)
     model = GPT(s, getattr(torch, s.dtype)).to(ranks.device)
-    state = TrainState(model, s)
-    state.tokenizer = counter.sha256
-    state.shards = stream.statement()
-    if checkpoint:
-        state.load(checkpoint, s)
+    state = TrainState(model, s, counter.sha256, stream.statement())
+    added = state.load(checkpoint, s) if checkpoint else []
 
     start_log(source, model, s, checkpoint)
     name = Path(s.data_path).name
@@ -2806,6 +2809,8 @@ def run(s: Settings) -> None:
     warm_up(state, stream, evaluator)
     if checkpoint:
         log(f"resumed from {checkpoint} at step {state.step}")
+    if added:
+        log(f"added to the training data: {', '.join(added)}")
     try:
         train(state, stream, evaluator)
         finish(state, stream, evaluator, counter.sha256, len(source))

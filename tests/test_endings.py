@@ -153,6 +153,15 @@ def test_a_longer_run_goes_on_from_a_finished_one(after_a_run):
     assert done.returncode == 0 and "resumed from checkpoints/test/00000003.pt" in done.stdout
     assert re.findall(r"^step:(\d)/5 train_loss", lines_of(after_a_run), re.M) == ["4", "5"]
     assert (after_a_run / "artifact.pcll").read_bytes() != first
+
+    demo = shutil.copytree(after_a_run / "data/demo", after_a_run / "more")
+    shutil.copy(demo / "fineweb_train_000000.bin", demo / "fineweb_train_000001.bin")
+    done = run_here(after_a_run, DATA_PATH=demo, **longer)
+    assert "\nadded to the training data: fineweb_train_000001.bin\n" in done.stdout
+    shutil.copy(demo / "fineweb_val_000000.bin", demo / "fineweb_train_000000.bin")
+    refused = run_here(after_a_run, DATA_PATH=demo, **longer)
+    sentence = f"DATA_PATH={demo} lacks the fineweb_train_000000.bin that RESUME=checkpoints/test/"
+    assert refused.returncode == 2 and refused.stderr.startswith(sentence)
     refused = run_here(after_a_run, **longer | dict(MATRIX_LR=0.5))
     assert refused.returncode == 2 and "MATRIX_LR=0.5, but RESUME=" in refused.stderr
 

@@ -151,9 +151,8 @@ class Training:
 def make(**changes) -> Training:
     s = tiny_settings(**CHANGES | changes)
     torch.manual_seed(s.seed)
-    t = Training(s, TrainState(GPT(s), s), TokenStream(s, "train"))
-    t.state.shards = t.stream.statement()
-    return t
+    stream = TokenStream(s, "train")
+    return Training(s, TrainState(GPT(s), s, "", stream.statement()), stream)
 
 
 def assert_same(a: TrainState, b: TrainState) -> None:
@@ -679,8 +678,8 @@ def test_a_training_goes_on_with_its_own_data(home, name, tokens, changes, step,
     again = make(**changes)
     again.state.tokenizer = "" if tokens else "another"
     if not refusal:
-        again.state.load(path, again.s)
-        assert again.state.step == step
+        added = [name] if "train" in name else []
+        assert again.state.load(path, again.s) == added and again.state.step == step
         return
     with pytest.raises(UserError) as caught:
         again.state.load(path, again.s)
