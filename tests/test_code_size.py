@@ -65,6 +65,7 @@ PACKED = {
     "xz in base85": f"exec(lzma.decompress(base64.b85decode({B85!r})))",
     "other names": f"import lzma as L,base64 as B\nexec(L.decompress(B.b85decode({B85!r})))",
     "two literals": f"exec(lzma.decompress(base64.b85decode({A!r} {B!r})))",
+    "a short last one": f"exec(lzma.decompress(base64.b85decode({B85[:-9]!r}{B85[-9:]!r})))",
     "several lines": f"T = (\n {A!r}\n {B!r}\n)\nexec(lzma.decompress(base64.b85decode(T)))",
     "three quotes": f'exec(lzma.decompress(base64.b85decode("""{B85}""")))',
     "zlib in base64": f"S=b64decode({B64!r})\nS=zlib.decompress(S)\nexec(S)",
