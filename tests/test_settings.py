@@ -207,7 +207,7 @@ def test_a_range_holds_its_ends_and_nothing_beyond(name):
         assert str(caught.value) == f"{name} must be {whole}{allowed}, not {text!r}."
 
 
-@pytest.mark.parametrize("text", ["a\nb.pcll", "e ", "f\udcff"])
+@pytest.mark.parametrize("text", ["a\nb.pcll", "e ", "f\udcff"], ids=ascii)
 def test_a_path_that_no_line_of_a_log_could_hold(text):
     assert parse_value("DATA_PATH", "é 'quoted' -x") == "é 'quoted' -x"
     with pytest.raises(UserError) as caught:
