@@ -555,9 +555,9 @@ def run_tool(program: str, work: Callable[[], str]) -> int:
     """Prints what the work returns; or, after an error, its one sentence. The exit code."""
     try:
         said = work()
-        if sys.stdout:  # paths as they are, in any encoding
-            sys.stdout.reconfigure(encoding=sys.getfilesystemencoding(), errors="surrogateescape")
-        print(said, flush=True)
+        if sys.stdout:
+            sys.stdout.buffer.write(os.fsencode(f"{said}\n"))  # paths as they are
+            sys.stdout.flush()
         return 0
     except UnusableInput as error:
         problem = str(error)
