@@ -795,8 +795,14 @@ def linear(x: Tensor, w: Tensor, scale: Tensor | None = None) -> Tensor:
     """x w^T in the dtype of x, each output times its scale [outputs].
 
     Where w is cast anyway, the scale goes into its rows, which spares passes over the activations.
-    Else F.linear gets the parameter itself, by which calibration and adapters recognize it.
+    Else F.linear gets the parameter itself, by which calibration recognizes it. With an adapter, a
+    low-rank pair A [B,rank,C] and B [B,R,rank], each row of the batch has w + B A in place of w.
     """
+    if hasattr(w, "adapter"):
+        a, b = w.adapter
+        if scale is not None:
+            b = scale[:, None] * b
+        return linear(x, w.detach(), scale) + x @ a.to(x.dtype).mT @ b.to(x.dtype).mT
     if scale is None:
         return F.linear(x, w.to(x.dtype))
     if w.dtype == x.dtype:
@@ -817,27 +823,7 @@ def block_order(s: Settings) -> list[int]:
     return blocks[: s.loop_first] + span * s.loop_passes + blocks[after:]
 
 
-class Adaptable(nn.Module):
-    """A module whose matrices may have adapters: low-rank pairs, one for each row of a batch."""
-
-    def __init__(self):
-        super().__init__()
-        self.adapters = {}  # by the matrix's name: A [B,rank,C] and B [B,R,rank]
-
-    def linear(
-        self, x: Tensor, name: str, scale: Tensor | None = None, w: Tensor | None = None
-    ) -> Tensor:
-        """linear(x, W + B A, scale): x [B,T,C], W the matrix of this name, or w in its place."""
-        y = linear(x, getattr(self, name) if w is None else w, scale)
-        if name in self.adapters:
-            a, b = self.adapters[name]
-            if scale is not None:
-                b = scale[:, None] * b
-            y = y + x @ a.to(x.dtype).mT @ b.to(x.dtype).mT
-        return y
-
-
-class Attention(Adaptable):
+class Attention(nn.Module):
     def __init__(self, s: Settings, index: int):
         super().__init__()
         self.head_dim = s.model_dim // s.num_heads
@@ -859,20 +845,20 @@ class Attention(Adaptable):
         if s.value_residual and index > 0:
             self.value_mix = parameter(2, fill=0.5)
 
-    def project_heads(self, x: Tensor, name: str) -> Tensor:
+    def project_heads(self, x: Tensor, w: Tensor) -> Tensor:
         """x [B,T,D] through a matrix and split into heads [B,heads,T,E]."""
-        return self.linear(x, name).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+        return linear(x, w).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def forward(
         self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor], scale: Tensor
     ) -> tuple[Tensor, Tensor]:
         """x [B,T,D], v_first [B,K,T,E], scale [D] -> output [B,T,D], this block's values."""
-        k = rotate(rms_norm(self.project_heads(x, "k")), *rotary)
-        v_raw = v = self.project_heads(x, "v")
+        k = rotate(rms_norm(self.project_heads(x, self.k)), *rotary)
+        v_raw = v = self.project_heads(x, self.v)
         if self.value_mix is not None:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        q = rms_norm(self.project_heads(x, "q")) * self.q_gain.to(x.dtype)[:, None, None]
+        q = rms_norm(self.project_heads(x, self.q)) * self.q_gain.to(x.dtype)[:, None, None]
         q = rotate(q, *rotary)
 
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -886,10 +872,10 @@ class Attention(Adaptable):
                 y = y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]
             else:  # 1 at first, as the weights are 0
                 y = y * 2 * torch.sigmoid(gate)[..., None]
-        return self.linear(y.flatten(-2), "out", scale), v_raw
+        return linear(y.flatten(-2), self.out, scale), v_raw
 
 
-class MLP(Adaptable):
+class MLP(nn.Module):
     def __init__(self, s: Settings):
         super().__init__()
         self.up = parameter(s.mlp_hidden, s.model_dim)
@@ -900,12 +886,12 @@ class MLP(Adaptable):
         """x [B,T,D], the output's scale [D] -> the output [B,T,D]."""
         up = self.up
         down = self.down
-        if up.dtype != x.dtype and not self.adapters:  # they are cast: to a width that GPUs like
+        if up.dtype != x.dtype and not hasattr(up, "adapter"):  # cast: to a width GPUs like
             spare = -len(up) % 128
             up = F.pad(up, (0, 0, 0, spare))
             down = F.pad(down, (0, spare))
-        x = F.leaky_relu(self.linear(x, "up", w=up), self.negative_slope)
-        return self.linear(x.square(), "down", scale, w=down)
+        x = F.leaky_relu(linear(x, up), self.negative_slope)
+        return linear(x.square(), down, scale)
 
 
 class Block(nn.Module):
@@ -932,7 +918,7 @@ class Block(nn.Module):
         return attended + self.mlp(x, self.mlp_scale), v
 
 
-class BigramHash(Adaptable):
+class BigramHash(nn.Module):
     """An embedding of hashed pairs of neighbouring tokens, added to the token embedding."""
 
     def __init__(self, s: Settings):
@@ -946,10 +932,10 @@ class BigramHash(Adaptable):
         last = len(self.table) - 1  # the bucket of a token without one before it
         bucket = ((36313 * tokens) ^ (27191 * tokens.roll(1, dims=1))) % last
         rows = F.embedding(torch.where(no_previous, last, bucket), self.table).to(dtype)
-        return self.scale.to(dtype) * self.linear(rows, "proj")
+        return self.scale.to(dtype) * linear(rows, self.proj)
 
 
-class GPT(Adaptable):
+class GPT(nn.Module):
     """The language model; the head shares its matrix with the token embedding."""
 
     def __init__(self, s: Settings, dtype: torch.dtype = torch.float32):
@@ -1039,7 +1025,7 @@ class GPT(Adaptable):
 
         if at is not None:
             x = x[:, at]
-        logits = self.linear(rms_norm(x), "tok_emb").float()
+        logits = linear(rms_norm(x), self.tok_emb).float()
         logits = LOGIT_SOFTCAP * torch.tanh(logits / LOGIT_SOFTCAP)
         return logits if targets is None else nats_of(logits, targets)
 
@@ -2139,46 +2125,32 @@ class TestTimeTrainer:
             self.optimizer.step()
 
 
-def static_width(needed: int, length: int) -> int:
-    """An eighth, a quarter, a half or all of the length, the least that holds so many."""
-    return next(
-        width for width in (length // 8, length // 4, length // 2, length) if width >= needed
-    )
-
-
-def attach_adapters(model: GPT, rows: int, s: Settings) -> torch.optim.AdamW:
-    """Gives each matrix [R,C] an adapter (LoRA, arXiv 2106.09685) for every row of a batch, and
-    returns what trains them, with 1530's settings.
+@contextlib.contextmanager
+def document_adapters(model: GPT, rows: int, s: Settings) -> Iterator[torch.optim.AdamW]:
+    """Within it each matrix [R,C] has an adapter (LoRA, arXiv 2106.09685) for every row of a batch,
+    and nothing else has a gradient; yields the adapters' optimizer, with 1530's settings.
 
     A [rows,rank,C] starts as rows of the fourth discrete cosine transform, of norm 1, which are
     orthogonal up to the C-th; B [rows,R,rank] starts as zeros.
     """
-    params = []
-    for path, p in model.named_parameters():
-        if not role_of(path).levels or path == "bigram.table":  # that one is only looked up
-            continue
+    model.requires_grad_(False)
+    by_name = dict(model.named_parameters())
+    by_name.pop("bigram.table", None)  # that one is only looked up
+    matrices = [p for name, p in by_name.items() if role_of(name).levels]
+    for p in matrices:
         size = p.size(1)
         rank, column = (torch.arange(n, dtype=torch.float64) for n in (s.document_rank, size))
         cosines = torch.outer(rank + 0.5, column + 0.5).mul(math.pi / size).cos()
         a = (math.sqrt(2 / size) * cosines).to(p.device, torch.float32).repeat(rows, 1, 1)
         b = a.new_zeros(rows, len(p), s.document_rank)
-        module, _, name = path.rpartition(".")
-        model.get_submodule(module).adapters[name] = a.requires_grad_(), b.requires_grad_()
-        params += a, b
-    return torch.optim.AdamW(params, s.document_lr, betas=(0.0, 0.999), weight_decay=0.5)
-
-
-@contextlib.contextmanager
-def only_adapters_train(model: GPT) -> Iterator[None]:
-    """Within it the model's own weights have no gradient; afterwards it has no adapters."""
-    model.requires_grad_(False)
+        p.adapter = a.requires_grad_(), b.requires_grad_()
+    params = [x for p in matrices for x in p.adapter]
     try:
-        yield
+        yield torch.optim.AdamW(params, s.document_lr, betas=(0.0, 0.999), weight_decay=0.5)
     finally:
         model.requires_grad_(True)
-        for module in model.modules():
-            if isinstance(module, Adaptable):
-                module.adapters.clear()
+        for p in matrices:
+            del p.adapter
 
 
 class Evaluator:
@@ -2277,13 +2249,13 @@ class Evaluator:
         real = torch.arange(rows, device=ranks.device)[:, None] < len(documents)
         start, stop = pad_rows(documents, rows).T[..., None]
         longest = int((stop - start).max())
+        widths = [length // 8, length // 4, length // 2, length]
 
-        with only_adapters_train(model):
-            optimizer = attach_adapters(model, rows, self.s)
+        with document_adapters(model, rows, self.s) as optimizer:
             for low in range(0, longest, size):
                 end = (start + low + size).minimum(stop)  # [rows,1]: behind what the turn scores
                 needed = min(low + size, length)
-                width = static_width(needed, length)
+                width = widths[bisect.bisect_left(widths, needed)]
                 first = low + size - needed
                 inside = (start + first + self.offsets[:width]).minimum(end - 1)
                 positions = start + low + self.offsets[:size]

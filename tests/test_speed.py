@@ -95,7 +95,7 @@ def test_in_bfloat16_the_scales_are_in_the_weights():
 
 
 def test_in_float32_each_product_is_with_the_parameter_itself():
-    """So calibration and adapters find it; the gate's is the only other one."""
+    """So calibration finds it; the gate's is the only other one."""
     model = random_model(tiny_settings())
     named = {id(p): name for name, p in model.named_parameters()}
     names = [named[id(w)] for w in products(model)]

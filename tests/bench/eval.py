@@ -9,6 +9,7 @@ the sliding window; learning from it all once it is scored, by TTT_PROTOCOL=scor
 and learning by per_document.
 """
 
+import bisect
 import os
 import sys
 from dataclasses import dataclass
@@ -82,10 +83,11 @@ def count_documents(tokens: Tensor, s: train_gpt.Settings) -> DocumentCost:
 
     cost = DocumentCost()
     rows, size, length = s.eval_batch_seqs, s.document_tokens, s.train_seq_len
+    widths = [length // 8, length // 4, length // 2, length]
     for batch in train_gpt.document_batches(tokens, rows):
         longest = int(batch.diff().max())
         for low in range(0, longest, size):
-            width = train_gpt.static_width(min(low + size, length), length)
+            width = widths[bisect.bisect_left(widths, min(low + size, length))]
             attention = len(model.order) * width * s.model_dim
             cost.turns += 1
             cost.forward += rows * (width * 2 * (weights + adapters + attention) + size * 2 * head)

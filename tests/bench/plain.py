@@ -19,8 +19,8 @@ class NarrowMLP(train_gpt.MLP):
     """As wide as its weights say."""
 
     def forward(self, x: Tensor, scale: Tensor | None) -> Tensor:
-        x = F.leaky_relu(self.linear(x, "up"), self.negative_slope)
-        return self.linear(x.square(), "down", scale)
+        x = F.leaky_relu(linear(x, self.up), self.negative_slope)
+        return linear(x.square(), self.down, scale)
 
 
 class ScalingBlock(train_gpt.Block):
@@ -43,12 +43,12 @@ class LateGainAttention(train_gpt.Attention):
     def forward(
         self, x: Tensor, v_first: Tensor | None, rotary: tuple[Tensor, Tensor], scale: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        k = rotate(rms_norm(self.project_heads(x, "k")), *rotary)
-        v_raw = v = self.project_heads(x, "v")
+        k = rotate(rms_norm(self.project_heads(x, self.k)), *rotary)
+        v_raw = v = self.project_heads(x, self.v)
         if self.value_mix is not None:
             mix = self.value_mix.to(v.dtype)
             v = mix[0] * v_first + mix[1] * v
-        q = rotate(rms_norm(self.project_heads(x, "q")), *rotary)
+        q = rotate(rms_norm(self.project_heads(x, self.q)), *rotary)
         q = q * self.q_gain.to(x.dtype)[:, None, None]
 
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
@@ -62,7 +62,7 @@ class LateGainAttention(train_gpt.Attention):
                 y = y * torch.sigmoid(gate + self.gate_bias.to(x.dtype))[..., None]
             else:
                 y = y * 2 * torch.sigmoid(gate)[..., None]
-        return self.linear(y.flatten(-2), "out", scale), v_raw
+        return linear(y.flatten(-2), self.out, scale), v_raw
 
 
 PLAIN = (NarrowMLP, ScalingBlock, LateGainAttention)
