@@ -45,14 +45,15 @@ FORMS = [[form] for form in plain.PLAIN] + [list(plain.PLAIN)]
 @pytest.mark.parametrize("changes", NETWORKS, ids=["pcll", "frontier", "loops"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_loss_and_gradients_are_those_of_the_plain_form(forms, changes, width):
-    """To float32's rounding, of 6e-8 an operation, some dozens of them one after the other."""
+    """To float32's rounding: 6e-8 an operation, some dozens of them one after the other, and up to
+    ten times as much of what is left where the terms of a gradient cancel."""
     model = cast_model(MLP_HIDDEN=width, **changes)
     loss, gradients = loss_and_gradients(model)
     expected, others = loss_and_gradients(plain.make_plain(model, *forms))
     assert loss == pytest.approx(expected, rel=1e-6)
     for name, gradient in gradients.items():
         error = (gradient - others[name]).norm() / others[name].norm()
-        assert error < 1e-5, name
+        assert error < 5e-5, name
 
 
 class Products(TorchFunctionMode):
