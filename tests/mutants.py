@@ -771,6 +771,14 @@ test_per_document.py::test_scores_are_those_of_verify[of many lengths-{}]
     adaptation per document: replayed without a look across a BOS
     - max(start, low + c["document_tokens"]
     + max(0, low + c["document_tokens"]
+test_per_document.py::test_where_rounding_may_decide_nothing_is_proof_against_a_score
+[0.0011-NOT CHECKABLE]
+    claim: no proof where rounding may decide
+    - if not run.steady:
+    + if False:
+    prefix: bytes of text are proof at any rate
+    - sure = run.steady or not same_text
+    + sure = run.steady
 test_verify.py::test_a_claim_may_be_off_by_as_much_as_bfloat16_is
     claim: one that is too high fails, too
     - judge_claim(subject, abs(off) <= allowed, runs)

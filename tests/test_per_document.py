@@ -1,6 +1,7 @@
 """Adaptation per document: each learns from its own scored tokens alone, and as verify.py does."""
 
 import contextlib
+import hashlib
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from conftest import random_model, tiny_settings
 from hypothesis import given
 from hypothesis import strategies as st
 from test_evaluation import evaluator, exact_nats, pass_nats, random_tokens, shapes_of, verify_nats
+from test_verify import pieces_of
 
 import train_gpt
 import verify
@@ -327,6 +329,24 @@ def test_an_artifact_is_replayed_where_that_is_asked_for(home, capsys):
     wrong = found["val_bpb"]["number"]
     code, found = run(capsys, artifact, "--ttt", "--claim", wrong)
     assert code == 1 and found["claim"]["verdict"] == "FAILED"
+
+
+@pytest.mark.parametrize(("rate", "verdict"), [(0.001, "FAILED"), (0.0011, "NOT CHECKABLE")])
+def test_where_rounding_may_decide_nothing_is_proof_against_a_score(home, capsys, rate, verdict):
+    """Neither against a claim nor against a log's line; but a wrong number of bytes is."""
+    artifact = make(home, **STATED | dict(document_lr=rate))
+    code, found = run(capsys, artifact, "--ttt", "--claim", 3.5)
+    assert (code, found["claim"]["verdict"]) == (int(verdict == "FAILED"), verdict)
+
+    tokens = verify.read_tokens(home / "data/demo", 320)
+    size = verify.count_bytes(tokens[:65], pieces_of(home))
+    log = home / "train.log"
+    sha256 = hashlib.sha256(artifact.read_bytes()).hexdigest()
+    for stated, expected in ((size, verdict), (size + 1, "FAILED")):
+        line = f"{verify.PER_DOCUMENT}: scored:64 nats:99.0 bytes:{stated} val_bpb:3.5"
+        log.write_text(f"artifact_sha256:{sha256} own.pcll\n{line}\n")
+        prefix = run(capsys, artifact, "--log", log)[1]["prefix"]
+        assert prefix["verdict"] == expected
 
 
 def test_impossible_settings_are_refused(home, capsys):

@@ -356,7 +356,7 @@ def test_a_network_that_is_not_known_has_no_score(home, capsys, change):
     code, found = run(capsys, pack(home / "artifact.pcll", stated, weights), "--claim", "1")
     assert code == 0 and found["integrity"]["verdict"] == found["size"]["verdict"] == "PROVEN"
     assert found["val_bpb"]["verdict"] == "NOT CHECKABLE" and "config" not in found
-    assert "CONFIG, ABSENT, expected_shapes and Model" in found["val_bpb"]["detail"]
+    assert "(see README.md, Contributing)" in found["val_bpb"]["detail"]
 
 
 def test_the_ends_of_what_is_computed(monkeypatch):
