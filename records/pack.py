@@ -340,7 +340,7 @@ def summary(run: Run) -> str:
 
 CODECS = {
     "trellis": "matrices and the token embedding by trellis-coded quantization with error "
-    "feedback, steps by Fisher information from training tokens, interleaved rANS",
+    "feedback, step sizes from the Fisher information of training tokens, and interleaved rANS",
     "huffman": "matrices by k-means codebooks and one canonical Huffman code, the token embedding "
     "in float16",
 }
@@ -363,16 +363,16 @@ def method(run: Run) -> list[str]:
     parts = [PARTS[name].format(value) for name, value in values.items() if value not in off]
     codec = CODECS.get(s("codec"), s("codec"))
     return [
-        f"- Settings: {summary(run)}.",
         f"- Network: {s('num_layers')} layers of width {s('model_dim')}, {s('num_heads')} query "
         f"and {s('num_kv_heads')} key/value heads of which {s('rope_dims')} dimensions rotate, "
         f"MLPs of {s('mlp_hidden')}, a {s('vocab_size')}-token vocabulary, sequences of "
         f"{s('train_seq_len')} tokens; with {', '.join(parts) or 'no further parts'}.",
-        f"- Training: steps of {s('train_batch_tokens')} tokens, at most {s('iterations')} of them "
-        f"and {s('max_wallclock_seconds')} s (0: no limit); {s('matrix_optimizer')} for matrices, "
-        f"AdamW for the rest; exported is the average of the weights with decay {s('ema_decay')}.",
-        f"- Export: {codec}; all else in float16; one zstd-22 frame. What is scored is read back "
-        "from that file.",
+        f"- Training: at most {s('iterations')} steps of {s('train_batch_tokens')} tokens and "
+        f"{s('max_wallclock_seconds')} s (0: no limit), by {s('matrix_optimizer')} for matrices "
+        "and AdamW for the rest; the exported weights are their exponential moving average with "
+        f"decay {s('ema_decay')}.",
+        f"- Export: {codec}; everything else in float16; one zstd-22 frame. The score is that of "
+        "the weights read back from this file.",
         f"- Evaluation: {protocol(run)}.",
     ]
 

@@ -255,7 +255,7 @@ def test_what_differs_between_segments_is_stated(tmp_path, refused, log, with_so
     assert table["versions"]["numpy"] == f"1.0, then {train_gpt.np.__version__}"
     assert table["versions"]["torch"] == train_gpt.torch.__version__
     assert table["seed_results"]["1337"]["train_seconds"] == 77.0  # of all segments
-    assert f"{table['hardware']}; python" in readme and "at most 9, then 3 of them" in readme
+    assert f"{table['hardware']}; python" in readme and "at most 9, then 3 steps" in readme
     assert re.findall("^- Resumed .*", readme, re.M) == [
         "- Resumed with another setting: iterations=9, then 3.",
         "- Resumed with another setting: ema_decay=0.5, then 0.97.",
@@ -306,7 +306,7 @@ def test_the_readme_explains_the_method(tmp_path, log):
         "table, a smear gate, value residual, gated attention, U-Net skips, exclusive "
         "self-attention in the last 1 layers."
     )
-    assert "- Training: steps of 2048 tokens, at most 3 of them and 0.0 s (0: no limit); " in text
+    assert "- Training: at most 3 steps of 2048 tokens and 0.0 s (0: no limit), by normuon" in text
     assert "trellis-coded quantization with error feedback" in text
     assert "- Evaluation: score-first adaptation: sliding window of 256 tokens, stride 256" in text
     other = edit(log, ("^codec:.*", "codec:huffman"), ("^skips:.*", "skips:off"))
