@@ -519,13 +519,13 @@ class Pass:
 
 
 def windows(tokens: np.ndarray, config: dict) -> Iterator[Window]:
-    """The windows in order; each input's prediction counts in one of them."""
+    """In order; each input counts in one. Where windows do not overlap, the last one is short."""
     length = config["train_seq_len"]
     inputs = len(tokens) - 1
     first = 0
     end = min(length, inputs)
     while first < inputs:
-        yield Window(max(0, end - length), end, first)
+        yield Window(first if config["eval_stride"] == length else max(0, end - length), end, first)
         first = end
         end = min(end + config["eval_stride"], inputs)
 
@@ -898,7 +898,7 @@ def draw_windows(subject: Subject, seed: int) -> Iterator[Estimate]:
     count, rest = divmod(targets - length, stride)
     known = batch_losses(model, subject, [Window(0, length, 0)]).sum()
     if rest:
-        last = Window(targets - length, targets, targets - rest)
+        last = Window(targets - (rest if stride == length else length), targets, targets - rest)
         known += batch_losses(model, subject, [last]).sum()
 
     ends = length + stride * (1 + np.random.default_rng(seed).permutation(count))

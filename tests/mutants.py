@@ -771,6 +771,10 @@ test_per_document.py::test_scores_are_those_of_verify[of many lengths-{}]
     adaptation per document: replayed without a look across a BOS
     - max(start, low + c["document_tokens"]
     + max(0, low + c["document_tokens"]
+test_evaluation.py::test_scores_are_those_of_verify[16-32]
+    windows: those that do not overlap end with a short one
+    - Window(first if config["eval_stride"] == length else max(0, end - length), end, first)
+    + Window(max(0, end - length), end, first)
 test_per_document.py::test_where_rounding_may_decide_nothing_is_proof_against_a_score
 [0.0011-NOT CHECKABLE]
     claim: no proof where rounding may decide

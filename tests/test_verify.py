@@ -111,11 +111,13 @@ def test_bad_shards_are_named(tmp_path):
 
 
 def defined_windows(n: int, length: int, stride: int) -> list[tuple[int, int, int]]:
-    """Window ends are min(L + k stride, n); each scores what the one before did not."""
+    """Window ends are min(L + k stride, n); each scores what the one before did not, and has L
+    inputs, or with a stride of L those alone."""
     ends = [min(length, n)]
     while ends[-1] < n:
         ends.append(min(length + len(ends) * stride, n))
-    return [(max(0, hi - length), hi, lo) for hi, lo in zip(ends, [0, *ends], strict=False)]
+    pairs = zip(ends, [0, *ends], strict=False)
+    return [(lo if stride == length else max(0, hi - length), hi, lo) for hi, lo in pairs]
 
 
 @given(st.integers(2, 200), st.integers(1, 40), st.data())
