@@ -736,8 +736,8 @@ test_verify.py::test_all_proven_on_an_honest_artifact
     - window.first + 1 : window.end + 1
     + window.first : window.end
     val_bpb: with the context of the window
-    - yield Window(max(0, end - length), end, first)
-    + yield Window(first, end, first)
+    - else max(0, end - length), end, first)
+    + else first, end, first)
 test_forward.py::test_same_logits
     val_bpb: of the network with exclusive attention
     - y = y - (y * own).sum(-1, keepdim=True) * own
