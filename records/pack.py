@@ -344,6 +344,7 @@ CODECS = {
     "huffman": "matrices by k-means codebooks and one canonical Huffman code, the token embedding "
     "in float16",
 }
+OPTIMIZERS = {"normuon": "NorMuon", "muon_rows": "Muon with rows scaled to one norm"}
 PARTS = {
     "bigram_buckets": "a bigram hash table",
     "smear_gate": "a smear gate",
@@ -352,27 +353,32 @@ PARTS = {
     "skips": "U-Net skips",
     "ln_scale": "inputs scaled by depth",
     "xsa_last_n": "exclusive self-attention in the last {} layers",
+    "parallel_last_n": "attention beside the MLP in the last {} layers",
 }  # by the setting that turns them on
 
 
 def method(run: Run) -> list[str]:
     """What was trained, packed and scored, and how, in items of a list."""
     s = run.setting
-    off = ("0", "off", "False")
+    off = ("0", "0.0", "off", "False")
     values = {name: run.settings.get(name, "0") for name in PARTS}
     parts = [PARTS[name].format(value) for name, value in values.items() if value not in off]
-    codec = CODECS.get(s("codec"), s("codec"))
+    if s("loop_passes") != "1":
+        parts.append(f"blocks {s('loop_first')} to {s('loop_last')} run {s('loop_passes')} times")
+    cap = s("max_wallclock_seconds")
+    within = "" if cap in off else f" at most, within {cap} s"
+    average = f"their exponential moving average with decay {s('ema_decay')}"
+    exported = "those of the last step" if s("ema_decay") in off else average
     return [
         f"- Network: {s('num_layers')} layers of width {s('model_dim')}, {s('num_heads')} query "
         f"and {s('num_kv_heads')} key/value heads of which {s('rope_dims')} dimensions rotate, "
         f"MLPs of {s('mlp_hidden')}, a {s('vocab_size')}-token vocabulary, sequences of "
         f"{s('train_seq_len')} tokens; with {', '.join(parts) or 'no further parts'}.",
-        f"- Training: at most {s('iterations')} steps of {s('train_batch_tokens')} tokens and "
-        f"{s('max_wallclock_seconds')} s (0: no limit), by {s('matrix_optimizer')} for matrices "
-        "and AdamW for the rest; the exported weights are their exponential moving average with "
-        f"decay {s('ema_decay')}.",
-        f"- Export: {codec}; everything else in float16; one zstd-22 frame. The score is that of "
-        "the weights read back from this file.",
+        f"- Training: {s('iterations')} steps of {s('train_batch_tokens')} tokens{within}, "
+        f"matrices by {OPTIMIZERS.get(s('matrix_optimizer'), s('matrix_optimizer'))}, all else by "
+        f"AdamW; the exported weights are {exported}.",
+        f"- Export: {CODECS.get(s('codec'), s('codec'))}; everything else in float16; one "
+        "zstd-22 frame. The score is that of the weights read back from this file.",
         f"- Evaluation: {protocol(run)}.",
     ]
 
@@ -380,11 +386,10 @@ def method(run: Run) -> list[str]:
 def submission(runs: list[Run], args: argparse.Namespace) -> dict:
     """The fields of submission.json."""
     run = runs[0]
-    given = ("name", "author", "github_id", "date", "track")
     results = {str(run.seed): run.results for run in runs}
     columns = {name: [row[name] for row in results.values()] for name in run.results}
     return dict(
-        **{name: vars(args)[name] for name in given},
+        **{name: vars(args)[name] for name in ("name", "author", "github_id", "date", "track")},
         blurb=args.blurb or summary(run),
         val_bpb=round(mean(columns["val_bpb"]), 8),
         val_bpb_std=round(stdev(columns["val_bpb"]), 8) if len(runs) > 1 else None,
@@ -429,8 +434,7 @@ def readme(runs: list[Run], table: dict) -> str:
     facts = [
         f"- Scored: {table['val_tokens']:,} tokens, {table['val_bytes']:,} bytes of text.",
         f"- Hardware: {table['hardware']}; {versions}.",
-        "- Calibration reads training tokens and counts as training. The time of evaluation is "
-        "that of the scored pass alone; submission.json has the logs' eval_total_time as well.",
+        "- Calibration counts as training; the time of evaluation is that of the scored pass.",
     ]
     if runs[0].train_data:
         facts.append(f"- Training data: {runs[0].train_data}.")
@@ -495,8 +499,7 @@ def read_artifact(path: Path, runs: list[Run]) -> bytes:
     sha256 = hashlib.sha256(data).hexdigest()
     named = [run.results["artifact_sha256"] for run in runs]
     if sha256 not in named:
-        stated = ", ".join(named)
-        raise UnusableInput(f"{path}, sha256 {sha256}, is no artifact of the logs: {stated}.")
+        raise UnusableInput(f"{path}, sha256 {sha256}, is none of the logs: {', '.join(named)}.")
     return data
 
 
@@ -571,8 +574,7 @@ def run_tool(program: str, work: Callable[[], str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Turns the logs of finished runs into a record folder."
-    parser = argparse.ArgumentParser("pack.py", description=about)
+    parser = argparse.ArgumentParser("pack.py", description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
     add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one a seed")

@@ -82,15 +82,14 @@ def name_lines(ax: "plt.Axes", curves: dict[str, Points]) -> None:
     """Writes the names on the right, each with a line to the last point of its curve."""
     ax.figure.canvas.draw()  # fixes the axes' limits
     to_axes = ax.transData + ax.transAxes.inverted()
-    leader = dict(arrowstyle="-", color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6)
-    leader["relpos"] = (0.0, 0.5)
+    look = dict(color="0.5", linewidth=1.5, shrinkA=2, shrinkB=6, arrowstyle="-", relpos=(0, 0.5))
     height = -1.0
     ends = [(*points[-1], name) for name, points in curves.items()]
     for x, y, name in sorted(ends, key=lambda end: (end[1], -end[0])):
         height = max(to_axes.transform((x, y))[1], height + 0.08)  # the names stay apart
         place = dict(xytext=(1.04, height), textcoords="axes fraction", va="center")
         text = textwrap.fill(name, 26)
-        ax.annotate(text, (x, y), annotation_clip=False, arrowprops=leader, **place)
+        ax.annotate(text, (x, y), annotation_clip=False, arrowprops=look, **place)
 
 
 def plain_log_axis(ax: "plt.Axes", values: list[float]) -> None:
@@ -125,8 +124,7 @@ def draw_bpb(runs: list[Run]) -> bytes | None:
     """The table at the logs' end as a waterfall; None where the logs have no such table."""
     row = r"^  ((?:before|after) .+?) +(\d+\.\d+) bpb "
     tables = [dict(re.findall(row, run.text, re.M)) for run in runs]
-    names = set(tables[0]).intersection(*tables)
-    order = sorted(names, key=stage_order)
+    order = sorted(set.intersection(*map(set, tables)), key=stage_order)
     stages = [(name, mean(float(table[name]) for table in tables)) for name in order]
     if len(stages) < 2:
         return None

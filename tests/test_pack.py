@@ -255,7 +255,7 @@ def test_what_differs_between_segments_is_stated(tmp_path, refused, log, with_so
     assert table["versions"]["numpy"] == f"1.0, then {train_gpt.np.__version__}"
     assert table["versions"]["torch"] == train_gpt.torch.__version__
     assert table["seed_results"]["1337"]["train_seconds"] == 77.0  # of all segments
-    assert f"{table['hardware']}; python" in readme and "at most 9, then 3 steps" in readme
+    assert f"{table['hardware']}; python" in readme and " 9, then 3 steps " in readme
     assert re.findall("^- Resumed .*", readme, re.M) == [
         "- Resumed with another setting: iterations=9, then 3.",
         "- Resumed with another setting: ema_decay=0.5, then 0.97.",
@@ -306,14 +306,21 @@ def test_the_readme_explains_the_method(tmp_path, log):
         "table, a smear gate, value residual, gated attention, U-Net skips, exclusive "
         "self-attention in the last 1 layers."
     )
-    assert "- Training: at most 3 steps of 2048 tokens and 0.0 s (0: no limit), by normuon" in text
+    assert re.search("^- Training: .*", text, re.M)[0] == (
+        "- Training: 3 steps of 2048 tokens, matrices by NorMuon, all else by AdamW; the exported "
+        "weights are their exponential moving average with decay 0.97."
+    )
     assert "trellis-coded quantization with error feedback" in text
     assert "- Evaluation: score-first adaptation: sliding window of 256 tokens, stride 256" in text
     other = edit(log, ("^codec:.*", "codec:huffman"), ("^skips:.*", "skips:off"))
     other = edit(other, ("^ttt_protocol:.*", "ttt_protocol:per_document"))
+    other = edit(other, ("^max_wallclock_seconds:.*", "max_wallclock_seconds:600.0"))
+    other = edit(other, ("^ema_decay:.*", "ema_decay:0.0"), ("^loop_passes:.*", "loop_passes:3"))
     text = (packed(tmp_path / "b", other) / "README.md").read_text()
     assert "k-means codebooks" in text and "the token embedding in float16" in text
-    assert "U-Net skips" not in text
+    assert "U-Net skips" not in text and ", blocks 0 to 0 run 3 times." in text
+    assert "- Training: 3 steps of 2048 tokens at most, within 600.0 s, matrices by" in text
+    assert "the exported weights are those of the last step.\n" in text
     assert "48 at a time are scored once, then learned from by matrices of rank 96" in text
 
 
@@ -532,7 +539,7 @@ def test_an_artifact_is_bound_to_its_log(refused, tmp_path, tiny, log):
     twin, (path,) = tmp_path / "twin.pcll", write(tmp_path, log)
     for other in (data[:-1] + b"x", data + b"\0", b""):
         twin.write_bytes(other)
-        assert "is no artifact of the logs" in refused("entry", path, "--artifact", twin)
+        assert "is none of the logs" in refused("entry", path, "--artifact", twin)
     assert "No such file" in refused("entry", path, "--artifact", tmp_path / "none.pcll")
 
 
