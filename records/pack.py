@@ -372,7 +372,7 @@ def method(run: Run) -> list[str]:
     return [
         f"- Network: {s('num_layers')} layers of width {s('model_dim')}, {s('num_heads')} query "
         f"and {s('num_kv_heads')} key/value heads of which {s('rope_dims')} dimensions rotate, "
-        f"MLPs of {s('mlp_hidden')}, a {s('vocab_size')}-token vocabulary, sequences of "
+        f"MLPs of {s('mlp_hidden')}, a vocabulary of {s('vocab_size')} tokens, sequences of "
         f"{s('train_seq_len')} tokens; with {', '.join(parts) or 'no further parts'}.",
         f"- Training: {s('iterations')} steps of {s('train_batch_tokens')} tokens{within}, "
         f"matrices by {OPTIMIZERS.get(s('matrix_optimizer'), s('matrix_optimizer'))}, all else by "

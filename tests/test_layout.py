@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ENTRY = ROOT / "records/track_non_record_16mb/2026-11-26_cpu_6x256_pcll"
+ENTRY = ROOT / "records/track_non_record_16mb/2026-11-29_cpu_6x256_pcll"
 ARROWS = {  # file -> the project's modules that it imports
     "verify.py": "decode_artifact check code files logs report",
     "records/check.py": "code files logs report",

@@ -23,7 +23,7 @@ from records import check, code
 VERIFY = ROOT / "verify.py"
 CHECK = ROOT / "records" / "check.py"
 BOTH = [VERIFY, CHECK]
-LOG = ROOT / "records/track_non_record_16mb/2026-11-26_cpu_6x256_pcll/train_seed42.log"
+LOG = ROOT / "records/track_non_record_16mb/2026-11-29_cpu_6x256_pcll/train_seed42.log"
 BY_HAND = "decode_artifact verify records/check records/pack records/plot records/wrap".split()
 BY_HAND += ["tests/mutants", "tests/attacks/fuzz_folders", "tests/bench/whole"]
 INTERRUPTED = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(9)\n"

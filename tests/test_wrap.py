@@ -14,7 +14,7 @@ from test_pack import packed, with_source
 from records import wrap
 from records.check import check_folder
 
-ENTRY = ROOT / "records/track_non_record_16mb/2026-11-26_cpu_6x256_pcll"
+ENTRY = ROOT / "records/track_non_record_16mb/2026-11-29_cpu_6x256_pcll"
 
 
 def run_wrap(*words: object) -> int:
