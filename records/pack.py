@@ -574,7 +574,8 @@ def run_tool(program: str, work: Callable[[], str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser("pack.py", description=__doc__.partition("\n")[0])
+    about = "Turns the logs of finished runs into a record folder."
+    parser = argparse.ArgumentParser("pack.py", description=about)
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
     add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one a seed")
