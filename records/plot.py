@@ -105,7 +105,7 @@ def draw_loss(runs: list[Run]) -> bytes:
     curves = {}
     for run in runs:
         batch = run.count("train_batch_tokens") / 1e6
-        curves[f"seed {run.seed}"] = [(step * batch, run.losses[step]) for step in sorted(run.losses)]
+        curves[f"seed {run.seed}"] = [(i * batch, loss) for i, loss in sorted(run.losses.items())]
     ax = plt.subplots()[1]
     plain_log_axis(ax, [x for points in curves.values() for x, _ in points])
     for points, (grey, style) in zip(curves.values(), cycle(LINES), strict=False):
