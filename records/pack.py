@@ -499,7 +499,7 @@ def read_artifact(path: Path, runs: list[Run]) -> bytes:
     sha256 = hashlib.sha256(data).hexdigest()
     named = [run.results["artifact_sha256"] for run in runs]
     if sha256 not in named:
-        raise UnusableInput(f"{path}, sha256 {sha256}, is none of the logs: {', '.join(named)}.")
+        raise UnusableInput(f"{path}, sha256 {sha256}, is no run's artifact: {', '.join(named)}.")
     return data
 
 

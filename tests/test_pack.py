@@ -539,7 +539,7 @@ def test_an_artifact_is_bound_to_its_log(refused, tmp_path, tiny, log):
     twin, (path,) = tmp_path / "twin.pcll", write(tmp_path, log)
     for other in (data[:-1] + b"x", data + b"\0", b""):
         twin.write_bytes(other)
-        assert "is none of the logs" in refused("entry", path, "--artifact", twin)
+        assert "is no run's artifact" in refused("entry", path, "--artifact", twin)
     assert "No such file" in refused("entry", path, "--artifact", tmp_path / "none.pcll")
 
 
