@@ -87,8 +87,11 @@ def draw_results(ax: "plot.plt.Axes", rows: list[Row]) -> None:
         ax.plot(*zip(*points, strict=True), marker, color="black" if ours else "0.55")
         left = max(row.bytes) > middle * 1.2
         point = min(points) if left else max(points)
-        place = dict(textcoords="offset points", xytext=(-12 if left else 12, 0), va="center")
-        ax.annotate(row.name, point, ha="right" if left else "left", fontsize=13, **place)
+        place = dict(ha="right", va="bottom") if left else dict(ha="left", va="center")
+        offset = (-12 if left else 12, 0)
+        ax.annotate(
+            row.name, point, textcoords="offset points", xytext=offset, fontsize=13, **place
+        )
     ax.margins(0.12)
     ax.set_xlabel("code + model, million bytes (the challenge's cap is 16)")
     ax.set_ylabel("validation after export, bits per byte")
