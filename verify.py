@@ -308,22 +308,17 @@ CONFIG = {  # the lowest and the highest value, or all texts, of every setting t
     "mlp_negative_slope": (-10.0, 9e18),
     "rope_base": (1e-300, 9e18),
     "logit_softcap": (1e-3, 1e6),
-    "eval_doc_reset": (False, False),
     "ttt_protocol": ("off", "score_first", "per_document", "train_then_score"),
     "ttt_optimizer": ("adamw", "sgd"),
     "ttt_grad_clip": (1e-9, 1e9),
     **dict.fromkeys(("ttt_lr", "document_lr"), (0.0, 9e18)),
 }
-ABSENT = dict.fromkeys(["parallel_last_n", "loop_first", "loop_last", "gate_dims", "smear_dims"], 0)
-ABSENT |= dict(loop_passes=1, skip_gates=False, eval_doc_reset=False)  # in a file without them
-ABSENT |= dict(document_rank=96, document_lr=0.0001, document_tokens=48)
-UNUSED = """adam_beta2 bigram_init_std calibration_seconds calibration_tokens codec dtype ema_decay
-    embed_codec embed_lr embed_weight_decay eval_batch_seqs eval_seconds fit grad_clip_norm
-    iterations late_qat_min_elements late_qat_threshold loader loop_from matrix_lr matrix_optimizer
-    max_wallclock_seconds mlp_levels muon_momentum muon_momentum_warmup_start
-    muon_momentum_warmup_steps other_levels preset qk_gain_init qkv_levels quantisation_nats
-    scalar_lr scalar_weight_decay seed size_cap_bytes tokenizer_sha256 train_batch_tokens
-    trellis_states warmdown_floor warmdown_fraction warmdown_iters warmup_steps weight_decay
+UNUSED = """adam_beta2 bigram_init_std calibration_tokens codec dtype ema_decay embed_lr
+    embed_weight_decay eval_batch_seqs fit grad_clip_norm iterations late_qat_threshold loader
+    matrix_lr matrix_optimizer max_wallclock_seconds muon_momentum muon_momentum_warmup_start
+    muon_momentum_warmup_steps qk_gain_init quantisation_nats scalar_lr scalar_weight_decay seed
+    size_cap_bytes tokenizer_sha256 train_batch_tokens warmdown_floor warmdown_fraction
+    warmdown_iters warmup_steps weight_decay
     weights_crc32""".split()  # by training and export alone
 
 
@@ -957,7 +952,7 @@ def check_artifact(path: Path, options: argparse.Namespace) -> Iterator[Finding]
     data = read_bytes(path)
     try:
         cursor = Cursor(inflate(data))
-        config = ABSENT | read_config(cursor)
+        config = read_config(cursor)
         shapes = {tensor.name: tensor.shape for tensor in read_table(cursor, len(data))}
         count = sum(map(math.prod, shapes.values()))
         if count > MAX_WEIGHTS:

@@ -22,7 +22,7 @@ CONFIG = json.loads("""{
     "gate_dims": 0, "smear_dims": 0, "skip_gates": false, "train_seq_len": 32, "eval_stride": 8,
     "ttt_protocol": "off", "ttt_chunk_tokens": 128, "ttt_epochs": 2, "ttt_optimizer": "adamw",
     "ttt_lr": 0.01, "ttt_batch_seqs": 2, "ttt_grad_clip": 1.0, "tokenizer_sha256": "",
-    "preset": "test"
+    "document_rank": 96, "document_lr": 0.0001, "document_tokens": 48, "seed": 1
 }""")
 TEXTS = [
     "The quick brown fox jumps over the lazy dog, and the dog does not mind at all.",

@@ -21,7 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import verify
-from decode_artifact import read_pcll
 
 
 @pytest.fixture
@@ -190,19 +189,6 @@ def test_a_claim_may_be_off_by_as_much_as_bfloat16_is(home, capsys):
     assert verify.drift_allowed(62_021_632) == pytest.approx(0.000512698, abs=1e-9)
 
 
-LATER = ["parallel_last_n", "loop_first", "loop_last", "loop_passes", "gate_dims", "smear_dims"]
-
-
-def test_files_from_before_a_setting_mean_that_it_is_off(home, capsys):
-    artifact = make(home, eval_doc_reset=False)
-    stated = run(capsys, artifact)[1]["val_bpb"]["number"]
-    config, weights = read_pcll(artifact)
-    for name in (*LATER, "skip_gates", "eval_doc_reset"):
-        del config[name]
-    code, found = run(capsys, pack(artifact, config, weights))
-    assert code == 0 and found["val_bpb"]["number"] == stated
-
-
 # ---------------------------------------------------------------- adaptation
 
 
@@ -340,7 +326,7 @@ def test_a_configuration_that_no_network_has_fails(home, capsys, change):
 
 
 UNKNOWN = """num_layers=4 smear_gate=False gated_attention=False eval_stride=0 train_seq_len=65537
-    num_layers=1000000000 ttt_protocol='later' ttt_optimizer='adam' eval_doc_reset=True ln_scale=1
+    num_layers=1000000000 ttt_protocol='later' ttt_optimizer='adam' loop_passes=None ln_scale=1
     num_layers=True num_heads='4' logit_softcap=0.0 ttt_lr=-1.0 experts=4 rope_base=None"""
 
 
@@ -363,16 +349,15 @@ def test_a_network_that_is_not_known_has_no_score(home, capsys, change):
 
 def test_the_ends_of_what_is_computed(monkeypatch):
     """A setting's range, and the work of one window."""
-    config = CONFIG | verify.ABSENT
-    shapes = verify.expected_shapes(config)
+    shapes = verify.expected_shapes(CONFIG)
     weights = sum(map(math.prod, shapes.values()))
     monkeypatch.setattr(verify, "MAX_WORK", (weights + 2 * 5 * 32 * 32) * 32)
-    assert verify.unknown_parts(config, shapes) == []
+    assert verify.unknown_parts(CONFIG, shapes) == []
     for value, known in ((24, False), (16, True), (1, True), (0, False)):
-        problems = verify.unknown_parts(config | {"loop_passes": value}, shapes)
+        problems = verify.unknown_parts(CONFIG | {"loop_passes": value}, shapes)
         assert any("loop_passes" in problem for problem in problems) == (not known)
-    assert verify.unknown_parts(config | {"loop_passes": 2}, shapes) != []
-    assert verify.unknown_parts(config | {"train_seq_len": 33}, shapes) != []
+    assert verify.unknown_parts(CONFIG | {"loop_passes": 2}, shapes) != []
+    assert verify.unknown_parts(CONFIG | {"train_seq_len": 33}, shapes) != []
 
 
 def test_the_tokenizer_must_be_the_artifacts(home, capsys, tmp_path_factory):
