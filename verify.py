@@ -716,7 +716,7 @@ def check_scores(subject: Subject) -> Iterator[Finding]:
 
     yield from check_protocol(subject, names)
     for name in sorted({line.name for line in subject.lines} - {*names}):
-        yield Finding(NOT_CHECKABLE, "prefix", f"{name}: no pass that this artifact states")
+        yield Finding(NOT_CHECKABLE, "prefix", f"{name}: no artifact here repeats it")
     yield from check_claim(subject, runs)
 
 
@@ -763,10 +763,10 @@ def measured(subject: Subject, run: Pass) -> Finding:
     bpb = subject.bpb(run.nats, run.done)
     detail = f"{run.name}, val_loss {run.nats / run.done:.6f}; {part}, each once"
     if run.done < subject.targets:
-        says = f"{words} the first {part} were scored here"
+        says = "" if run.at else f"the first {part} scored {words}"  # or check_prefixes
         detail += f"; PARTIAL: {run.ended}"
         return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte", says=says)
-    says = f"val_bpb {bpb:.6f} {words} was recomputed here on {subject.split}"
+    says = f"val_bpb {bpb:.6f} recomputed {words}"
     return Finding(PROVEN, check, f"{detail}; of {subject.split}", bpb, "bits/byte", says=says)
 
 
@@ -791,7 +791,8 @@ def check_prefixes(subject: Subject, run: Pass, lines: list[Prefix]) -> Iterator
         rest = f"the other {subject.targets - line.count:,} rest on the log's word"
         detail = f"{run.name}: the {part} come to the log's {line.bpb:.6f} within "
         detail += f"{drift_allowed(line.count):.4f}, {len(reached)} lines; {rest}"
-        says = f"{KINDS[run.name].words} the log's {part} are right, {rest}"
+        says = f"the log's {part} are right {KINDS[run.name].words}"
+        says = says if run.done < subject.targets else ""
         yield Finding(PROVEN, "prefix", detail, line.count, "positions", line.quote, says)
     elif lines:
         detail = f"{run.name}: {run.done:,} {part}, fewer than the log's first line; {run.ended}"
@@ -841,7 +842,7 @@ def check_claim(subject: Subject, runs: list[Pass]) -> Iterator[Finding]:
         verdict, reason = judge_claim(subject, abs(off) <= allowed, runs)
         words = KINDS[run.name].words
         detail = f"{off:+.6f} from {claim - off:.6f} here {words}, allowed is {allowed:.4f}; "
-        says = f"the claim of {claim:.6f} is the score {words}, recomputed here on {subject.split}"
+        says = f"the claim of {claim:.6f} is the score {words}"
         if verdict == NOT_CHECKABLE:
             says = f"the claim of {claim:.6f} is not decided: {reason}"
         yield Finding(verdict, "claim", detail + reason, claim, "bits/byte", says=says)
@@ -1025,7 +1026,8 @@ def check_network(
     subject = Subject(config, weights, tokens, bytes_of, options, folder, lines)
     size = bytes_of(subject.targets)
     detail = f"of decoded text, {size / subject.targets:.4f} a token, of {subject.split}"
-    yield Finding(PROVEN, "bytes", detail, size, "bytes")
+    says = f"the text is {subject.split}"
+    yield Finding(PROVEN, "bytes", detail, size, "bytes", says=says)
     if options.sample:
         yield check_sample(subject)
     else:
@@ -1113,8 +1115,10 @@ def check_artifacts(folder: Path, options: argparse.Namespace) -> Iterator[Findi
         logs = [path for path in files if is_log_name(path.name)]
         options.lines = [line for log in logs for line in read_prefixes(log)]
     for path in [path for path in files if path.suffix == ".pcll"]:
+        start = f"{path.name}: "
         for finding in so_far(check_artifact(path, options)):
-            says = finding.says and f"{path.name}: {finding.says}"
+            says = finding.says and start + finding.says
+            start = "" if says else start
             yield replace(finding, file=path.name, says=says)
 
 

@@ -98,9 +98,9 @@ def sentence_of(report: Report) -> str:
     parts = ["nothing failed"]
     if missing(report):
         parts.append(f"not shown: {', '.join(missing(report))}")
-    looks = [f"{f.check} ({clean(f.detail, 60)})" for f in findings if f.verdict == SUSPICION]
+    looks = dict.fromkeys(finding.check for finding in findings if finding.verdict == SUSPICION)
     if looks:
-        parts.append(f"to look at: {', '.join(looks[:4])}")
+        parts.append(f"to look at: {', '.join(looks)}")
     parts += dict.fromkeys(finding.says for finding in findings if finding.says)
     return "; ".join(parts)
 

@@ -171,7 +171,7 @@ def test_the_other_answers(tmp_path, capsys):
     assert said.startswith("OK — nothing failed; val_bpb 1.120000 is what the logs say\n  seed ")
     check.main([str(write(tmp_path / "b", entry(TEXTS["LOSSLESS"], blurb="five seeds")))])
     said = capsys.readouterr().out
-    assert said.startswith("NOT PROVEN — nothing failed; not shown: split; to look at: seeds (val_")
+    assert said.startswith("NOT PROVEN — nothing failed; not shown: split; to look at: seeds; ")
 
 
 def test_json_and_exit_codes(tmp_path):
