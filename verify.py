@@ -15,7 +15,7 @@ Every check ends in a finding with the number behind it:
     FAILED          the files contradict the claim or break a rule; only where the evidence is proof
     SUSPICION       a pattern that has invalidated entries before, with its line; never fails a run
 Exit codes: 0 nothing failed, 1 a check failed, 2 unusable input (one sentence on stderr).
-What --minutes or Ctrl-C ends is reported as far as it came.
+What --minutes or Ctrl-C ends is reported as far as it got.
 """
 
 import argparse
@@ -434,7 +434,7 @@ class Clock:
     def say(self, text: str) -> None:
         if time.monotonic() - self.said >= 4:
             self.said = time.monotonic()
-            print(f"{text}; at most {max(0, self.left):,.0f} s left", file=sys.stderr, flush=True)
+            print(f"{text}; stops within {max(0, self.left):,.0f} s", file=sys.stderr, flush=True)
 
 
 @dataclass
@@ -469,7 +469,7 @@ class Subject:
 
     @property
     def split(self) -> str:
-        other = f"the split in {self.folder}, which is not the challenge's whole"
+        other = f"the split in {self.folder}, not the challenge's whole one"
         return "the challenge's whole split" if self.official else other
 
 
@@ -507,7 +507,7 @@ class Pass:
 
     def require_time(self) -> None:
         if time.monotonic() > self.ends:
-            raise Ended("the minutes are over")
+            raise Ended("no time is left")
 
     def __str__(self) -> str:
         return f"{self.name}: {self.done:,} positions, {self.nats / self.done:.4f} nats each"
@@ -761,13 +761,14 @@ def measured(subject: Subject, run: Pass) -> Finding:
         return Finding(NOT_CHECKABLE, check, f"{run.name}: {part}; {run.ended}", says=says)
 
     bpb = subject.bpb(run.nats, run.done)
-    detail = f"{run.name}, val_loss {run.nats / run.done:.6f}; {part}, each once"
+    detail = f"{run.name}, {part}, each once; val_loss {run.nats / run.done:.6f}; "
     if run.done < subject.targets:
         says = "" if run.at else f"the first {part} scored {words}"  # or check_prefixes
-        detail += f"; PARTIAL: {run.ended}"
+        detail += f"PARTIAL: {run.ended}"
         return Finding(NOT_CHECKABLE, check, detail, bpb, "bits/byte", says=says)
     says = f"val_bpb {bpb:.6f} recomputed {words}"
-    return Finding(PROVEN, check, f"{detail}; of {subject.split}", bpb, "bits/byte", says=says)
+    detail += f"of {subject.split}"
+    return Finding(PROVEN, check, detail, bpb, "bits/byte", says=says)
 
 
 def check_prefixes(subject: Subject, run: Pass, lines: list[Prefix]) -> Iterator[Finding]:
@@ -791,8 +792,8 @@ def check_prefixes(subject: Subject, run: Pass, lines: list[Prefix]) -> Iterator
         rest = f"the other {subject.targets - line.count:,} rest on the log's word"
         detail = f"{run.name}: the {part} come to the log's {line.bpb:.6f} within "
         detail += f"{drift_allowed(line.count):.4f}, {len(reached)} lines; {rest}"
-        says = f"the log's {part} are right {KINDS[run.name].words}"
-        says = says if run.done < subject.targets else ""
+        whole = run.done == subject.targets  # then measured() says enough
+        says = "" if whole else f"the log's {part} are right {KINDS[run.name].words}"
         yield Finding(PROVEN, "prefix", detail, line.count, "positions", line.quote, says)
     elif lines:
         detail = f"{run.name}: {run.done:,} {part}, fewer than the log's first line; {run.ended}"
@@ -841,8 +842,8 @@ def check_claim(subject: Subject, runs: list[Pass]) -> Iterator[Finding]:
         allowed = drift_allowed(run.done)
         verdict, reason = judge_claim(subject, abs(off) <= allowed, runs)
         words = KINDS[run.name].words
-        detail = f"{off:+.6f} from {claim - off:.6f} here {words}, allowed is {allowed:.4f}; "
-        says = f"the claim of {claim:.6f} is the score {words}"
+        detail = f"{off:+.6f} ({allowed:.4f} allowed) from {claim - off:.6f} here {words}; "
+        says = f"the claim of {claim:.6f} agrees with the score {words}"
         if verdict == NOT_CHECKABLE:
             says = f"the claim of {claim:.6f} is not decided: {reason}"
         yield Finding(verdict, "claim", detail + reason, claim, "bits/byte", says=says)
@@ -1069,14 +1070,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="DIR", help=f"of shards (default: {' or '.join(DEFAULT_DATA)} here)")
     add("--tokenizer", metavar="FILE", help="SentencePiece model (default: the one near the data)")
     add("--claim", type=positive, metavar="BPB", help="val_bpb, after adaptation with --ttt")
-    add("--this-split", action="store_true", help="the claim is of the split here, be it any")
+    add("--this-split", action="store_true", help="the claim is about the split here")
     add("--log", metavar="FILE", help="that states scores of prefixes (of a folder: its logs)")
     add("--sample", action="store_true", help="windows drawn at random, fixed weights")
     add("--seed", type=int, default=time.time_ns() % 10**9, help="of --sample (default: any)")
-    add("--minutes", type=positive, default=60.0, metavar="M", help="in all (%(default)g)")
+    add("--minutes", type=positive, default=60.0, metavar="M", help="in all (default: %(default)g)")
     add("--device", choices=["cpu", "cuda"], default="cpu")
     add("--ttt", action="store_true", help="replay the adaptation that the artifact states")
-    add("--against", metavar="BPB[,BPB...]", help="a folder: scores to beat, one or a seed each")
+    add("--against", metavar="BPB[,BPB...]", help="scores to beat, one or one per seed")
     add("--json", action="store_true", help="findings for machines")
     options = parser.parse_args(argv)
     options.clock = Clock(options.minutes)

@@ -1,4 +1,4 @@
-"""Checks what a record folder of any Parameter Golf entry states, short of its artifact.
+"""Checks what a record folder of any Parameter Golf entry states, except its artifact.
 
     python records/check.py FOLDER [--against BPB[,BPB...]] [--json]
 

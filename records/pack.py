@@ -4,7 +4,7 @@
                            [--track 10min_16mb] [--artifact artifact.pcll]
                            [--blurb TEXT] [--date DATE] [--out FOLDER]
 
-One log a seed, all of the same source, settings, versions and hardware. Written is
+One log per seed, all of the same source, settings, versions and hardware. Written is
 records/track_TRACK/DATE_NAME/:
     train_gpt.py        the source text that the logs begin with
     train_seedN.log     a copy of each log
@@ -13,10 +13,10 @@ records/track_TRACK/DATE_NAME/:
     requirements.txt    the versions that the logs state
     artifact.pcll       with --artifact
 The score is that of a log's one final line, which its headline repeats; what a log labels NOT LEGAL
-is never a score. The README says where a run was resumed, and has hardware, versions, settings and
-data in turn where they changed. The track 10min_16mb is for runs on 8 H100 GPUs within 10 minutes
-of training, calibration included, and 10 of evaluation. Nothing of a log is executed or parsed as
-code, and an error leaves nothing behind.
+is never a score. The README says where a run was resumed, and lists hardware, versions, settings
+and data in turn where they changed. The track 10min_16mb is for runs on 8 H100 GPUs within 10
+minutes of training, calibration included, and 10 of evaluation. Nothing of a log is executed or
+parsed as code, and an error leaves nothing behind.
 """
 
 import argparse
@@ -350,7 +350,7 @@ PARTS = {
     "smear_gate": "a smear gate",
     "value_residual": "value residual",
     "gated_attention": "gated attention",
-    "skips": "U-Net skips",
+    "skips": "{} U-Net skips",
     "ln_scale": "inputs scaled by depth",
     "xsa_last_n": "exclusive self-attention in the last {} layers",
     "parallel_last_n": "attention beside the MLP in the last {} layers",
@@ -578,9 +578,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser("pack.py", description=about)
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
-    add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one a seed")
+    add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one per seed")
     add("--track", choices=TRACKS, default=TRACKS[0], help="default: %(default)s")
-    add("--author", default="", help="your name, or your team's")
+    add("--author", default="", help="your name, or your team's (required)")
     add("--github-id", default="", help="your GitHub account")
     add("--blurb", default="", help="the entry in a sentence (default: its settings)")
     add("--artifact", type=Path, metavar="FILE", help="puts a run's artifact into the folder")

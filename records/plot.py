@@ -2,7 +2,7 @@
 
     python records/plot.py records/track_TRACK/DATE_NAME
 
-    loss.png     training loss against tokens, a line a run
+    loss.png     training loss against tokens, one line per run
     bpb.png      bits per byte before export, after it, and with each step of the evaluation
     bytes.png    what the bytes are spent on, if an artifact.pcll lies there
 

@@ -303,8 +303,8 @@ def test_the_readme_explains_the_method(tmp_path, log):
     assert re.search("^- Network: .*", text, re.M)[0] == (
         "- Network: 2 layers of width 64, 4 query and 2 key/value heads of which 8 dimensions "
         "rotate, MLPs of 128, a vocabulary of 1024 tokens, sequences of 256 tokens; with a bigram "
-        "hash table, a smear gate, value residual, gated attention, U-Net skips, exclusive "
-        "self-attention in the last 1 layers."
+        "hash table, a smear gate, value residual, gated attention, plain U-Net skips, "
+        "exclusive self-attention in the last 1 layers."
     )
     assert re.search("^- Training: .*", text, re.M)[0] == (
         "- Training: 3 steps of 2048 tokens, matrices by NorMuon, all else by AdamW; the exported "
