@@ -6,7 +6,6 @@ Reads submission.json, logs and scripts, and runs nothing of the folder; `python
 checks its artifact as well. OK needs the claim, the size, both times and the split to agree with
 the logs, and no suspicion; FAILED is a contradiction between claim and files, or a rule that the
 claimed run breaks. Exit codes: 0 nothing failed, 1 something did, 2 unusable input.
-
 At most 60 s of processor time and 64 MB are spent on regular files of the folder; scripts of over
 1 MB and logs of over 16 MB are not read, and are named.
 """
@@ -77,14 +76,14 @@ SEED_KEY = re.compile(r"(?:val_bpb_)?(?:seed)?[_ ]*([0-9]{1,20})")
 SAID_SEEDS = re.compile(r'(?i)\b(\d|two|three|four|five)[-_ ]?seeds?\b(?!ed|": (?:false|null))')
 WORDS = {"two": 2, "three": 3, "four": 4, "five": 5}
 TRAINED_ON_VAL = re.compile(  # as a README says it, unless it says that it does not
-    r"(?i)TRAIN_ON_VAL\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\btrain(?:s|ed|ing)? "
+    r"(?i)TRAIN_ON_VAL\w*[\"'` ]*[=:][\"'` ]*(?:1|true)\b|\b(?:train|fine-?tun)(?:e?[sd]|ing|e)? "
     r"(?:\w+ ){0,3}on (?:the )?(?:full )?val(?:idation)? (?:shards?|set|split|tokens|data)\b"
 )
-DENIED = re.compile(
-    r"(?i)\b(?:no|not|never|without|nor|illegal|forbid\w*|allowed|you|test-time)\b|n't"
-)
+DENIED = re.compile(r"(?i)\b(?:no|not|never|without|illegal|forbid\w*|allowed|you|test-time)\b|n't")
 BPB_LIST = re.compile(r"\d{1,2}\.\d{1,12}(,\d{1,2}\.\d{1,12})*")
 OTHER_TRACK = re.compile(r"(?i)(?<![a-z0-9])(non[-_ ]?record|unlimited)")
+ABOUT = re.compile(r"(?i)(?:readme|submission)[^/]*$")
+OWN_TRACK = re.compile(r"(?im)^(?:\W{0,9}|#.{0,200}|.{0,60}\bis an? )(non[-_ ]?record|unlimited)\b")
 TRACK_FIELDS = ("track", "name", "submission_type", "record_type", "status", "blurb")
 SIZES = ("model_bytes", "total_bytes")  # of a log
 SIZE = re.compile(r'(?:bytes|size)\w*": "?(\d{7,9})\b')  # of submission.json
@@ -229,7 +228,9 @@ class Entry:
         place = folder.root.parent.name
         said = " ".join(str(self.table.get(name))[:200] for name in TRACK_FIELDS)
         self.over_limit = FAILED if "10min" in f"{place} {said}" else CONSISTENT  # verdict on it
-        if OTHER_TRACK.search(f"{place} {folder.root.name} {said}"):
+        self.about = {p.name: folder.text(p) for p in folder.files if ABOUT.match(folder.name(p))}
+        other = any(map(OWN_TRACK.search, self.about.values()))
+        if other or OTHER_TRACK.search(f"{place} {folder.root.name} {said}"):
             self.over_limit = SUSPICION if place == "track_10min_16mb" else CONSISTENT
         self.logs = read_logs(folder)
         self.sizes = {fact.value for log in self.logs for name in SIZES for fact in log.facts[name]}
@@ -298,8 +299,9 @@ class Entry:
             yield self.explained(self.way) if self.way else self.unexplained()
         else:
             lacking = "no log states a legal" if claim else "submission.json states no"
-            detail = f"{lacking} val_bpb{quoted(self.scores)}"
-            yield Finding(NOT_CHECKABLE, "val_bpb", detail, claim)
+            yield Finding(
+                NOT_CHECKABLE, "val_bpb", f"{lacking} val_bpb{quoted(self.scores)}", claim
+            )
 
     def explained(self, way: Way) -> Finding:
         """The finding on a val_bpb that logs state: a suspicion if it was chosen from several."""
@@ -307,18 +309,25 @@ class Entry:
         passes = [one for log in self.logs for one, _ in log.passes]
         pairs = [(one, score) for score in way.scores for one in passes if one.label == score.label]
         again = [one for one, score in pairs if one.log == score.log and one.bpb > score.bpb + 2e-4]
-        own = next(log for log in self.logs if log.name == first.log)
-        alike = [log for log in self.logs if log.shape == own.shape and log.seed != own.seed]
-        last = [log.last_scores() for log in alike]
-        others = [scores[first.label] for scores in last if first.label in scores]
-        chosen = len(way.scores) == 1 and others and first.bpb < min(one.bpb for one in others)
+        own = [log for log in self.logs if log.name in {score.log for score in way.scores}]
+        kind = attrgetter("shape" if len(own) > 1 else "folder")
+        left = [log for log in self.logs if log.seed not in {None, *(log.seed for log in own)}]
+        last = [log.last_scores().get(first.label) for log in left if kind(log) == kind(own[0])]
+        others = [score for score in last if score]
+        chosen = others and max(one.bpb for one in way.scores) < min(one.bpb for one in others)
+        means = [to_number(self.table[name]) for name in self.table if MEAN_FIELD.search(name)]
+        means.append(to_number([bpb for bpb in self.seeds.values() if bpb]))
+        below = [mean for mean in means if len(own) == 1 and 2e-4 < mean - self.claim < 0.1]
+        below += [way.bpb] if way.digits >= LEAST_DIGITS and way.bpb - self.claim > 1e-3 else []
 
         verdict = CONSISTENT if way.digits >= LEAST_DIGITS else NOT_CHECKABLE
         detail = f"submission.json's {self.claim:g} is {way.words}, to {way.digits} decimals"
-        if first.kind != "final" or chosen or again:
+        if first.kind != "final" or chosen or again or below:
             verdict = SUSPICION
         if chosen:
-            detail += f"; the best of {len(others) + 1} seeds, no mean{quoted(others)}"
+            detail += f"; the best of {len(others) + len(own)} seeds, no mean{quoted(others)}"
+        if below:
+            detail += f"; by its own numbers it is {below[0]:g}"
         if again:
             detail += f"; the same pass came to another score{quoted(again)}"
         says = f"val_bpb {way.bpb:.6f} is what the logs say"
@@ -349,7 +358,6 @@ class Entry:
         seeds = sorted({log.seed for log in self.used if log.seed is not None})
         logged = {log.seed for log in self.logs} - {None}
         unlogged = sorted(set(self.seeds) - logged)
-        misnamed = [log.name for log in self.used if log.named_seed not in (None, log.seed)]
         said = SAID_SEEDS.findall(json.dumps(self.table)[:100_000])
         most = max((WORDS.get(word.lower()) or int(word) for word in said), default=0)
 
@@ -358,9 +366,9 @@ class Entry:
         if unlogged or not seeds:
             verdict = NOT_CHECKABLE
             detail += f"; submission.json also names {unlogged[:8]}" if unlogged else ""
-        elif misnamed:
+        elif self.way and len(seeds) == 1 < len(self.used):
             verdict = SUSPICION
-            detail += f"; {misnamed[0]} logs another seed than its name"
+            detail += f", {len(self.used)} of them"
         elif most > max(len(logged), 1):
             verdict = SUSPICION
             detail += f"; submission.json speaks of {most} seeds, logs of {len(logged)} are here"
@@ -381,7 +389,8 @@ class Entry:
         code = self.code
         exports = [export for export in map(last_export, self.used) if export.total]
         if not code.used or not exports:
-            over = (self.total or 0) > CAP_BYTES  # by the claimant's own word
+            totals = filter(None, (to_number(self.table.get(name)) for name in TOTAL_FIELDS))
+            over = min(totals, default=0) > CAP_BYTES  # by the claimant's own word
             detail = "no claimed log states bytes" if code.used else "no script is here"
             detail += f"; submission.json says {int(self.total):,}" if self.total else ""
             return Finding(FAILED if over else NOT_CHECKABLE, "size", detail)
@@ -465,8 +474,9 @@ class Entry:
             seconds, line, _ = max(total, log.longest("eval"))
             detail = f"the longest that a log states, of no claimed pass; {self.limit(log)}"
         if not seconds:
-            detail = "no claimed log states the time of its evaluation"
-            return Finding(NOT_CHECKABLE, "evaluation time", detail)
+            return Finding(
+                NOT_CHECKABLE, "evaluation time", "no claimed log states how long it took"
+            )
 
         verdict = self.judge(log, max(seconds, total.value))
         claimed = self.way and own[log] and self.judge(log, seconds) == verdict
@@ -499,6 +509,8 @@ class Entry:
         """val_tokens x (val_loss / ln 2) / val_bpb: 151.08 MB of text under any tokenizer."""
         log = self.used[0] if self.used else Log("")
         tokens = log.last("val_tokens", 0)
+        if tokens * (log.last("world_size") or 1) in SPLIT_TOKENS.values():  # of one rank
+            tokens *= log.last("world_size") or 1
         near = [size for size, count in SPLIT_TOKENS.items() if abs(tokens / count - 1) < 1e-4]
         whole = SPLIT_TOKENS.get(log.last("vocab_size", near[0] if near else 0), 0)
         known = [one for one in (*self.scores, *log.scores, *log.running) if one.loss and one.bpb]
@@ -547,12 +559,10 @@ class Entry:
         """What has invalidated entries before, each with its line, for a person to judge."""
         facts = [(what, log.facts[what]) for log in self.used for what in SUSPICIOUS]
         hits = {what: found[0].quote for what, found in facts if found}  # what -> its line
-        for path in [path for path in self.folder.files if path.parent == self.folder.root]:
-            named = re.match("(?i)readme|submission", path.name)
-            text = self.folder.text(path) if named else ""
+        for name, text in self.about.items():
             for found in TRAINED_ON_VAL.finditer(text):
                 if not DENIED.search(text[max(0, found.start() - 60) : found.start()]):
-                    hits["says that it trains on validation data"] = f"{path.name}: {found[0]}"
+                    hits["says that it trains on validation data"] = f"{name}: {found[0]}"
         unread = [path.name for path, texts in self.code.programs.items() if stays_packed(texts)]
         for path, programs in self.code.programs.items():
             for program in programs if self.folder.allows(0, path.name) else ():
@@ -617,7 +627,9 @@ def last_export(log: Log) -> Export:
         model = NOTHING
     elif model.number > total.number and model.value > total.value:  # of a later export
         total = NOTHING
-    return Export(model.value, code.value, total.value or model.value + code.value)
+    return Export(
+        model.value, code.value, total.value or (model.value and model.value + code.value)
+    )
 
 
 def adaptation_before_export(log: Log) -> tuple[float, str]:
@@ -632,8 +644,8 @@ def check_significance(scores: list[Score], rivals: list[float]) -> list[Finding
     """Whether the scores are lower than the rivals' by RECORD_NATS a token at p < RECORD_P."""
     finals = [score for score in scores if score.kind == "final"]
     if not rivals or not finals:
-        detail = "no final line with val_bpb"
-        return [Finding(NOT_CHECKABLE, "significance", detail)] if rivals else []
+        lacking = Finding(NOT_CHECKABLE, "significance", "no final line with val_bpb")
+        return [lacking] if rivals else []
     ratios = [score.loss / score.bpb for score in finals if score.loss and score.bpb]
     nats = fmean(ratios or [math.log(2) * SPLIT_BYTES / SPLIT_TOKENS[1024]])  # a token, per bit
     ours = [score.bpb * nats for score in finals]
@@ -651,25 +663,20 @@ def check_significance(scores: list[Score], rivals: list[float]) -> list[Finding
 
 
 def welch(a: list[float], b: list[float], margin: float) -> float | None:
-    """One-sided p of mean(a) - mean(b) <= margin, by Welch's t-test; a list of one value counts as
-    exact. None where the values show no deviation."""
+    """One-sided p of mean(a) - mean(b) <= margin by Welch's t-test; None without a deviation."""
     parts = [(variance(x) / len(x), len(x) - 1) for x in (a, b) if len(x) > 1]
     total = sum(part for part, _ in parts)  # variance of the difference of the means
     if len(b) < 2 or total == 0:
         return None
     freedom = total**2 / sum(part**2 / count for part, count in parts)
-    t = (fmean(a) - fmean(b) - margin) / math.sqrt(total)
-    tail = student_tail(abs(t), freedom)
-    return tail if t > 0 else 1 - tail
+    return student_tail((fmean(a) - fmean(b) - margin) / math.sqrt(total), freedom)
 
 
 def student_tail(t: float, freedom: float) -> float:
-    """P(T > t >= 0) of Student's t: the integral of sin(x)^(freedom - 1) up to
-    atan(sqrt(freedom) / t), in its form x = y^4 that is smooth at 0, by Gauss's rule."""
-    nodes, weights = np.polynomial.legendre.leggauss(200)
-    y = (nodes + 1) / 2
+    """P(T > t) of Student's t: the integral of sin(x)^(freedom - 1) to atan2(sqrt(freedom), t)."""
     end = math.atan2(math.sqrt(freedom), t)
-    area = end * (weights @ (np.sin(end * y**4) ** (freedom - 1) * 2 * y**3))
+    y = (np.arange(100_000) + 0.5) / 100_000  # x = end y^4 is smooth at 0
+    area = end * np.mean(np.sin(end * y**4) ** (freedom - 1) * 4 * y**3)
     gammas = math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)
     return area * math.exp(gammas) / math.sqrt(math.pi)
 
@@ -681,7 +688,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--against", metavar="BPB[,BPB...]", help="scores to beat")
     parser.add_argument("--json", action="store_true", help="findings for machines")
     options = parser.parse_args(argv)
-
     find = partial(check_folder, Path(options.folder), options.against)
     return report_on(find, "check.py", options.folder, options.json)
 

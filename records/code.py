@@ -224,7 +224,7 @@ def search(program: str) -> Iterator[Hit]:
 
 def shards_trained_on(code: str) -> int | None:
     """Validation shards as training files, unless a switch that is off by default says so."""
-    named = re.compile(r"\btrain\w{0,40}\s*(?::[^=;\n]{1,80})?=[^=;\n]*fineweb_val[^\n]*")
+    named = re.compile(r"\btrain\w{0,40}\s*(?::[^=;\n]{1,80})?=[^=;\n]*fineweb_(?:val|\*)[^\n]*")
     for found in islice(named.finditer(code), MAX_PLACES):
         switch = re.search(r"\bif (?:\w+\.)*(\w+)", found[0])
         name = switch[1] if switch else "no switch"
@@ -236,8 +236,7 @@ def shards_trained_on(code: str) -> int | None:
 
 
 def unscored_learning(code: str) -> int | None:
-    """Outer loops that train on validation tokens and score nothing, in functions that no other
-    calls which evaluates or scores: those adapt on what they scored. Warming up is no training."""
+    """A loop that trains on validation tokens and scores none, in no function of an evaluation."""
     functions = list(FUNCTION.finditer(code))
     scoring = [one for one in functions if re.search("eval|score", one[2])]
     learning = [one for one in functions if ".backward(" in one[0] and VAL_TOKENS.search(one[0])]

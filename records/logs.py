@@ -94,35 +94,32 @@ STATEMENTS = SUSPICIOUS | {  # a number, with a unit where it is a time
     "val_tokens": r"(?:\bval_tokens[:=]|Val(?:idation)? tokens:|val_loader:.{0,400}tokens:) ?BYTES",
     "vocab_size": r"(?:(?<!\w)vocab_size[:=] ?|fineweb_|_sp)([0-9]{3,6})(?![\dB])",
     "model_bytes": (
-        r"(?:Serialized model [^:]{1,60}:|Artifact(?: size)?: {0,8}|\bserialized_model_\w+[:=]"
+        r"(?:(?:Serialized|Quantized) model [^:]{1,60}:|Artifact(?: size)?: {0,8}"
+        r"|\bserialized_model_\w+[:=]|\bartifact:.{0,200}\bmodel_bytes="
         r"|\b(?:quant|artifact|compressed_model)_bytes[:=]|\bmodel: ?(?=\d{1,15} code:)"
         r"|\w: ?(?=[\d,]{7,15} bytes \| code)) ?BYTES(?![\d.]| ?[MK]B)"
     ),
     "code_bytes": r"(?:Code size[^:]{0,60}:|\bcode_bytes[:=]|(?:\||model:\d{1,15}) code:) ?BYTES",
     "total_bytes": (
-        r"(?:Total submission size[^:]{0,60}:|budget: ?(?=[\d,]{1,15}/)|\bestimated_total[:=]"
+        r"(?:Total submission(?: size[^:]{0,60})?:|budget: ?(?=[\d,]{1,15}/)|\bestimated_total[:=]"
         r"|\btotal(?:_artifact|_submission)?_bytes[:=]|(?:\||code:\d{1,15}) total:) ?BYTES"
         r"(?![\d.]| ?[MK]B)"
     ),
     "gpu": r"NVIDIA ([A-Z]+ ?\d\w*)",
 }
 PATTERNS = {name: compiled(text) for name, text in STATEMENTS.items()}
-WORTH_A_LOOK = re.compile(  # a line without any of these states nothing
-    r"(?i)bpb|time|stop|loss|elapsed|seed|world_size|token|vocab|fineweb|_sp\d|bytes|size|artifact"
-    r"|budget|calib|hessian|gptq|ttt|adapt|pass|gate|only|traceback|nvidia|step:|took"
-)
 BPB = compiled(
     r"(?i)(?:val_loss[\"']?[:=] ?NUMBER.{0,100}?)?(?<!delta_)(?<!gain_)(?<!std_)bpb"
     r"(?:[\"']? ?[:=]\W{0,20}| (?=\d\.\d{3}))NUMBER"
 )
 RUNNING = re.compile(  # before the score of a step, chunk, epoch or comparison
     r"(?i)step|epoch|chunk|batch|progress|running|train_|\d/\d|baseline|delta|target|best|improve"
-    r"|pre[-_ ]?quant|post[-_ ]?ema|scored:\d"
+    r"|pre[-_ ]?quant|post[-_ ]?ema|scored:\d|fp32|unquant"
 )
 EXACT = re.compile(r"final_[\w+.-]{0,60}_exact ")  # a result, whatever words are in its name
 TRAINING = re.compile(r"(?i)stopping_early|step\b|\d+/\d+ (?:train|val)_")  # how its lines begin
 STEP = re.compile(r"(?i)\W{0,4}(?:step|iter|iteration|epoch)\b\W{0,4}\d.{0,80}\bloss\b")
-TRIED = re.compile(r"probe|_try|attempt")  # an export that was not kept
+TRIED = re.compile(r"^raw |probe|_try|attempt")  # an export that was not kept
 SOURCE_BEGINS = re.compile(
     r'import [\w., ]+$|from [\w.]+ import |def \w+\(|class \w+[(:]|if __name__ ?==|"""|#!'
 )
@@ -177,6 +174,7 @@ class Log:
     def __init__(self, name: str):
         self.name = name
         self.shape = re.sub(r"\d+", "", name)  # is that of other seeds' logs
+        self.folder = self.shape.rpartition("/")[0]
         self.facts = {fact: deque(maxlen=MAX_KEPT) for fact in PATTERNS}  # Facts
         self.scores = deque(maxlen=MAX_KEPT)  # of kind final and illegal
         self.running = deque(maxlen=MAX_KEPT)
@@ -198,7 +196,7 @@ class Log:
 
     @property
     def seed(self) -> int | None:
-        return self.last("seed", self.named_seed)
+        return self.facts["seed"][0].value if self.facts["seed"] else self.named_seed
 
     @property
     def headline(self) -> Score | None:
@@ -213,8 +211,6 @@ class Log:
     def read(self, row: Row) -> None:
         """Takes in what a line says."""
         text = row.text.strip()
-        if not WORTH_A_LOOK.search(text):
-            return
         quote = f"{self.name}:{row.number}: {text[:160]}"
         self.steps += bool(STEP.match(text))
         for name, pattern in PATTERNS.items():
@@ -228,9 +224,9 @@ class Log:
                 self.facts[fact].clear()
         elif scores:
             self.facts["a log that ends in an error"].clear()
-            time = PATTERNS["eval"].search(text)
-            if time and scores[-1].kind == "final" and "diagnos" not in text.lower():
-                self.passes.append((scores[-1], stated_value(time)))
+            timed = self.facts["eval"] and self.facts["eval"][-1].quote == quote
+            if timed and scores[-1].kind == "final" and "diagnos" not in text.lower():
+                self.passes.append((scores[-1], self.facts["eval"].pop().value))
 
     def counts(self, name: str, text: str) -> bool:
         """Whether a statement is one of the run's, where it stands."""

@@ -181,8 +181,7 @@ def end_on_interrupt(program: str) -> None:
 
 
 def report_on(find: Callable[[], Report], program: str, target: str, as_json: bool) -> int:
-    """Prints what `find` finds on a target, or one sentence on stderr; returns the exit code: 0
-    nothing failed, 1 something did, 2 the input is unusable, 130 Ctrl-C."""
+    """Prints what `find` finds on a target, or a sentence on stderr; returns 0, 1, 2 or 130."""
     if sys.stdout is None:
         print(f"{program}: stdout is closed", file=sys.stderr)
         return 2

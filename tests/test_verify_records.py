@@ -127,6 +127,13 @@ SAID = r"""
 val_bpb
     logs=CLAIMED val_bpb=1.1197 -> CONSISTENT: a final line of one log of 3
     logs=CLAIMED val_bpb=1.1185 -> SUSPICION: the best of 3 seeds
+    logs=RERUNS val_bpb=1.119 -> SUSPICION: the best of 3 seeds, no mean; b.log:
+    logs=RERUNS val_bpb=1.121 -> CONSISTENT: a final line of one log of 3
+    logs=FIVE -> SUSPICION: the best of 5 seeds, no mean
+    logs=ALONE val_bpb=1.119 mean_val_bpb=1.1193 -> SUSPICION: by its own numbers it is 1.1193
+    logs=ALONE val_bpb=1.119 mean_val_bpb=1.1191 -> CONSISTENT: a final line of one log of 1
+    logs=ALONE val_bpb=1.119 seed_results={"1":1.119,"2":1.121} -> SUSPICION: numbers it is 1.12
+    lines=[1.1048,1.1048] val_bpb=1.1 -> SUSPICION: by its own numbers it is 1.1048
     logs=CLAIMED val_bpb=1.1222 -> CONSISTENT: the mean of the last 'plain' lines of 3 logs
     logs=CLAIMED val_bpb=1.1501 -> SUSPICION: a running line of one log
     logs=CLAIMED val_bpb=1.1281 -> SUSPICION: no line and no mean of the logs
@@ -142,7 +149,6 @@ val_bpb
     val_bpb=null val_loss=1.12 -> CONSISTENT: the mean of the last final lines of 3 logs
     val_bpb=null val_loss=1.4999 -> SUSPICION: no line and no mean of the logs
     val_bpb=null val_loss=1.5 -> NOT CHECKABLE: submission.json states no val_bpb
-    val_bpb=true -> NOT CHECKABLE: submission.json states no val_bpb
     val_bpb="1e999" -> NOT CHECKABLE: submission.json states no val_bpb
 seeds
     seeds=null -> CONSISTENT: seeds [1, 2, 3]
@@ -151,7 +157,8 @@ seeds
     blurb="three-seed mean, seeded" -> CONSISTENT: seeds [1, 2, 3]
     lacks="^seed:" -> CONSISTENT: seeds [1, 2, 3]
     lacks="^seed:" logs=BARE seeds=null -> NOT CHECKABLE: seeds []
-    head="seed:4\n" lacks="^seed:[123]" seeds=null -> SUSPICION: another seed than its name
+    head="seed:4\n" seeds=null -> SUSPICION: seeds [4], 3 of them
+    middle="rotation:baked seed:20260416\n" -> CONSISTENT: seeds [1, 2, 3]
     seeds={"1":1.121,"2":1.12,"3":1.121} -> SUSPICION: seed 1 claims 1.121
 hardware
     head="NVIDIA H100 80GB HBM3\n" -> CONSISTENT: world size [8], GPU H100
@@ -163,11 +170,21 @@ evaluation time
     tail="diagnostic val_bpb:1.16 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
     tail="NOT LEGAL val_bpb:1.04 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
     tail="chunk [1/9] val_bpb:1.13 eval_time:650000ms\n" -> CONSISTENT: the slowest claimed pass
-    lacks="eval_time" -> NOT CHECKABLE: no claimed log states the time
+    lacks="eval_time" -> NOT CHECKABLE: no claimed log states how long
+    lacks="eval_time" tail=PLAIN -> NOT CHECKABLE: no claimed log states how long
+training time
+    trained=650000 more={"README.md":"This is a non-record run."} -> SUSPICION: the slowest run's
+    trained=650000 more={"README.md":"It beats each non-record run."} -> FAILED: the slowest run's
+size
+    lacks="Serialized|Total" -> NOT CHECKABLE: no claimed log states bytes
+    lacks="bytes" bytes_total=67224025 artifact_bytes=15900000 -> NOT CHECKABLE: no claimed log
 split
+    tokens=7752704 -> CONSISTENT: 62,021,632 tokens
     tail="mixed val_loss:1.891235 val_bpb:1.0600\n" val_bpb=1.06 -> SUSPICION: of 2.5740 bytes
 pattern
     more={"README.md":"It trains on the full val set."} -> SUSPICION: says that it trains on val
+    more={"README.md":"It is fine-tuned on the validation set."} -> SUSPICION: says that it trains
+    script="train_files = glob('fineweb_*.bin')" -> SUSPICION: trains on the validation shards
     more={"README.md":"It never trains on the full val set."} -> CONSISTENT: nothing
     TRAIN_ON_VAL=1 -> SUSPICION: says that it trains on validation data
     TRAIN_ON_VAL=0 -> CONSISTENT: nothing
