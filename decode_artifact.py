@@ -845,6 +845,8 @@ def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
     final = Path(path)
     if os.path.lexists(final) and (final.is_symlink() or not final.is_file()):
         raise OSError(f"{final} is there and is no regular file")
+    if not final.parent.is_dir():
+        raise OSError(f"{final.parent} is no folder")
 
     draft = final.with_name(f".{final.name}.{os.getpid()}.tmp")
     try:
@@ -863,7 +865,7 @@ def write_npz(path: str, weights: dict[str, np.ndarray]) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0, or 2 after one sentence on stderr."""
+    """Exit status: 0; 2 after one sentence on stderr, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(
         description="Reads PCLL artifacts: prints a table of tensors, writes the weights."
     )
@@ -875,14 +877,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         data = read_bytes(options.artifact)
         config, tensors, weights = parse_pcll(data)
-        if options.npz:
+        if options.npz is not None:
+            if os.path.exists(options.npz) and os.path.samefile(options.npz, options.artifact):
+                raise ArtifactError("--npz names the artifact itself")
             write_npz(options.npz, weights)
         report = describe(data, config, tensors)
         print(json.dumps(report, indent=1) if options.json else as_table(report), flush=True)
     except BrokenPipeError:  # the reader of our output has gone, which is its right
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("decode_artifact.py: stopped by Ctrl-C", file=sys.stderr)
+        return 130
     except (ArtifactError, OSError, MemoryError) as error:
-        print(f"{options.artifact}: {error or 'there is not enough memory'}", file=sys.stderr)
+        problem = getattr(error, "strerror", None) or error or "there is not enough memory"
+        print(f"{options.artifact}: {problem}", file=sys.stderr)
         return 2
     return 0
 

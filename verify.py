@@ -190,8 +190,7 @@ class Model:
         self.params = {name: torch.tensor(array, device=device) for name, array in weights.items()}
 
     def previous(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """x [B, T, ...] of the position before; zero at the first and, with bos_reset, where a
-        document begins."""
+        """x [B, T, ...] of the position before; zero at the first and, with bos_reset, at a BOS."""
         rest = x.dim() - 2  # axes
         x = F.pad(x[:, :-1], [0, 0] * rest + [1, 0])
         first = (tokens == BOS) & self.config["bos_reset"]
@@ -318,8 +317,7 @@ UNUSED = """adam_beta2 bigram_init_std calibration_tokens codec dtype ema_decay 
     matrix_lr matrix_optimizer max_wallclock_seconds muon_momentum muon_momentum_warmup_start
     muon_momentum_warmup_steps qk_gain_init quantisation_nats scalar_lr scalar_weight_decay seed
     size_cap_bytes tokenizer_sha256 train_batch_tokens warmdown_floor warmdown_fraction
-    warmdown_iters warmup_steps weight_decay
-    weights_crc32""".split()  # by training and export alone
+    warmdown_iters warmup_steps weight_decay weights_crc32""".split()  # by training and export
 
 
 def is_allowed(value: object, values: tuple) -> bool:
@@ -332,10 +330,9 @@ def is_allowed(value: object, values: tuple) -> bool:
 def unknown_parts(c: dict, shapes: Shapes) -> list[str]:
     """What an artifact states or holds that is not of the network above, or beyond its limits."""
     found = [f"setting {name} is not known" for name in c if name not in (*CONFIG, *UNUSED)]
-    for name, values in CONFIG.items():
-        value = c.get(name, "absent")
-        if not is_allowed(value, values):
-            found.append(f"{name} = {value!r:.60} is none of {values}")
+    stated = {name: c.get(name, "absent") for name in CONFIG}
+    odd = [name for name in CONFIG if not is_allowed(stated[name], CONFIG[name])]
+    found += [f"{name} = {stated[name]!r:.60} is none of {CONFIG[name]}" for name in odd]
     if found:
         return found
 
@@ -605,8 +602,7 @@ class Learner:
             self.optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
 
     def learn(self, run: Pass, chunk: int, begin: int) -> None:
-        """Trains on the inputs from `begin` on that are scored; the rate follows a cosine over the
-        whole split's chunks."""
+        """Trains on scored inputs, from `begin` on; the rate is a cosine over the whole split."""
         length = self.config["train_seq_len"]
         size = self.config["ttt_batch_seqs"]
         chunks = math.ceil(self.subject.targets / self.config["ttt_chunk_tokens"])
@@ -977,9 +973,10 @@ def check_artifact(path: Path, options: argparse.Namespace) -> Iterator[Finding]
         yield Finding(PROVEN, "config", detail, len(shapes), "tensors")
         sha256 = hashlib.sha256(data).hexdigest()
         own = [line for line in options.lines if line.artifact in ("", sha256)]
-        if (options.lines or options.log) and not own:
+        named = {line.artifact for line in options.lines} - {""}
+        if (options.lines or options.log) and (not own or (named and sha256 not in named)):
             detail = f"no line '{SLIDING}: scored:2048 nats:...' of the artifact {sha256}"
-            yield Finding(NOT_CHECKABLE, "prefix", detail)
+            yield Finding(NOT_CHECKABLE, "prefix", detail, says="no log is of this artifact")
         yield from check_network(config, weights, own, options)
 
 
@@ -1017,7 +1014,7 @@ def check_network(
     if not tokenizer:
         detail = f"none here has sha256 {sha256[:16]}, the artifact's; see --tokenizer"
         yield Finding(NOT_CHECKABLE, "tokenizer", detail)
-        yield unscored("val_bpb", "no validation shards for its tokenizer here; see --data")
+        yield unscored("val_bpb", "no tokenizer with its sha256 here; see --tokenizer and --data")
         return
     yield Finding(PROVEN, "tokenizer", f"{tokenizer} has the artifact's sha256 {sha256[:16]}")
 
@@ -1041,6 +1038,8 @@ def find_data(sha256: str, options: argparse.Namespace) -> tuple[Path | None, Pa
     folders = [HERE / name for name in DEFAULT_DATA if (HERE / name).is_dir()]
     if options.data:
         folders = [Path(options.data)]
+        if not folders[0].is_dir():
+            raise UnusableInput(f"--data {options.data} is no folder")
         if folders[0].resolve().is_relative_to(Path(options.target).resolve()):
             raise UnusableInput(f"{options.data} lies in the folder that is checked")
     for folder in folders:
@@ -1103,7 +1102,8 @@ def check(options: argparse.Namespace) -> Report:
                 what = "record folder" if options.against else "folder and no PCLL artifact"
                 raise UnusableInput(f"{target} is no {what}")
         scores = ("claim",) if options.claims else ("val_bpb", "val_bpb_ttt", "claim")
-        report = Report(so_far(check_artifact(target, options)), (("size",), scores))
+        needed = (("size",), scores, ("prefix",)) if options.log else (("size",), scores)
+        report = Report(so_far(check_artifact(target, options)), needed)
     report.findings.extend(check_lines(options.lines))
     return report
 

@@ -144,8 +144,7 @@ def read_run(path: Path) -> Run:
     }
     if lacking := [what for what, lines in found.items() if not lines]:
         raise UnusableInput(
-            f"{path} has no line with {lacking[0]}: the run was interrupted, or it is another "
-            "script's."
+            f"{path} has no line with {lacking[0]}: interrupted, or another script's."
         )
     if len(finals) > 1:
         raise UnusableInput(f"{path} has {len(finals)} final lines, but a run has one score.")
@@ -237,9 +236,7 @@ def check_score(path: Path, loss: float, bpb: float, tokens: float, size: float)
         raise UnusableInput(f"{path} states no text that could be scored.")
     made = loss / math.log(2) * tokens / size
     if abs(made - bpb) >= 1e-6:
-        raise UnusableInput(
-            f"{path} states val_bpb:{bpb:.8f}, but its loss, tokens and bytes make {made:.8f}."
-        )
+        raise UnusableInput(f"{path} states val_bpb:{bpb:.8f}, its loss and text make {made:.8f}.")
 
 
 def check_runs(runs: list[Run], track: str) -> None:
@@ -247,19 +244,18 @@ def check_runs(runs: list[Run], track: str) -> None:
     for before, run in zip(runs, runs[1:], strict=False):
         if before.seed == run.seed:
             raise UnusableInput(f"{before.path} and {run.path} are both of seed {run.seed}.")
+    if len({run.results["artifact_sha256"] for run in runs}) < len(runs):
+        raise UnusableInput("Logs of several seeds name the same artifact: one is a copy.")
 
     first = shared(runs[0])
     for run in runs:
         own = shared(run)
         if differ := [what for what in first | own if first.get(what) != own.get(what)]:
             names = ", ".join(differ[:4])
-            raise UnusableInput(
-                f"{runs[0].path}, {run.path} differ in more than the seed: {names}."
-            )
-        if run.results["bytes_total"] > CAP_BYTES:
-            raise UnusableInput(
-                f"{run.path} states {run.results['bytes_total']} bytes in all, above {CAP_BYTES}."
-            )
+            raise UnusableInput(f"{runs[0].path}, {run.path} differ beyond the seed: {names}.")
+        total = run.results["bytes_total"]
+        if total > CAP_BYTES:
+            raise UnusableInput(f"{run.path} states {total} bytes in all, above {CAP_BYTES}.")
         if track == "10min_16mb":
             check_track(run)
 
@@ -542,6 +538,8 @@ def pack(args: argparse.Namespace) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Writes a file so that it is whole or not there, whatever stops it."""
+    if os.path.lexists(path) and (path.is_symlink() or not path.is_file()):
+        raise UnusableInput(f"{path} is there and is no regular file.")
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(draft, "wb") as file:
@@ -549,8 +547,10 @@ def write_file(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         draft.rename(path)
-    except BaseException:  # a Ctrl-C, too
+    except BaseException as error:  # a Ctrl-C, too
         draft.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)
         raise
 
 
@@ -574,8 +574,7 @@ def run_tool(program: str, work: Callable[[], str]) -> int:
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = "Turns the logs of finished runs into a record folder."
-    parser = argparse.ArgumentParser("pack.py", description=about)
+    parser = argparse.ArgumentParser("pack.py", description="Makes a record folder of runs' logs.")
     add = parser.add_argument
     add("name", metavar="NAME", help="of the folder, after its date")
     add("logs", metavar="LOG", nargs="+", type=Path, help="the log of a finished run, one per seed")

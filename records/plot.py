@@ -27,7 +27,7 @@ if __name__ == "__main__":  # imports start at the root
 
 import decode_artifact as pcll
 from records.files import TEXT_BYTES
-from records.pack import Run, read_file, read_run, run_tool, write_file
+from records.pack import Run, check_runs, read_file, read_run, run_tool, write_file
 from records.report import UnusableInput
 
 try:
@@ -201,6 +201,7 @@ def plot(folder: Path) -> str:
     runs = sorted(map(read_run, folder.glob("train_seed*.log")), key=lambda run: run.seed)
     if not runs:
         raise UnusableInput(f"{folder} is no record folder: it has no train_seed*.log.")
+    check_runs(runs, "non_record_16mb")
     text = read_file(folder / "README.md", TEXT_BYTES).decode("utf-8", "surrogateescape")
     if "\0" in text:
         raise UnusableInput(f"{folder / 'README.md'} is no text in UTF-8.")

@@ -1061,7 +1061,7 @@ test_pack.py::test_logs_that_differ[MATRIX_LR, CODEC.]
     + if differ := []:
 test_pack.py::test_the_cap_and_the_rounding_of_a_score
     a record over the cap with its code is refused
-    - if run.results["bytes_total"] > CAP_BYTES:
+    - if total > CAP_BYTES:
     + if run.results["artifact_bytes"] > CAP_BYTES:
     a score that its loss does not make is refused
     - if abs(made - bpb) >= 1e-6:

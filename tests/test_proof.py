@@ -129,6 +129,11 @@ def test_logs_that_say_nothing_of_it(entry, capsys):
     (row,) = prefixes(capsys, entry.artifact, "--log", path)
     assert row["verdict"] == "NOT CHECKABLE" and "no artifact_sha256" in row["detail"]
 
+    path = entry.log(entry.nats, "0" * 64)
+    path.write_text(f"before export: scored:9 nats:1.0 bytes:9 val_bpb:1.0\n{path.read_text()}")
+    line = first_line(capsys, entry.artifact, "--log", path)
+    assert "not shown: prefix" in line and "no log is of this artifact" in line
+
     path.write_text("final_exact val_loss:1.9 val_bpb:1.1\n")
     (row,) = prefixes(capsys, entry.artifact, "--log", path)
     assert row["verdict"] == "NOT CHECKABLE" and "no line 'after export" in row["detail"]

@@ -149,7 +149,6 @@ val_bpb
     val_bpb=null val_loss=1.12 -> CONSISTENT: the mean of the last final lines of 3 logs
     val_bpb=null val_loss=1.4999 -> SUSPICION: no line and no mean of the logs
     val_bpb=null val_loss=1.5 -> NOT CHECKABLE: submission.json states no val_bpb
-    val_bpb="1e999" -> NOT CHECKABLE: submission.json states no val_bpb
 seeds
     seeds=null -> CONSISTENT: seeds [1, 2, 3]
     seeds=[1,2,4] -> NOT CHECKABLE: submission.json also names [4]

@@ -91,7 +91,8 @@ def test_any_spelling_is_taken_out(tmp_path):
         (["--unwrap", "large.py", "out.py"], "large.py has more than 1000000 bytes."),
         (["/dev/zero", "out.py"], "/dev/zero: is no regular file."),
         (["absent.py", "out.py"], "absent.py: No such file or directory."),
-        (["plain.py", "absent/out.py"], "No such file or directory."),
+        (["plain.py", "absent/out.py"], ": absent/out.py: No such file or directory."),
+        (["plain.py", "."], ". is there and is no regular file."),
     ],
 )
 def test_errors_are_a_sentence_and_leave_nothing(tmp_path, monkeypatch, capsys, words, sentence):
