@@ -299,39 +299,42 @@ class Entry:
             yield self.explained(self.way) if self.way else self.unexplained()
         else:
             lacking = "no log states a legal" if claim else "submission.json states no"
-            yield Finding(
-                NOT_CHECKABLE, "val_bpb", f"{lacking} val_bpb{quoted(self.scores)}", claim
-            )
+            detail = f"{lacking} val_bpb{quoted(self.scores)}"
+            yield Finding(NOT_CHECKABLE, "val_bpb", detail, claim)
 
     def explained(self, way: Way) -> Finding:
-        """The finding on a val_bpb that logs state: a suspicion if it was chosen from several."""
+        """The finding on a val_bpb that logs state."""
         first = way.scores[0]
-        passes = [one for log in self.logs for one, _ in log.passes]
-        pairs = [(one, score) for score in way.scores for one in passes if one.label == score.label]
-        again = [one for one, score in pairs if one.log == score.log and one.bpb > score.bpb + 2e-4]
+        parts = [f"submission.json's {self.claim:g} is {way.words}, to {way.digits} decimals"]
+        parts += self.doubts(way)
+        verdict = CONSISTENT if way.digits >= LEAST_DIGITS else NOT_CHECKABLE
+        if first.kind != "final" or len(parts) > 1:
+            verdict = SUSPICION
+        says = f"val_bpb {way.bpb:.6f} is what the logs say"
+        detail = "; ".join(parts)
+        return Finding(verdict, "val_bpb", detail, way.bpb, "bits/byte", first.quote, says)
+
+    def doubts(self, way: Way) -> Iterator[str]:
+        """Signs that a val_bpb was chosen from several."""
+        label = way.scores[0].label
         own = [log for log in self.logs if log.name in {score.log for score in way.scores}]
         kind = attrgetter("shape" if len(own) > 1 else "folder")
-        left = [log for log in self.logs if log.seed not in {None, *(log.seed for log in own)}]
-        last = [log.last_scores().get(first.label) for log in left if kind(log) == kind(own[0])]
-        others = [score for score in last if score]
-        chosen = others and max(one.bpb for one in way.scores) < min(one.bpb for one in others)
+        seeds = {None, *(log.seed for log in own)}
+        left = [log for log in self.logs if log.seed not in seeds and kind(log) == kind(own[0])]
+        others = [log.last_scores()[label] for log in left if label in log.last_scores()]
+        if others and max(one.bpb for one in way.scores) < min(one.bpb for one in others):
+            yield f"the best of {len(others) + len(own)} seeds, no mean{quoted(others)}"
         means = [to_number(self.table[name]) for name in self.table if MEAN_FIELD.search(name)]
         means.append(to_number([bpb for bpb in self.seeds.values() if bpb]))
         below = [mean for mean in means if len(own) == 1 and 2e-4 < mean - self.claim < 0.1]
         below += [way.bpb] if way.digits >= LEAST_DIGITS and way.bpb - self.claim > 1e-3 else []
-
-        verdict = CONSISTENT if way.digits >= LEAST_DIGITS else NOT_CHECKABLE
-        detail = f"submission.json's {self.claim:g} is {way.words}, to {way.digits} decimals"
-        if first.kind != "final" or chosen or again or below:
-            verdict = SUSPICION
-        if chosen:
-            detail += f"; the best of {len(others) + len(own)} seeds, no mean{quoted(others)}"
         if below:
-            detail += f"; by its own numbers it is {below[0]:g}"
+            yield f"by its own numbers it is {below[0]:g}"
+        passes = [one for log in own for one, _ in log.passes]
+        pairs = [(one, score) for score in way.scores for one in passes if one.label == score.label]
+        again = [one for one, score in pairs if one.log == score.log and one.bpb > score.bpb + 2e-4]
         if again:
-            detail += f"; the same pass came to another score{quoted(again)}"
-        says = f"val_bpb {way.bpb:.6f} is what the logs say"
-        return Finding(verdict, "val_bpb", detail, way.bpb, "bits/byte", first.quote, says)
+            yield f"the same pass came to another score{quoted(again)}"
 
     def unexplained(self) -> Finding:
         """The finding on a val_bpb that is no line and no mean: proof if below all claimed logs."""
@@ -474,9 +477,8 @@ class Entry:
             seconds, line, _ = max(total, log.longest("eval"))
             detail = f"the longest that a log states, of no claimed pass; {self.limit(log)}"
         if not seconds:
-            return Finding(
-                NOT_CHECKABLE, "evaluation time", "no claimed log states how long it took"
-            )
+            detail = "no claimed log states how long it took"
+            return Finding(NOT_CHECKABLE, "evaluation time", detail)
 
         verdict = self.judge(log, max(seconds, total.value))
         claimed = self.way and own[log] and self.judge(log, seconds) == verdict
@@ -627,9 +629,8 @@ def last_export(log: Log) -> Export:
         model = NOTHING
     elif model.number > total.number and model.value > total.value:  # of a later export
         total = NOTHING
-    return Export(
-        model.value, code.value, total.value or (model.value and model.value + code.value)
-    )
+    parts = model.value and model.value + code.value  # code alone is no export
+    return Export(model.value, code.value, total.value or parts)
 
 
 def adaptation_before_export(log: Log) -> tuple[float, str]:

@@ -290,8 +290,7 @@ def read_logs(folder: Folder) -> list[Log]:
     return list(logs.values())
 
 
-# "PASS: scored:2048 nats:... bytes:... val_bpb:..." and "final_pcll_..._exact ..." of train_gpt.py
-PREFIX_LINE = compiled(
+PREFIX_LINE = compiled(  # "PASS: scored:2048 nats:... bytes:... val_bpb:..." of train_gpt.py
     r"(.{1,80}): scored:([0-9]{1,12}) nats:NUMBER bytes:([0-9]{1,15}) val_bpb:NUMBER$"
 )
 FINAL_LINE = compiled(

@@ -18,6 +18,7 @@ training time
     time:599000ms => time:720,000ms -> FAILED 720
     time:599000ms => time: 12.0min -> FAILED 720
     time:599000ms => time:0.2h -> FAILED 720
+    time:599000ms => time=720000000us -> FAILED 720
     time:599000ms => time:720000 milliseconds -> FAILED 720
     time:599000ms => time:599000ms step:9/99‹stopping_early: cap train_time:720000ms -> FAILED 720
     time:599000ms => time:599.0s -> CONSISTENT 599
@@ -38,6 +39,8 @@ calibration
 size
     15900200 bytes => 16_500_000 bytes -> SUSPICION 15900198
     15900200 bytes => 16 500 000 bytes -> SUSPICION 15900198
+    15900200 bytes => 16'500'000 bytes -> SUSPICION 15900198
+    Serialized model int8+zlib: => artifact:model_path=a.ptz model_bytes= -> CONSISTENT 15900198
     15900000 bytes => 15,900,000 bytes (raw:17000000) -> CONSISTENT 15900198
     Code size => Total submission size: 15.90 MB¶Code size -> CONSISTENT 15900198
     Serialized model int8+zlib: => Quantized model (zstd): -> CONSISTENT 15900198

@@ -160,6 +160,7 @@ def test_help_needs_no_matplotlib(tmp_path):
         ("train_seed42.log", lambda data: b"step:1/2\n", "train_seed42.log is not a log that"),
         ("train_seed42.log", lambda log: log.replace(b"\ncodec:", b"\ncodec:x"), "CODEC."),
         ("artifact.pcll", lambda data: data[:-1], "artifact.pcll: the header announces"),
+        ("README.md", None, "README.md: No such file"),
         ("README.md", lambda data: data.decode().encode("utf-16"), "README.md is no text in UTF-8"),
         ("train_seed*.log", None, "is no record folder: it has no train_seed"),
     ],

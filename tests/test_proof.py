@@ -406,9 +406,6 @@ def test_sampling_an_artifact(home, capsys):
     assert code == 0 and "add --ttt" in found["sample"]["detail"]
 
 
-# ---------------------------------------------------------------- whose data
-
-
 def test_the_data_of_the_folder_that_is_checked_is_not_taken(home, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(verify, "HERE", tmp_path / "tools")
     artifact = make(home)
@@ -438,9 +435,6 @@ def test_the_official_split_is_known_by_tokens_and_bytes(vocab, targets):
     assert not is_official(targets, 151_080_000, 320)
 
 
-# ---------------------------------------------------------------- numbers that are none
-
-
 def test_scores_that_are_no_number_fail(home, capsys):
     """Weights are finite; a bucket of the bigram that only a late pair of tokens has overflows."""
     config = settings_of(home)
@@ -454,9 +448,6 @@ def test_scores_that_are_no_number_fail(home, capsys):
     assert code == 1 and found["val_bpb"]["verdict"] == "FAILED" and "claim" not in found
     assert "has no score" in found["val_bpb"]["detail"]
     assert run(capsys, "artifact.pcll", "--sample")[1]["sample"]["verdict"] == "FAILED"
-
-
-# ---------------------------------------------------------------- bounds
 
 
 TINY = dict.fromkeys(["num_layers", "model_dim", "num_heads", "num_kv_heads", "mlp_hidden"], 1)

@@ -452,9 +452,11 @@ artifact.pcll --tokenizer absent.model
 artifact.pcll --against 1.1
 artifact.pcll --claim 1.2bpb
 artifact.pcll --claim nan
+artifact.pcll --claim -1.2
 artifact.pcll --minutes 5min
 artifact.pcll --minutes 0
 artifact.pcll --data absent
+artifact.pcll --seed 1.5
 artifact.pcll --max-tokens 5
 . --against 1.1x"""
 

@@ -149,6 +149,9 @@ val_bpb
     val_bpb=null val_loss=1.12 -> CONSISTENT: the mean of the last final lines of 3 logs
     val_bpb=null val_loss=1.4999 -> SUSPICION: no line and no mean of the logs
     val_bpb=null val_loss=1.5 -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb=true -> NOT CHECKABLE: submission.json states no val_bpb
+    val_bpb="1e999" -> NOT CHECKABLE: submission.json states no val_bpb
+    tail="final_fp32 val_bpb:1.1050\n" val_bpb=1.105 -> SUSPICION: a running line of one log
 seeds
     seeds=null -> CONSISTENT: seeds [1, 2, 3]
     seeds=[1,2,4] -> NOT CHECKABLE: submission.json also names [4]
@@ -210,18 +213,12 @@ def test_what_an_artifact_has_to_answer_for(tmp_path):
         assert submitted_scores(write(tmp_path, files)) == claims
 
 
-# ---------------------------------------------------------------- times and hardware
-
-
 def test_no_limit_outside_of_the_record_track(tmp_path):
     words = 'trained=4000000 scored=900000 tokens=9662464 head="NVIDIA A100\\n" track=null'
     found = check(tmp_path, entry_of(words), track="track_non_record_16mb")
     verdicts = [found[name].verdict for name in ("training time", "evaluation time", "hardware")]
     assert verdicts == ["CONSISTENT"] * 3
     assert found["split"].verdict == "SUSPICION" and "a part of it" in found["split"].detail
-
-
-# ---------------------------------------------------------------- significance
 
 
 @pytest.mark.parametrize(

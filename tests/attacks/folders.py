@@ -189,6 +189,7 @@ TEXTS = {
         ("train_time:", "took "),
         ("eval_time:", "eval "),
     ),
+    "BARS": {"train.log": "Step 50   | Loss: 5.2885 | Time: 7.1s\nStep 100  | Loss: 4.7 |\n"},
     "TINY": {
         "train.log": "val_loader:tokens:99328\nworld_size:1 grad_accum_steps:8\nseed:1337\n"
         "step:0/500 val_loss:6.9 val_bpb:2.37\nstep:500/500 train_loss:1.2 train_time:139687ms\n"
@@ -226,6 +227,8 @@ a sweep beside logs without a claim
     more=SWEEP -> NOT PROVEN; NOT CHECKABLE val_bpb; CONSISTENT size 15900198
 scores without a colon
     logs=BARE seeds=[1] -> NOT PROVEN; CONSISTENT val_bpb 1.12; PROVEN files 4
+steps between bars
+    logs=BARS seeds=[1] -> NOT PROVEN; PROVEN files 4
 a slow diagnostic of 650 s
     label="quantized" scores=1.12 scored=650000 tail=MIXER val_bpb=1.0
     -> NOT PROVEN; CONSISTENT evaluation time 400; SUSPICION accepted scores 1.0
@@ -253,6 +256,8 @@ a tiny split
     SUSPICION val_bpb 0.6773; SUSPICION accepted scores 0.6773; SUSPICION hardware
 a mean under another name
     val_bpb=null val_bpb_3seed_mean=1.12 -> OK; CONSISTENT val_bpb 1.12
+a mean in the results
+    val_bpb=null results={"mean_bpb":1.12,"std_bpb":0.001} -> OK; CONSISTENT val_bpb 1.12
 three seeds by a flag
     scores={"42":1.12} seeds=[42] compliance={"three_seeds":true} -> NOT PROVEN; SUSPICION seeds 1
 a training set that is named valonly
